@@ -1,0 +1,13 @@
+//! The shells of pgcapture: actors, sockets, files. Every decision they take lies in
+//! `pgcapture-engine`.
+//!
+//! The modules stand in the order of the data: PostgreSQL, the agent that reads a slot, the log,
+//! the gateway that serves consumers.
+
+pub mod agent;
+
+pub mod log;
+
+pub mod gateway;
+
+pub mod cursors;

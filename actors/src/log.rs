@@ -1,0 +1,224 @@
+//! The ordered change log of one source, whatever keeps it.
+//!
+//! Two traits are the seam between the publisher and the gateway: [`ChangeLog`] and the
+//! [`LogWriter`] and [`LogReader`] that it opens. Every backend passes the same contract test
+//! (`log::contract`). A batch that was *accepted* may be lost by a crash; a batch that is *durable*
+//! may not. Readers see durable batches only.
+
+use std::{fmt::Debug, io, path::PathBuf};
+
+use async_trait::async_trait;
+use pgcapture_engine::{
+    batch::Batch,
+    checkpoint::{Checkpoint, Epoch},
+    lsn::{Lsn, PgTime},
+};
+use tokio::sync::watch;
+
+/// The ordered log of one source. Cheap to clone behind an `Arc`.
+#[async_trait]
+pub trait ChangeLog: Debug + Send + Sync {
+    /// Takes the right to write under `epoch`. Every writer of an older epoch is refused from then
+    /// on, as is an `epoch` older than the newest one in the log. The same epoch may be opened
+    /// again; the earlier writer is then refused as well.
+    ///
+    /// # Errors
+    ///
+    /// [`LogError::Fenced`], or what the storage says.
+    async fn open_writer(&self, epoch: Epoch) -> Result<Box<dyn LogWriter>, LogError>;
+
+    /// Opens a reader. Any number of readers may be open; none holds up another or the writer.
+    ///
+    /// # Errors
+    ///
+    /// [`LogError::Removed`] when retention has removed what `start` asks for.
+    async fn open_reader(&self, start: Start) -> Result<Box<dyn LogReader>, LogError>;
+
+    /// Watches the durable end of the log.
+    fn tail(&self) -> watch::Receiver<Tail>;
+
+    /// Watches whether the log takes writes.
+    fn health(&self) -> watch::Receiver<LogHealth>;
+
+    /// Returns what the log holds now.
+    fn extent(&self) -> LogExtent;
+}
+
+/// The one writer of a log.
+#[async_trait]
+pub trait LogWriter: Send {
+    /// Accepts a batch and returns before it is durable; waits while the queue is full. Batches
+    /// become durable in the order of acceptance; [`ChangeLog::tail`] tells when. A batch without
+    /// entries makes its `resume_lsn` durable.
+    ///
+    /// # Errors
+    ///
+    /// [`LogError::OutOfOrder`] when the batch does not follow the last accepted one,
+    /// [`LogError::Fenced`] when a newer writer was opened. After an error the writer is dead:
+    /// what was accepted may or may not be durable; open a new one and read the tail.
+    async fn append(&mut self, batch: Batch) -> Result<(), LogError>;
+
+    /// Waits until everything accepted is durable and returns the tail.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Self::append`].
+    async fn flush(&mut self) -> Result<Tail, LogError>;
+}
+
+/// A position in a log that moves forward.
+#[async_trait]
+pub trait LogReader: Send {
+    /// Returns the next durable batch; waits at the tail. Cancellation-safe: a dropped call loses
+    /// nothing. Batches need not be the ones that were appended, but entries come in the same
+    /// order and each once. Batches without entries may be skipped.
+    ///
+    /// # Errors
+    ///
+    /// [`LogError::Removed`] when retention has overtaken the reader, [`LogError::Corrupt`] when a
+    /// checksum does not match: no byte of a damaged block is ever returned.
+    async fn next(&mut self) -> Result<Batch, LogError>;
+
+    /// Returns the next batch if one is durable already, else `None`, without waiting for more.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Self::next`].
+    async fn try_next(&mut self) -> Result<Option<Batch>, LogError>;
+}
+
+/// Where a reader starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// At the oldest entry that retention has left.
+    Earliest,
+    /// At the durable tail: only what comes.
+    Latest,
+    /// After this entry.
+    After(Checkpoint),
+    /// At the first transaction that commits at or after this LSN.
+    AtLsn(Lsn),
+    /// At the first transaction that committed at or after this moment.
+    AtTime(PgTime),
+}
+
+/// The durable end of a log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tail {
+    /// Newest epoch that may write.
+    pub epoch: Epoch,
+    /// Last durable entry; `None` in a log that never had one.
+    pub last: Option<Checkpoint>,
+    /// Where replication resumes; see [`Batch::resume_lsn`]. Zero in an empty log.
+    pub resume_lsn: Lsn,
+    /// Commit time of the newest transaction; zero when unknown.
+    pub commit_time: PgTime,
+    /// Bytes ever appended, those removed by retention included: distances between two tails.
+    pub offset: u64,
+}
+
+/// Whether the log takes writes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum LogHealth {
+    /// It does.
+    #[default]
+    Writable,
+    /// It cannot write now (disk full) and tries again by itself; nothing is lost, the source
+    /// waits.
+    Blocked {
+        /// What the operator should know, with a code: `PGC-L01: no space left …`.
+        reason: String,
+    },
+    /// It failed for good (an fsync that failed once cannot be trusted again); reopen it.
+    Failed {
+        /// What the operator should know.
+        reason: String,
+    },
+}
+
+/// What a log holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LogExtent {
+    /// First entry that retention has left.
+    pub earliest: Option<Checkpoint>,
+    /// Commit time of that entry's transaction; zero when unknown.
+    pub earliest_time: PgTime,
+    /// The durable end.
+    pub tail: Tail,
+    /// Bytes on disk.
+    pub bytes: u64,
+    /// Number of segments (or ledgers).
+    pub segments: u64,
+}
+
+/// Why a log could not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    /// A newer epoch holds the log.
+    #[error("epoch {asked} may not write: the log belongs to epoch {held}")]
+    Fenced {
+        /// The epoch that was refused.
+        asked: Epoch,
+        /// The epoch that holds the log.
+        held: Epoch,
+    },
+    /// Retention has removed the position.
+    #[error("position {asked} is no longer in the log; the earliest one is {earliest}")]
+    Removed {
+        /// What was asked for, as text.
+        asked: String,
+        /// The first position that can be read.
+        earliest: Checkpoint,
+    },
+    /// The batch does not follow the last one.
+    #[error("a batch that starts at {first} does not follow {last}")]
+    OutOfOrder {
+        /// First checkpoint of the refused batch.
+        first: Checkpoint,
+        /// Last accepted checkpoint.
+        last: Checkpoint,
+    },
+    /// Stored bytes do not match their checksum.
+    #[error("{} is damaged at byte {offset}: {what}", file.display())]
+    Corrupt {
+        /// The damaged file.
+        file: PathBuf,
+        /// Where in the file.
+        offset: u64,
+        /// What is wrong there.
+        what: String,
+    },
+    /// Files of a newer version of pgcapture.
+    #[error("{} has format version {found}; this pgcapture reads up to {supported}", file.display())]
+    NewerVersion {
+        /// The file.
+        file: PathBuf,
+        /// Its version.
+        found: u32,
+        /// The newest version this program reads.
+        supported: u32,
+    },
+    /// Another process has the log open.
+    #[error("{} is in use by another process", directory.display())]
+    InUse {
+        /// The locked directory.
+        directory: PathBuf,
+    },
+    /// The operating system refused.
+    #[error("cannot {action} {}", path.display())]
+    Io {
+        /// What was tried: `write`, `read`, `create` …
+        action: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The log was closed or its writer died of an earlier error.
+    #[error("the log is closed: {reason}")]
+    Closed {
+        /// Why.
+        reason: String,
+    },
+}

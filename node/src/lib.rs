@@ -1,0 +1,1 @@
+//! The node: configuration, command line, gRPC and HTTP around the actors.
