@@ -488,6 +488,3 @@ fn next_seq(lsn: Lsn, seq: u32) -> Result<u32, DecodeError> {
 const fn wire_time(time: PgTime) -> u64 {
     time.0.cast_unsigned()
 }
-
-#[cfg(test)]
-mod tests;
