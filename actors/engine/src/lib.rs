@@ -10,4 +10,8 @@ pub mod checkpoint;
 
 pub mod batch;
 
+pub mod segment;
+
+pub mod retention;
+
 pub mod codes;
