@@ -8,7 +8,10 @@ use pgcapture_actors::postgres::{
 
 async fn ask(server: &LocalServer, sql: &str) -> Result<Vec<Vec<Option<String>>>, PgError> {
     let config = server.config("postgres");
-    Connection::connect(&config, Replication::Off).await?.query(sql).await
+    Connection::connect(&config, Replication::Off)
+        .await?
+        .query(sql)
+        .await
 }
 
 fn is_alive(pid: u32) -> bool {
@@ -17,11 +20,18 @@ fn is_alive(pid: u32) -> bool {
 
 #[tokio::test]
 async fn it_serves_over_tcp_and_unix_and_leaves_nothing_behind() {
-    let server = LocalServer::start(LocalServerOptions::default()).await.unwrap();
-    let rows = ask(&server, "SHOW wal_level; SELECT NULL, 2").await.unwrap();
+    let server = LocalServer::start(LocalServerOptions::default())
+        .await
+        .unwrap();
+    let rows = ask(&server, "SHOW wal_level; SELECT NULL, 2")
+        .await
+        .unwrap();
     assert_eq!(
         rows,
-        [vec![Some("logical".to_owned())], vec![None, Some("2".to_owned())]]
+        [
+            vec![Some("logical".to_owned())],
+            vec![None, Some("2".to_owned())]
+        ]
     );
     let unix = server.unix_config("postgres");
     let mut unix = Connection::connect(&unix, Replication::Off).await.unwrap();
@@ -36,7 +46,9 @@ async fn it_serves_over_tcp_and_unix_and_leaves_nothing_behind() {
 
 #[tokio::test]
 async fn a_panic_leaves_nothing_behind() {
-    let server = LocalServer::start(LocalServerOptions::default()).await.unwrap();
+    let server = LocalServer::start(LocalServerOptions::default())
+        .await
+        .unwrap();
     let (pid, directory) = (server.pid().unwrap(), server.socket_dir().to_owned());
     let task = std::thread::spawn(move || {
         let _server = server;
@@ -54,7 +66,9 @@ async fn it_survives_stops_and_a_killed_postmaster() {
     };
     let mut server = LocalServer::start(options).await.unwrap();
     let port = server.port();
-    ask(&server, "CREATE TABLE t (a int); INSERT INTO t VALUES (1)").await.unwrap();
+    ask(&server, "CREATE TABLE t (a int); INSERT INTO t VALUES (1)")
+        .await
+        .unwrap();
     for mode in [StopMode::Fast, StopMode::Immediate] {
         server.stop(mode).await.unwrap();
         server.stop(mode).await.unwrap();
@@ -65,7 +79,9 @@ async fn it_survives_stops_and_a_killed_postmaster() {
     assert_eq!(server.pid(), None);
     server.restart().await.unwrap();
     assert_eq!(server.port(), port);
-    let rows = ask(&server, "TABLE t; SHOW max_replication_slots").await.unwrap();
+    let rows = ask(&server, "TABLE t; SHOW max_replication_slots")
+        .await
+        .unwrap();
     assert_eq!(rows, [[Some("1".to_owned())], [Some("3".to_owned())]]);
 }
 
@@ -87,20 +103,32 @@ async fn it_asks_for_the_password_it_was_given() {
     };
     let server = LocalServer::start(options).await.unwrap();
     ask(&server, "SELECT 1").await.unwrap();
-    let wrong = server.config("postgres").with_password(Secret::new("wrong"));
-    let error = Connection::connect(&wrong, Replication::Off).await.unwrap_err();
+    let wrong = server
+        .config("postgres")
+        .with_password(Secret::new("wrong"));
+    let error = Connection::connect(&wrong, Replication::Off)
+        .await
+        .unwrap_err();
     assert_eq!(error.code(), "PGC-S03", "{error}");
     let mut none = server.config("postgres");
     none.take_password();
-    let error = Connection::connect(&none, Replication::Off).await.unwrap_err();
+    let error = Connection::connect(&none, Replication::Off)
+        .await
+        .unwrap_err();
     assert!(matches!(error, PgError::NoPassword { .. }), "{error}");
 }
 
 #[tokio::test]
 async fn it_starts_within_a_second_or_so() {
     let began = std::time::Instant::now();
-    let server = LocalServer::start(LocalServerOptions::default()).await.unwrap();
+    let server = LocalServer::start(LocalServerOptions::default())
+        .await
+        .unwrap();
     // Ten times what it takes on a quiet machine.
-    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    assert!(
+        began.elapsed() < Duration::from_secs(10),
+        "{:?}",
+        began.elapsed()
+    );
     println!("started in {:?}, port {}", began.elapsed(), server.port());
 }

@@ -11,3 +11,19 @@ pub mod checkpoint;
 pub mod batch;
 
 pub mod codes;
+
+pub mod pgoutput;
+
+pub mod relations;
+
+pub mod encode;
+
+pub mod decoder;
+
+pub mod progress;
+
+pub mod read_pace;
+
+pub mod slot_mode;
+
+pub mod backoff;

@@ -37,6 +37,11 @@ pub const ALL: &[&Explanation] = &[
     &NO_BINARIES,
     &LOCAL_SERVER,
     &PUBLICATION_DROPPED,
+    &PGOUTPUT_VIOLATION,
+    &ROW_TOO_LARGE,
+    &TEXT_NOT_UTF8,
+    &TOO_MANY_RELATIONS,
+    &TOO_MANY_CHANGES,
 ];
 
 /// Codes of troubles that pass by themselves.
@@ -62,8 +67,8 @@ pub const BAD_URL: Explanation = Explanation {
     title: "the URL of a source cannot be read",
     text: "A source is named by a URL as libpq reads them. Nothing was connected and nothing \
            changed.",
-    next: "write it as postgres://user@host:5432/database and give the password by reference \
-           (env: or file:)",
+    next: "Write it as postgres://user@host:5432/database and give the password by reference \
+           (env: or file:).",
 };
 
 /// PostgreSQL cannot be reached.
@@ -72,8 +77,8 @@ pub const UNREACHABLE: Explanation = Explanation {
     title: "PostgreSQL cannot be reached",
     text: "No host of the URL took a connection in time. The slot keeps the WAL meanwhile, so \
            nothing is lost, but the source's disk fills.",
-    next: "check host, port and firewall, and that PostgreSQL listens there \
-           (listen_addresses)",
+    next: "Check host, port and firewall, and that PostgreSQL listens there \
+           (listen_addresses).",
 };
 
 /// PostgreSQL refused the login.
@@ -83,7 +88,7 @@ pub const LOGIN_REFUSED: Explanation = Explanation {
     text: "Wrong password, unknown user, or no line of pg_hba.conf allows this user, database \
            and address. Replication connections that name a database match the lines of that \
            database.",
-    next: "check user, password and pg_hba.conf on the server",
+    next: "Check user, password and pg_hba.conf on the server.",
 };
 
 /// No trusted TLS with PostgreSQL.
@@ -92,7 +97,7 @@ pub const TLS_FAILED: Explanation = Explanation {
     title: "no trusted TLS with PostgreSQL",
     text: "The URL asks for TLS and the server has none, or its certificate is not trusted or \
            is for another host.",
-    next: "check sslmode, sslrootcert and the server's ssl settings",
+    next: "Check sslmode, sslrootcert and the server's ssl settings.",
 };
 
 /// The database does not exist.
@@ -100,7 +105,7 @@ pub const DATABASE_MISSING: Explanation = Explanation {
     code: "PGC-S05",
     title: "the database does not exist",
     text: "The server is there; the database of the URL is not.",
-    next: "correct the database in the source's URL",
+    next: "Correct the database in the source's URL.",
 };
 
 /// The server is read-only.
@@ -109,7 +114,7 @@ pub const READ_ONLY: Explanation = Explanation {
     title: "the server is read-only",
     text: "It is a standby, or every session there is read-only; slots are made and advanced \
            on a primary.",
-    next: "name the primary, or all hosts with target_session_attrs=read-write",
+    next: "Name the primary, or all hosts with target_session_attrs=read-write.",
 };
 
 /// Wal_level is not logical.
@@ -117,7 +122,7 @@ pub const WAL_LEVEL: Explanation = Explanation {
     code: "PGC-S07",
     title: "wal_level is not logical",
     text: "Without wal_level = logical the WAL does not hold what decoding needs.",
-    next: "run ALTER SYSTEM SET wal_level = logical on the source and restart PostgreSQL",
+    next: "Run ALTER SYSTEM SET wal_level = logical on the source and restart PostgreSQL.",
 };
 
 /// The role may not replicate.
@@ -125,8 +130,8 @@ pub const NO_REPLICATION_RIGHT: Explanation = Explanation {
     code: "PGC-S08",
     title: "the role may not replicate",
     text: "A slot can be read only by a role with the attribute REPLICATION (or a superuser).",
-    next: "run ALTER ROLE … REPLICATION as a superuser; on managed services grant their \
-           replication role (rds_replication, …)",
+    next: "Run ALTER ROLE … REPLICATION as a superuser; on managed services grant their \
+           replication role (rds_replication, …).",
 };
 
 /// A privilege is missing.
@@ -134,7 +139,7 @@ pub const PRIVILEGE_MISSING: Explanation = Explanation {
     code: "PGC-S09",
     title: "a privilege is missing",
     text: "PostgreSQL refused a statement that the role has no right to.",
-    next: "grant what the message names, or run the printed SQL as the owner",
+    next: "Grant what the message names, or run the printed SQL as the owner.",
 };
 
 /// No replication slot is free.
@@ -143,8 +148,8 @@ pub const NO_FREE_SLOT: Explanation = Explanation {
     title: "no replication slot is free",
     text: "All max_replication_slots are taken. A slot that nobody uses also keeps WAL for \
            ever.",
-    next: "drop a slot that nobody needs (pg_replication_slots), or raise \
-           max_replication_slots and restart PostgreSQL",
+    next: "Drop a slot that nobody needs (pg_replication_slots), or raise \
+           max_replication_slots and restart PostgreSQL.",
 };
 
 /// No walsender is free.
@@ -152,8 +157,8 @@ pub const NO_FREE_WALSENDER: Explanation = Explanation {
     code: "PGC-S11",
     title: "no walsender is free",
     text: "All max_wal_senders are taken.",
-    next: "close replication connections that nobody needs (pg_stat_replication), or raise \
-           max_wal_senders and restart PostgreSQL",
+    next: "Close replication connections that nobody needs (pg_stat_replication), or raise \
+           max_wal_senders and restart PostgreSQL.",
 };
 
 /// The slot is in use.
@@ -161,8 +166,8 @@ pub const SLOT_IN_USE: Explanation = Explanation {
     code: "PGC-S12",
     title: "the slot is in use",
     text: "One client at a time may read a slot. The message names the process that has it.",
-    next: "stop the other client, or let the take-over end it: SELECT \
-           pg_terminate_backend(PID)",
+    next: "Stop the other client, or let the take-over end it: SELECT \
+           pg_terminate_backend(PID).",
 };
 
 /// The slot does not exist.
@@ -172,7 +177,8 @@ pub const SLOT_MISSING: Explanation = Explanation {
     text: "It was never made, was dropped, or the server was rebuilt. Whatever was committed \
            since the last confirmed position and is no longer in a slot cannot be read: a new \
            slot starts later.",
-    next: "make a new slot with pgcapture source add, after deciding what to do about the gap",
+    next: "Make a new slot with pgcapture source add, after deciding what to do about the \
+           gap.",
 };
 
 /// The slot was invalidated.
@@ -182,7 +188,7 @@ pub const SLOT_INVALIDATED: Explanation = Explanation {
     text: "The server threw away WAL that the slot still needed (max_slot_wal_keep_size, \
            idle_replication_slot_timeout, rows removed on a standby). The changes in it \
            cannot be read any more: this is a gap.",
-    next: "drop the slot, add the source again, and fill the gap from the tables",
+    next: "Drop the slot, add the source again, and fill the gap from the tables.",
 };
 
 /// The slot belongs to another output plugin.
@@ -191,7 +197,7 @@ pub const SLOT_OTHER_PLUGIN: Explanation = Explanation {
     title: "the slot belongs to another output plugin",
     text: "pgcapture reads slots of pgoutput. The slot was made for something else and that \
            client's position would be lost.",
-    next: "choose another slot name",
+    next: "Choose another slot name.",
 };
 
 /// The slot belongs to another database.
@@ -199,7 +205,7 @@ pub const SLOT_OTHER_DATABASE: Explanation = Explanation {
     code: "PGC-S16",
     title: "the slot belongs to another database",
     text: "A logical slot sees the changes of one database only.",
-    next: "choose another slot name, or correct the database in the URL",
+    next: "Choose another slot name, or correct the database in the URL.",
 };
 
 /// A slot of that name exists.
@@ -208,7 +214,7 @@ pub const SLOT_EXISTS: Explanation = Explanation {
     title: "a slot of that name exists",
     text: "It may belong to somebody else, and its position is not at the start of this \
            source.",
-    next: "choose another slot name, or drop the slot if nobody needs it",
+    next: "Choose another slot name, or drop the slot if nobody needs it.",
 };
 
 /// The publication does not exist.
@@ -219,8 +225,8 @@ pub const PUBLICATION_MISSING: Explanation = Explanation {
            decode a change from a moment without publication fails there for ever, even after \
            the publication is made again; on 18 those changes are left out with a warning. \
            Both are gaps.",
-    next: "make the publication before the slot; if it was dropped while changes were \
-           written, drop and make the slot too",
+    next: "Make the publication before the slot; if it was dropped while changes were \
+           written, drop and make the slot too.",
 };
 
 /// A table has no replica identity.
@@ -229,7 +235,7 @@ pub const IDENTITY_MISSING: Explanation = Explanation {
     title: "a table has no replica identity",
     text: "A table in a publication of UPDATE and DELETE without usable replica identity \
            makes the application's own UPDATE and DELETE fail, so it is never added.",
-    next: "add a primary key, or ALTER TABLE … REPLICA IDENTITY FULL, or exclude the table",
+    next: "Add a primary key, or ALTER TABLE … REPLICA IDENTITY FULL, or exclude the table.",
 };
 
 /// A column type has no binary form.
@@ -238,7 +244,7 @@ pub const BINARY_MISSING: Explanation = Explanation {
     title: "a column type has no binary form",
     text: "One value of a type without binary send function fails the whole stream in binary \
            mode, so this source is read as text.",
-    next: "nothing; exclude the table if you need the binary form of the others",
+    next: "Nothing; exclude the table if you need the binary form of the others.",
 };
 
 /// The connection to PostgreSQL was lost.
@@ -247,7 +253,7 @@ pub const CONNECTION_LOST: Explanation = Explanation {
     title: "the connection to PostgreSQL was lost",
     text: "The server ended, the network broke, or nothing was heard in time. Reading starts \
            again at the last durable position.",
-    next: "nothing; it is tried again by itself. If it lasts, look into the server's log",
+    next: "Nothing; it is tried again by itself. If it lasts, look into the server's log.",
 };
 
 /// PostgreSQL cannot serve now.
@@ -255,7 +261,7 @@ pub const SERVER_UNAVAILABLE: Explanation = Explanation {
     code: "PGC-S22",
     title: "PostgreSQL cannot serve now",
     text: "It starts, stops, recovers or is out of connections or memory.",
-    next: "nothing; it is tried again by itself. If it lasts, look into the server's log",
+    next: "Nothing; it is tried again by itself. If it lasts, look into the server's log.",
 };
 
 /// A change is larger than the limit.
@@ -264,7 +270,7 @@ pub const MESSAGE_TOO_LARGE: Explanation = Explanation {
     title: "a change is larger than the limit",
     text: "One row of the stream is larger than the configured limit. It cannot be left out \
            without a gap, so the source stands still.",
-    next: "raise the source's row limit",
+    next: "Raise the source's row limit.",
 };
 
 /// PostgreSQL sent what cannot be understood.
@@ -273,7 +279,7 @@ pub const PROTOCOL_BROKEN: Explanation = Explanation {
     title: "PostgreSQL sent what cannot be understood",
     text: "The bytes do not follow the protocol: something between (a proxy, a pooler) speaks \
            another one, or the server is of an unknown kind.",
-    next: "connect to PostgreSQL itself, not through a connection pooler",
+    next: "Connect to PostgreSQL itself, not through a connection pooler.",
 };
 
 /// PostgreSQL refused a statement.
@@ -281,7 +287,7 @@ pub const REFUSED: Explanation = Explanation {
     code: "PGC-S25",
     title: "PostgreSQL refused a statement",
     text: "The message is the server's own.",
-    next: "read the message; the server's log has the statement",
+    next: "Read the message; the server's log has the statement.",
 };
 
 /// The server is too old.
@@ -289,7 +295,7 @@ pub const VERSION_TOO_OLD: Explanation = Explanation {
     code: "PGC-S26",
     title: "the server is too old",
     text: "pgcapture reads PostgreSQL 14 and newer: binary decoding came with it.",
-    next: "upgrade the source",
+    next: "Upgrade the source.",
 };
 
 /// The source is a standby.
@@ -297,7 +303,7 @@ pub const STANDBY: Explanation = Explanation {
     code: "PGC-S27",
     title: "the source is a standby",
     text: "A standby takes neither publications nor (before 16) logical slots.",
-    next: "name the primary",
+    next: "Name the primary.",
 };
 
 /// This is another server than before.
@@ -306,7 +312,7 @@ pub const OTHER_SERVER: Explanation = Explanation {
     title: "this is another server than before",
     text: "The system identifier differs from the one that the source was added with: its WAL \
            positions mean something else.",
-    next: "correct the URL; if the server was rebuilt, add it as a new source",
+    next: "Correct the URL; if the server was rebuilt, add it as a new source.",
 };
 
 /// The slot has moved past the log.
@@ -316,7 +322,7 @@ pub const POSITION_AHEAD: Explanation = Explanation {
     text: "The server's confirmed position is later than the log's end: another client has \
            read the slot, or the log was lost. PostgreSQL would skip the changes between \
            without a word.",
-    next: "decide about the gap: restore the log, or remove and add the source",
+    next: "Decide about the gap: restore the log, or remove and add the source.",
 };
 
 /// The backlog cannot be read by COPY.
@@ -325,7 +331,7 @@ pub const CATCH_UP_UNAVAILABLE: Explanation = Explanation {
     title: "the backlog cannot be read by COPY",
     text: "Catching up needs a second free slot and the slot functions. The source is \
            followed by walsender instead: slower, nothing is lost.",
-    next: "raise max_replication_slots by one to catch up faster",
+    next: "Raise max_replication_slots by one to catch up faster.",
 };
 
 /// No PostgreSQL programs were found.
@@ -333,8 +339,8 @@ pub const NO_BINARIES: Explanation = Explanation {
     code: "PGC-S31",
     title: "no PostgreSQL programs were found",
     text: "A throw-away server needs initdb, postgres and pg_ctl.",
-    next: "install PostgreSQL (Debian: apt install postgresql) or set PGCAPTURE_PG_BIN to its \
-           bin directory",
+    next: "Install PostgreSQL (Debian: apt install postgresql) or set PGCAPTURE_PG_BIN to its \
+           bin directory.",
 };
 
 /// The throw-away PostgreSQL does not start.
@@ -342,8 +348,8 @@ pub const LOCAL_SERVER: Explanation = Explanation {
     code: "PGC-S32",
     title: "the throw-away PostgreSQL does not start",
     text: "The message carries what the server wrote.",
-    next: "read the message; see that the temporary directory is writable and has some 100 MB \
-           free",
+    next: "Read the message; see that the temporary directory is writable and has some 100 MB \
+           free.",
 };
 
 /// The publication was dropped or changed under way.
@@ -351,5 +357,56 @@ pub const PUBLICATION_DROPPED: Explanation = Explanation {
     code: "PGC-S33",
     title: "the publication was dropped or changed under way",
     text: "Changes that were written without it are not in the stream.",
-    next: "make it again; see PGC-S18 for what that means on each version",
+    next: "Make it again; see PGC-S18 for what that means on each version.",
+};
+
+/// The stream breaks the rules of pgoutput.
+pub const PGOUTPUT_VIOLATION: Explanation = Explanation {
+    code: "PGC-S40",
+    title: "the stream does not follow the pgoutput protocol",
+    text: "A message was damaged or came where it cannot come. Nothing of it was written. The \
+           source connects again from the durable end of the log, so nothing is lost or sent twice.",
+    next: "Nothing, if it happens once. If it comes again at the same LSN, look for a proxy between \
+           pgcapture and PostgreSQL and compare the server's major version with the supported ones.",
+};
+
+/// A row is larger than the limit.
+pub const ROW_TOO_LARGE: Explanation = Explanation {
+    code: "PGC-S41",
+    title: "a row is larger than the limit",
+    text: "One row (or logical message) takes more bytes than the source allows. The source stops \
+           before it: nothing is left out, and PostgreSQL keeps the WAL.",
+    next: "Raise the row limit of the source above the size in the message and start it again, or \
+           drop the table from the publication if its rows are not wanted.",
+};
+
+/// A text value is not UTF-8.
+pub const TEXT_NOT_UTF8: Explanation = Explanation {
+    code: "PGC-S42",
+    title: "a text value is not UTF-8",
+    text: "A column came in text form and its bytes are not UTF-8, which consumers could not read. \
+           PostgreSQL converts to UTF-8 unless the database has the encoding SQL_ASCII. The source \
+           stops before the row.",
+    next: "Correct the value and, if the row must not be delivered as it was, declare the gap; or \
+           read the source in binary form, which takes any bytes.",
+};
+
+/// Too many relations on one connection.
+pub const TOO_MANY_RELATIONS: Explanation = Explanation {
+    code: "PGC-S43",
+    title: "too many tables on one connection",
+    text: "PostgreSQL described more relations than a connection may hold in memory. The source \
+           connects again, which starts the count anew.",
+    next: "Nothing, if it happens after weeks of creating and dropping tables. Otherwise spread the \
+           tables over several publications and sources.",
+};
+
+/// More changes than a checkpoint counts.
+pub const TOO_MANY_CHANGES: Explanation = Explanation {
+    code: "PGC-S44",
+    title: "a transaction has more than four billion changes",
+    text: "A position inside a transaction is a number of 32 bits, as old consumers expect it. The \
+           source stops inside the transaction.",
+    next: "Drop the slot, create it again after the transaction and dump the table; split such \
+           transactions from then on.",
 };
