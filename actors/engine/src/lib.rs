@@ -11,3 +11,11 @@ pub mod checkpoint;
 pub mod batch;
 
 pub mod codes;
+
+pub mod capture_options;
+
+pub mod filter;
+
+pub mod ledger;
+
+pub mod capture_frame;
