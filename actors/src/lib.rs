@@ -4,6 +4,8 @@
 //! The modules stand in the order of the data: PostgreSQL, the agent that reads a slot, the log,
 //! the gateway that serves consumers.
 
+pub mod supervise;
+
 pub mod agent;
 
 pub mod log;
