@@ -32,7 +32,7 @@ pub struct Slot {
 }
 
 /// The rows of a parcel.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct ParcelBody {
     /// The memory that all payloads lie in.
     pub bytes: Bytes,
@@ -51,9 +51,21 @@ impl ParcelBody {
             .unwrap_or_default()
     }
 
-    /// Copies the slots at `indices` into memory of their own.
-    fn compact(&self, indices: impl Iterator<Item = usize> + Clone) -> Self {
-        let kept = || indices.clone().filter_map(|index| self.slots.get(index));
+    /// Leaves out the slots behind `end`.
+    #[must_use]
+    pub fn truncated(mut self, end: Checkpoint) -> Self {
+        self.slots.retain(|slot| slot.checkpoint <= end);
+        self
+    }
+
+    /// Copies the selected slots, by index, into memory of their own.
+    #[must_use]
+    pub fn compact(&self, is_kept: impl Fn(usize) -> bool) -> Self {
+        let kept = || {
+            let all = self.slots.iter().enumerate();
+            all.filter(|(index, _)| is_kept(*index))
+                .map(|(_, slot)| slot)
+        };
         let mut bytes = BytesMut::with_capacity(kept().map(|slot| slot.length as usize).sum());
         let mut slots = Vec::with_capacity(kept().count());
         for slot in kept() {
@@ -166,10 +178,11 @@ impl Parcel {
         if !is_worth_it {
             return;
         }
-        let marks = &self.marks;
-        let open = (0..marks.len())
-            .filter(|index| marks.get(*index).is_some_and(|m| m.owner != Owner::Done));
-        self.body = Arc::new(self.body.compact(open));
+        let is_open = |index: usize| {
+            let mark = self.marks.get(index);
+            mark.is_some_and(|mark| mark.owner != Owner::Done)
+        };
+        self.body = Arc::new(self.body.compact(is_open));
         self.marks.retain(|mark| mark.owner != Owner::Done);
         self.is_compacted = true;
     }
