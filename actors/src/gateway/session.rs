@@ -422,16 +422,13 @@ impl<'a> Listener<'a> {
         }
         match requested {
             Requested::Init(_) => return Err(CaptureError::SecondInit),
-            Requested::End => return Ok(self.membership.is_none() && self.wait_for_ever().await),
+            Requested::End if self.membership.is_some() => return Ok(false),
+            // A peek goes on though its consumer has nothing more to say.
+            Requested::End => std::future::pending::<()>().await,
             Requested::Credit(messages) => self.flow.grant(messages),
             Requested::Acks => self.flow.wake.notify_one(),
         }
         Ok(true)
-    }
-
-    /// A peek goes on though its consumer has nothing more to say.
-    async fn wait_for_ever(&self) -> bool {
-        std::future::pending().await
     }
 }
 
