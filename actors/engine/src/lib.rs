@@ -10,6 +10,10 @@ pub mod checkpoint;
 
 pub mod batch;
 
+pub mod segment;
+
+pub mod retention;
+
 pub mod codes;
 
 pub mod capture_options;
