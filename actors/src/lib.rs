@@ -10,6 +10,10 @@ pub mod postgres;
 
 pub mod agent;
 
+pub(crate) mod decoder;
+
+pub(crate) mod publisher;
+
 pub mod log;
 
 pub mod gateway;
