@@ -269,7 +269,7 @@ impl Table {
             let from_old = old.filter(|_| self.is_full).map(|old| &old[place]);
             let value = match value {
                 Value::Unchanged => from_old,
-                value => Some(value),
+                Value::Null | Value::Text(_) | Value::Binary(_) => Some(value),
             };
             new_fields.extend(value.map(|value| self.field(place, value)));
         }
