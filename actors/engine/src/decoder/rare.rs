@@ -7,6 +7,7 @@ use super::{DecodeError, Decoder};
 use crate::{
     batch::EntryKind,
     checkpoint::Checkpoint,
+    lsn::Lsn,
     pgoutput::{Logical, Truncate},
 };
 
@@ -47,6 +48,10 @@ impl Decoder {
 
     /// A message outside transactions has its own place in the order: the server sends it when it
     /// reads it, between the commits around it.
+    ///
+    /// PostgreSQL gives the *end* of the message's WAL record as its LSN, and the commit record of
+    /// a transaction often starts right there: `(lsn, 1)` would hide that transaction's first
+    /// entries. The byte before lies inside the message's own record, where nothing can start.
     pub(super) fn standalone_message(&mut self, logical: Logical<'_>) -> Result<(), DecodeError> {
         if let Some(open) = self.transaction {
             return Err(DecodeError::InsideTransaction {
@@ -54,7 +59,8 @@ impl Decoder {
                 what: "a non-transactional message",
             });
         }
-        self.logical(Checkpoint::new(logical.lsn, 1), logical)?;
+        let own_place = Lsn(logical.lsn.0.saturating_sub(1));
+        self.logical(Checkpoint::new(own_place, 1), logical)?;
         self.resume_lsn = self.resume_lsn.max(logical.lsn);
         Ok(())
     }

@@ -269,7 +269,7 @@ fn a_message_outside_transactions_has_its_own_place() {
     assert_eq!(
         entries(&batch)[3..],
         [
-            (EntryKind::Logical, 150, 1),
+            (EntryKind::Logical, 149, 1),
             (EntryKind::Begin, 200, 0),
             (EntryKind::Logical, 200, 1),
             (EntryKind::Commit, 200, 2),
@@ -279,6 +279,25 @@ fn a_message_outside_transactions_has_its_own_place() {
     let message = LogicalMessage::decode(message.inner().unwrap()).unwrap();
     assert_eq!((message.lsn, &*message.content), (150, &b"low"[..]));
     assert_eq!(decoder.counters().dropped_count, 1, "the one before 100");
+}
+
+#[test]
+fn a_transaction_that_commits_right_behind_a_message_is_not_lost() {
+    let mut decoder = decoder();
+    let message = server::logical(false, 200, "mark", b"inside");
+    decoder.decode(&message).unwrap();
+    feed(&mut decoder, &transaction(200, 1));
+    let batch = decoder.take().unwrap();
+    assert_eq!(
+        entries(&batch),
+        [
+            (EntryKind::Logical, 199, 1),
+            (EntryKind::Begin, 200, 0),
+            (EntryKind::Change, 200, 1),
+            (EntryKind::Commit, 200, 2),
+        ]
+    );
+    assert_eq!(decoder.counters().dropped_count, 0);
 }
 
 #[test]
