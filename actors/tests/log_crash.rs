@@ -3,6 +3,12 @@
 //! The test starts its own binary as the writer; the writer prints what became durable, and dies
 //! at a random moment, many times over the same log.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a test that cannot go on has failed"
+)]
+
 #[path = "log_support/rows.rs"]
 mod rows;
 
@@ -15,9 +21,12 @@ use std::{
     time::Instant,
 };
 
-use pgcapture_actors::log::{
-    ChangeLog as _, LogError, Start,
-    embedded::{EmbeddedLog, EmbeddedLogOptions},
+use pgcapture_actors::{
+    log::{
+        ChangeLog as _, LogError, Start,
+        embedded::{EmbeddedLog, EmbeddedLogOptions},
+    },
+    supervise::{TaskKind, spawn},
 };
 use pgcapture_engine::{checkpoint::Checkpoint, checkpoint::Epoch};
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
@@ -57,7 +66,7 @@ async fn writer_that_is_killed() {
     let tail = *log.tail().borrow();
     let mut writer = log.open_writer(Epoch(tail.epoch.0 + 1)).await.unwrap();
     let mut tails = log.tail();
-    let printing = tokio::spawn(async move {
+    let printing = spawn(TaskKind::Tool, "printing", async move {
         while tails.changed().await.is_ok() {
             let number = number_of(tails.borrow_and_update().last);
             writeln!(std::io::stdout(), "durable {number}").unwrap();

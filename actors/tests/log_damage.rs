@@ -1,5 +1,11 @@
 //! Damaged files of the embedded log: what a crash left is cut, what had been durable is never.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a test that cannot go on has failed"
+)]
+
 #[path = "log_support/rows.rs"]
 mod rows;
 

@@ -3,14 +3,23 @@
 //! The filesystems are real: a tmpfs is mounted for each test. Where mounting is refused the same
 //! happens through the limits of a process; see [`Disk`].
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a test that cannot go on has failed"
+)]
+
 #[path = "log_support/rows.rs"]
 mod rows;
 
 use std::{fs, io::Write as _, path::Path, process::Command, sync::Arc, time::Duration};
 
-use pgcapture_actors::log::{
-    ChangeLog as _, LogError, LogHealth, Start,
-    embedded::{EmbeddedLog, EmbeddedLogOptions},
+use pgcapture_actors::{
+    log::{
+        ChangeLog as _, LogError, LogHealth, Start,
+        embedded::{EmbeddedLog, EmbeddedLogOptions},
+    },
+    supervise::{TaskKind, spawn},
 };
 use pgcapture_engine::{batch::BatchBuilder, checkpoint::Epoch, lsn::Lsn};
 use rows::{append_all, checkpoints, commit_time, push_transaction, read_durable, transaction};
@@ -107,7 +116,7 @@ async fn a_full_disk_blocks_and_the_log_goes_on_when_there_is_space() {
     append_all(&mut writer, 1..=20, 5).await;
     disk.fill(32 << 10);
 
-    let writing = tokio::spawn(async move {
+    let mut writing = spawn(TaskKind::Tool, "writing", async move {
         for number in 21..=1_000 {
             writer.append(transaction(number, 5)).await.unwrap();
         }
@@ -129,7 +138,7 @@ async fn a_full_disk_blocks_and_the_log_goes_on_when_there_is_space() {
 
     disk.empty();
     wait_for(&log, |health| *health == LogHealth::Writable).await;
-    tokio::time::timeout(PATIENCE, writing)
+    tokio::time::timeout(PATIENCE, writing.join())
         .await
         .unwrap()
         .unwrap();
@@ -150,7 +159,7 @@ async fn a_log_closed_on_a_full_disk_keeps_what_was_durable() {
     let mut writer = log.open_writer(Epoch(1)).await.unwrap();
     append_all(&mut writer, 1..=20, 5).await;
     disk.fill(16 << 10);
-    let writing = tokio::spawn(async move {
+    let mut writing = spawn(TaskKind::Tool, "writing", async move {
         let mut number = 21;
         loop {
             if let Err(error) = writer.append(transaction(number, 5)).await {
@@ -161,7 +170,7 @@ async fn a_log_closed_on_a_full_disk_keeps_what_was_durable() {
     });
     wait_for(&log, is_blocked).await;
     log.close().await;
-    let error = tokio::time::timeout(PATIENCE, writing)
+    let error = tokio::time::timeout(PATIENCE, writing.join())
         .await
         .unwrap()
         .unwrap();
@@ -178,7 +187,7 @@ async fn a_log_closed_on_a_full_disk_keeps_what_was_durable() {
 }
 
 #[tokio::test]
-async fn retention_frees_a_full_disk_by_itself() {
+async fn a_log_with_a_size_limit_never_fills_its_disk() {
     let disk = Disk::new("2m");
     let options = EmbeddedLogOptions {
         retention_bytes: Some(512 << 10),
@@ -201,7 +210,7 @@ async fn an_epoch_waits_for_space_and_fences_all_the_same() {
     let mut old = log.open_writer(Epoch(1)).await.unwrap();
     append_all(&mut old, 1..=3, 5).await;
     disk.fill(4 << 10);
-    let opening = tokio::spawn({
+    let mut opening = spawn(TaskKind::Tool, "opening", {
         let log = Arc::clone(&log);
         async move { log.open_writer(Epoch(2)).await.map(drop) }
     });
@@ -213,7 +222,7 @@ async fn an_epoch_waits_for_space_and_fences_all_the_same() {
     );
     assert_eq!(log.tail().borrow().epoch, Epoch(1), "not durable yet");
     disk.empty();
-    tokio::time::timeout(PATIENCE, opening)
+    tokio::time::timeout(PATIENCE, opening.join())
         .await
         .unwrap()
         .unwrap()

@@ -1,5 +1,11 @@
 //! Retention of the embedded log: what is removed, and what readers are told.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a test that cannot go on has failed"
+)]
+
 #[path = "log_support/rows.rs"]
 mod rows;
 
