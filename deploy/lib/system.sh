@@ -12,8 +12,8 @@ rust_needed=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
 # pgoutput's options that we rely on, and TID range scans, came with this major.
 oldest_postgres=14
 
-# postgres_bin: prints the directory of the server programs: PGCAPTURE_PG_BIN, else the newest of
-# the system's, else what stands on the PATH; returns 1 when there are none.
+# postgres_bin: prints the directory of the server programs: PGCAPTURE_PG_BIN, else what stands on
+# the PATH, else the newest in the places of the usual packages; returns 1 when there are none.
 postgres_bin() {
     local candidate
     if [[ -n ${PGCAPTURE_PG_BIN:-} ]]; then
@@ -26,8 +26,10 @@ postgres_bin() {
             return 0
         fi
     done < <(
-        printf '%s\n' /usr/lib/postgresql/*/bin | sort -rV
-        command -v initdb | xargs -r readlink -f | xargs -r dirname
+        tr ':' '\n' <<<"$PATH"
+        printf '%s\n' /usr/lib/postgresql/*/bin /usr/pgsql-*/bin /opt/homebrew/opt/postgresql@*/bin |
+            sort -rV
+        printf '%s\n' /usr/local/pgsql/bin
     )
     return 1
 }
@@ -128,5 +130,7 @@ install_missing() {
         fail 1 "PostgreSQL $major in $directory is older than $oldest_postgres" \
             "install a newer one, or set PGCAPTURE_PG_BIN to its directory"
     fi
+    # The program looks by itself; this way both have the same answer.
+    export PGCAPTURE_PG_BIN=$directory
     say "PostgreSQL $major in $directory, $(rustc --version)"
 }
