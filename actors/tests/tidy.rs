@@ -91,9 +91,13 @@ fn read(path: &str) -> String {
 fn files(extensions: &[&str]) -> Vec<(String, String)> {
     let (root, mut folders, mut found) = (root(), vec![root()], Vec::new());
     while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(&folder).unwrap() {
-            let path = entry.unwrap().path();
-            let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        for entry in fs::read_dir(&folder).expect("a folder of the repository") {
+            let path = entry.expect("an entry of it").path();
+            let name = path
+                .file_name()
+                .expect("entries have names")
+                .to_string_lossy()
+                .into_owned();
             if path.is_symlink() || NOT_OURS.contains(&name.as_str()) {
                 continue;
             }
@@ -101,8 +105,13 @@ fn files(extensions: &[&str]) -> Vec<(String, String)> {
             if path.is_dir() {
                 folders.push(path);
             } else if extension.is_some_and(|text| extensions.contains(&text.as_ref())) {
-                let text = String::from_utf8_lossy(&fs::read(&path).unwrap()).into_owned();
-                let below = path.strip_prefix(&root).unwrap().display().to_string();
+                let text = String::from_utf8_lossy(&fs::read(&path).expect("a readable file"))
+                    .into_owned();
+                let below = path
+                    .strip_prefix(&root)
+                    .expect("below the root")
+                    .display()
+                    .to_string();
                 found.push((below, text));
             }
         }
