@@ -139,17 +139,16 @@ impl Verdict {
 
     fn count_events(&mut self, evidence: &Evidence) {
         for entry in &evidence.entries {
-            match &entry.event {
-                Event::Sampled { .. } => self.samples += 1,
-                Event::Fault {
-                    name,
-                    outcome: FaultOutcome::Installed,
-                    ..
-                } => {
-                    self.faults += 1;
-                    self.kills += u64::from(name.starts_with("kill-node"));
-                }
-                _ => {}
+            if matches!(entry.event, Event::Sampled { .. }) {
+                self.samples += 1;
+            } else if let Event::Fault {
+                name,
+                outcome: FaultOutcome::Installed,
+                ..
+            } = &entry.event
+            {
+                self.faults += 1;
+                self.kills += u64::from(name.starts_with("kill-node"));
             }
         }
         let mut got = HashSet::new();

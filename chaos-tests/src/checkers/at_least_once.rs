@@ -63,28 +63,25 @@ struct Redeliveries {
 
 impl Redeliveries {
     fn see(&mut self, entry: &Entry, findings: &mut Findings) {
-        match &entry.event {
-            Event::Delivered { place, item } if is_row(place, item) => {
+        if let Event::Delivered { place, item } = &entry.event {
+            if is_row(place, item) {
                 self.delivered(entry.at_us, place, findings);
             }
-            Event::Acked(place) => {
-                if let Some(delivery) = self.deliveries.get_mut(&place.checkpoint()) {
-                    delivery.acked_at = Some(entry.at_us);
-                }
+        } else if let Event::Acked(place) = &entry.event {
+            if let Some(delivery) = self.deliveries.get_mut(&place.checkpoint()) {
+                delivery.acked_at = Some(entry.at_us);
             }
-            Event::Nacked(place) => {
-                if let Some(delivery) = self.deliveries.get_mut(&place.checkpoint()) {
-                    delivery.is_sent_back = true;
-                }
+        } else if let Event::Nacked(place) = &entry.event {
+            if let Some(delivery) = self.deliveries.get_mut(&place.checkpoint()) {
+                delivery.is_sent_back = true;
             }
-            Event::Ended {
-                reader: Reader::Consumer,
-                session,
-                ..
-            } => {
-                self.ended.insert(*session);
-            }
-            _ => {}
+        } else if let Event::Ended {
+            reader: Reader::Consumer,
+            session,
+            ..
+        } = &entry.event
+        {
+            self.ended.insert(*session);
         }
     }
 

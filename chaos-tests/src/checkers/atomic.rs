@@ -59,11 +59,15 @@ fn one_transaction_each(evidence: &Evidence, findings: &mut Findings) {
         }
         let first = *guest.entry(place.lsn).or_insert(whose);
         if first != whose {
-            findings.add("atomic/mixed", || format!("{first:?} and {whose:?} at {place:?}"));
+            findings.add("atomic/mixed", || {
+                format!("{first:?} and {whose:?} at {place:?}")
+            });
         }
         let row_is_of_another = row.tx.is_some_and(|tx| tx != transaction.tx);
         if row_is_of_another {
-            findings.add("atomic/wrong_transaction", || format!("{row:?} at {place:?}"));
+            findings.add("atomic/wrong_transaction", || {
+                format!("{row:?} at {place:?}")
+            });
         }
     }
 }

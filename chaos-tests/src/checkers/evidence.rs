@@ -137,9 +137,13 @@ impl Evidence {
 
     /// Iterates over what a reader was given, in order.
     pub fn delivered(&self, by: Reader) -> impl Iterator<Item = (&Place, &Item)> {
-        self.entries.iter().filter_map(move |entry| match &entry.event {
-            Event::Delivered { place, item } if place.reader == by => Some((place, item)),
-            _ => None,
+        self.entries.iter().filter_map(move |entry| {
+            if let Event::Delivered { place, item } = &entry.event
+                && place.reader == by
+            {
+                return Some((place, item));
+            }
+            None
         })
     }
 

@@ -32,7 +32,9 @@ pub fn check(evidence: &Evidence, findings: &mut Findings) {
     }
     for (place, item) in evidence.delivered(Reader::Log) {
         if matches!(item, Item::Gap { .. }) {
-            findings.add("no_loss/gap_without_cause", || format!("{item:?} at {place:?}"));
+            findings.add("no_loss/gap_without_cause", || {
+                format!("{item:?} at {place:?}")
+            });
         }
     }
 }

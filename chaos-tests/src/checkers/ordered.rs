@@ -16,21 +16,21 @@ pub fn check(evidence: &Evidence, findings: &mut Findings) {
     let mut last = HashMap::new();
     let mut nacked = HashSet::new();
     for entry in &evidence.entries {
-        match &entry.event {
-            Event::Nacked(place) => {
-                nacked.insert(place.checkpoint());
-            }
-            Event::Delivered { place, item } => {
-                let at = place.checkpoint();
-                if nacked.contains(&at) || matches!(item, Item::Gap { .. }) {
-                    continue;
-                }
-                let before = last.insert((place.reader, place.session), at);
-                if let Some(before) = before.filter(|before| *before >= at) {
-                    findings.add("ordered/step_back", || format!("{before:?} before {place:?}"));
-                }
-            }
-            _ => {}
+        if let Event::Nacked(place) = &entry.event {
+            nacked.insert(place.checkpoint());
+        }
+        let Event::Delivered { place, item } = &entry.event else {
+            continue;
+        };
+        let at = place.checkpoint();
+        if nacked.contains(&at) || matches!(item, Item::Gap { .. }) {
+            continue;
+        }
+        let before = last.insert((place.reader, place.session), at);
+        if let Some(before) = before.filter(|before| *before >= at) {
+            findings.add("ordered/step_back", || {
+                format!("{before:?} before {place:?}")
+            });
         }
     }
     writers_in_order(evidence, findings);

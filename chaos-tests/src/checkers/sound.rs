@@ -17,18 +17,18 @@ pub fn check(evidence: &Evidence, findings: &mut Findings) {
     let mut with_progress = 0_u32;
     let mut samples = 0_u32;
     for entry in &evidence.entries {
-        match &entry.event {
-            Event::Trouble { property, what } => findings.add(property, || what.clone()),
-            Event::Sampled { .. } => samples += 1,
-            Event::Fault {
-                outcome: FaultOutcome::Installed,
-                made_progress,
-                ..
-            } => {
-                installed += 1;
-                with_progress += u32::from(*made_progress);
-            }
-            _ => {}
+        if let Event::Trouble { property, what } = &entry.event {
+            findings.add(property, || what.clone());
+        } else if matches!(entry.event, Event::Sampled { .. }) {
+            samples += 1;
+        } else if let Event::Fault {
+            outcome: FaultOutcome::Installed,
+            made_progress,
+            ..
+        } = &entry.event
+        {
+            installed += 1;
+            with_progress += u32::from(*made_progress);
         }
     }
     let wanted = evidence.header.faults_wanted;

@@ -31,7 +31,9 @@ pub fn check(evidence: &Evidence, findings: &mut Findings) {
             continue;
         };
         if Some(written.write.id) != row.id {
-            findings.add("values/wrong_key", || format!("{op:?} {row:?} at {place:?}"));
+            findings.add("values/wrong_key", || {
+                format!("{op:?} {row:?} at {place:?}")
+            });
         }
     }
 }

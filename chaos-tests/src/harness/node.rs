@@ -195,7 +195,7 @@ impl NodeAddress {
         format!("http://127.0.0.1:{}", self.grpc_port)
     }
 
-    /// Returns the position up to which the log is durable; `None` before it has one.
+    /// Returns the position up to which the log is durable; `None` while the node has not opened it.
     ///
     /// # Errors
     ///
@@ -203,7 +203,7 @@ impl NodeAddress {
     pub async fn durable_lsn(&self) -> Result<Option<u64>> {
         let (code, body) = self.get("/metrics").await?;
         ensure!(code == 200, "GET /metrics answered {code}");
-        Ok(metric(&body, DURABLE_METRIC))
+        Ok(metric(&body, DURABLE_METRIC).filter(|lsn| *lsn > 0))
     }
 
     /// HTTP/1.0, so that the answer is never chunked.
@@ -217,7 +217,9 @@ impl NodeAddress {
             limited.read_to_end(&mut answer).await?;
             Ok::<_, std::io::Error>(String::from_utf8_lossy(&answer).into_owned())
         };
-        let answer = timeout(HTTP_WITHIN, exchange).await.context("HTTP time-out")??;
+        let answer = timeout(HTTP_WITHIN, exchange)
+            .await
+            .context("HTTP time-out")??;
         let (head, body) = answer.split_once("\r\n\r\n").context("an HTTP answer")?;
         let code = head.split(' ').nth(1).and_then(|code| code.parse().ok());
         Ok((code.context("an HTTP status")?, body.to_owned()))

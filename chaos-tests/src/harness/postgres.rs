@@ -168,19 +168,23 @@ impl Postgres {
     /// shared memory gives up; it is started once more.
     async fn accepts(&mut self) -> Result<()> {
         let dsn = self.dsn();
-        let started = until("PostgreSQL to accept connections", START_WITHIN, async || {
-            if let Ok(Some(status)) = self.process.status() {
-                match spawn(&self.bin, &self.dir, self.port, self.user) {
-                    Ok(process) => self.process = process,
-                    Err(error) => return Look::NotYet(format!("{error:#}")),
+        let started = until(
+            "PostgreSQL to accept connections",
+            START_WITHIN,
+            async || {
+                if let Ok(Some(status)) = self.process.status() {
+                    match spawn(&self.bin, &self.dir, self.port, self.user) {
+                        Ok(process) => self.process = process,
+                        Err(error) => return Look::NotYet(format!("{error:#}")),
+                    }
+                    return Look::NotYet(format!("ended with {status}"));
                 }
-                return Look::NotYet(format!("ended with {status}"));
-            }
-            match Sql::connect(&dsn).await {
-                Ok(_) => Look::Ready(()),
-                Err(error) => Look::NotYet(error.to_string()),
-            }
-        })
+                match Sql::connect(&dsn).await {
+                    Ok(_) => Look::Ready(()),
+                    Err(error) => Look::NotYet(error.to_string()),
+                }
+            },
+        )
         .await;
         let log = self.dir.join("log");
         started.with_context(|| format!("its log ends:\n{}", tail(&log)))

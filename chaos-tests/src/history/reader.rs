@@ -60,6 +60,7 @@ pub struct Consumer {
     recorder: Arc<Recorder>,
     progress: watch::Sender<Progress>,
     sessions: u32,
+    is_open: bool,
     sent_back: HashSet<(u64, u32)>,
     awaited: HashSet<(u64, u32)>,
 }
@@ -74,6 +75,7 @@ impl Consumer {
             recorder,
             progress: watch::Sender::default(),
             sessions: 0,
+            is_open: false,
             sent_back: HashSet::new(),
             awaited: HashSet::new(),
         }
@@ -96,14 +98,15 @@ impl Consumer {
                 ended = self.session() => ended?,
                 _ = stop.wait_for(|stop| *stop) => "the reader left".to_owned(),
             };
-            // Cancelled before it was open, a session has nothing to end; one line more says nothing
-            // wrong then.
-            let (reader, session) = (Reader::Consumer, self.sessions);
-            self.recorder.record(Event::Ended {
-                reader,
-                session,
-                cause: error.clone(),
-            })?;
+            if self.is_open {
+                self.is_open = false;
+                let (reader, session) = (Reader::Consumer, self.sessions);
+                self.recorder.record(Event::Ended {
+                    reader,
+                    session,
+                    cause: error.clone(),
+                })?;
+            }
             self.progress
                 .send_modify(|progress| progress.last_error = error);
             let is_over = stop.wait_for(|stop| *stop);
@@ -116,13 +119,20 @@ impl Consumer {
     /// Runs one session and returns why it ended.
     async fn session(&mut self) -> Result<String> {
         let (acks, requests) = mpsc::channel(ACKS_MAX);
-        let mut stream = match open(&self.endpoint, &self.uri, Struct::default(), &acks, requests)
-            .await
+        let mut stream = match open(
+            &self.endpoint,
+            &self.uri,
+            Struct::default(),
+            &acks,
+            requests,
+        )
+        .await
         {
             Ok(stream) => stream,
             Err(error) => return Ok(format!("{error:#}")),
         };
         self.sessions += 1;
+        self.is_open = true;
         let (reader, session) = (Reader::Consumer, self.sessions);
         self.recorder.record(Event::Opened { reader, session })?;
         loop {
@@ -156,7 +166,7 @@ impl Consumer {
         let at = place.checkpoint();
         self.awaited.remove(&at);
         let dice = hash_text(format!("{at:?}").as_bytes());
-        let is_sent_back = dice % NACK_ONE_IN == 0 && self.sent_back.insert(at);
+        let is_sent_back = dice.is_multiple_of(NACK_ONE_IN) && self.sent_back.insert(at);
         let (event, requeue_reason) = if is_sent_back {
             self.awaited.insert(at);
             (Event::Nacked(place), "chaos".to_owned())
@@ -197,6 +207,7 @@ pub async fn scan(endpoint: &str, uri: &str, recorder: &Recorder, marker: i64) -
         ("Peek", Kind::BoolValue(true)),
         ("Boundaries", Kind::BoolValue(true)),
         ("CommitTime", Kind::BoolValue(true)),
+        ("Gaps", Kind::BoolValue(true)),
         ("Start", Kind::StringValue("earliest".to_owned())),
     ]);
     let (acks, requests) = mpsc::channel(1);

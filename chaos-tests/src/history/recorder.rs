@@ -126,7 +126,9 @@ mod tests {
         recorder.finish().unwrap();
         let read = read_history(&path).unwrap();
         assert_eq!(
-            read.into_iter().map(|entry| entry.event).collect::<Vec<_>>(),
+            read.into_iter()
+                .map(|entry| entry.event)
+                .collect::<Vec<_>>(),
             events
         );
     }

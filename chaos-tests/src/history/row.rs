@@ -170,11 +170,7 @@ mod tests {
     fn a_value_of_the_wrong_width_is_not_read() {
         let change = Change {
             table: "marker".to_owned(),
-            new: vec![field(
-                "id",
-                INT8,
-                Some(Value::Binary(vec![0, 0, 1].into())),
-            )],
+            new: vec![field("id", INT8, Some(Value::Binary(vec![0, 0, 1].into())))],
             ..Change::default()
         };
         assert_eq!(read_change(&change), None);

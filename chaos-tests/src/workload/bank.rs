@@ -23,7 +23,8 @@ const PAUSE: Duration = Duration::from_millis(20);
 ///
 /// When the source refuses it.
 pub async fn open_accounts(sql: &Sql) -> Result<()> {
-    let statement = "INSERT INTO public.accounts SELECT g, $1 FROM generate_series(1, $2::int) AS g";
+    let statement =
+        "INSERT INTO public.accounts SELECT g, $1 FROM generate_series(1, $2::int) AS g";
     let count = i32::try_from(ACCOUNTS)?;
     sql.execute(statement, &[&BALANCE, &count])
         .await

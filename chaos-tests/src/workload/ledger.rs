@@ -252,7 +252,10 @@ pub async fn resolve_unknown(sql: &Sql, transactions: &[Transaction]) -> Result<
         let statement = "SELECT count(*) FROM witness.committed WHERE writer = $1 AND tx = $2";
         let row = sql.client.query_one(statement, &[&writer_id, &tx]).await?;
         let count: i64 = row.try_get(0)?;
-        ensure!(count <= 1, "transaction {tx} of {writer} twice in the source");
+        ensure!(
+            count <= 1,
+            "transaction {tx} of {writer} twice in the source"
+        );
         lines.push(Line::Witness {
             writer,
             tx,

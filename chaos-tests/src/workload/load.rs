@@ -154,7 +154,9 @@ impl RunningLoad {
     pub async fn stop(mut self) -> Result<Load> {
         self.phase.send_replace(Phase::Stop);
         while let Some(ended) = self.writers.join_next().await {
-            ended.context("a writer failed")?.context("a writer failed")?;
+            ended
+                .context("a writer failed")?
+                .context("a writer failed")?;
         }
         let conducted = self.conductor.join_next().await;
         let busy_ms = conducted.context("nobody conducted")??;
