@@ -14,23 +14,23 @@ use pgcapture_chaos_tests::{
 };
 
 /// Id of the last marker.
-pub const MARKER: i64 = 99;
+pub(crate) const MARKER: i64 = 99;
 
 /// A run in the making: what the log holds and what else happened, changed freely before judging.
 #[derive(Clone)]
-pub struct Story {
-    pub header: RunHeader,
-    pub load: Load,
+pub(crate) struct Story {
+    pub(crate) header: RunHeader,
+    pub(crate) load: Load,
     /// What the log's reader got.
-    pub log: Vec<(u64, u32, Item)>,
+    pub(crate) log: Vec<(u64, u32, Item)>,
     /// What happened at the consumer, in order.
-    pub consumer: Vec<Event>,
-    pub samples: Vec<(u64, u64)>,
-    pub faults: u32,
-    pub journal: Vec<Transaction>,
+    pub(crate) consumer: Vec<Event>,
+    pub(crate) samples: Vec<(u64, u64)>,
+    pub(crate) faults: u32,
+    pub(crate) journal: Vec<Transaction>,
 }
 
-pub fn write(op: Operation, id: i64, n: i64) -> Write {
+pub(crate) fn write(op: Operation, id: i64, n: i64) -> Write {
     Write { op, id, n }
 }
 
@@ -45,7 +45,7 @@ fn transaction(tx: i64, outcome: Outcome, kept: Vec<Write>) -> Transaction {
     }
 }
 
-pub fn change(tx: i64, write: Write) -> Item {
+pub(crate) fn change(tx: i64, write: Write) -> Item {
     let is_delete = write.op == Operation::Delete;
     let row = Row {
         table: Table::Ledger,
@@ -69,7 +69,7 @@ fn account(op: Operation, id: i64, balance: i64) -> Item {
     Item::Change { op, row }
 }
 
-pub fn marker(id: i64) -> Item {
+pub(crate) fn marker(id: i64) -> Item {
     let row = Row {
         table: Table::Marker,
         id: Some(id),
@@ -80,7 +80,7 @@ pub fn marker(id: i64) -> Item {
 }
 
 /// Appends a whole transaction to a log.
-pub fn commit(log: &mut Vec<(u64, u32, Item)>, lsn: u64, items: Vec<Item>) {
+pub(crate) fn commit(log: &mut Vec<(u64, u32, Item)>, lsn: u64, items: Vec<Item>) {
     log.push((lsn, 0, Item::Begin));
     let mut seq = 1;
     for item in items {
@@ -91,7 +91,7 @@ pub fn commit(log: &mut Vec<(u64, u32, Item)>, lsn: u64, items: Vec<Item>) {
     log.push((lsn, seq, Item::Commit { end_lsn }));
 }
 
-pub fn at_consumer(session: u32, lsn: u64, seq: u32) -> Place {
+pub(crate) fn at_consumer(session: u32, lsn: u64, seq: u32) -> Place {
     let reader = Reader::Consumer;
     Place {
         reader,
@@ -103,7 +103,7 @@ pub fn at_consumer(session: u32, lsn: u64, seq: u32) -> Place {
 
 impl Story {
     /// Three committed transactions, one rolled back, a transfer, a crash in the middle.
-    pub fn good() -> Self {
+    pub(crate) fn good() -> Self {
         use Operation::{Delete, Insert, Update};
         let first = vec![write(Insert, 1, 1), write(Insert, 2, 2)];
         let second = vec![write(Update, 1, 4), write(Delete, 2, 5)];
@@ -179,12 +179,12 @@ impl Story {
         });
     }
 
-    pub fn position(&self, lsn: u64, seq: u32) -> usize {
+    pub(crate) fn position(&self, lsn: u64, seq: u32) -> usize {
         let found = self.log.iter().position(|at| (at.0, at.1) == (lsn, seq));
         found.unwrap()
     }
 
-    pub fn events(&self) -> Vec<Event> {
+    pub(crate) fn events(&self) -> Vec<Event> {
         let mut events = vec![Event::Run(self.header.clone()), Event::Load(self.load)];
         for _ in 0..self.faults {
             events.push(Event::Fault {
@@ -211,7 +211,7 @@ impl Story {
     }
 
     /// Judges with a millisecond between two lines.
-    pub fn judged(&self) -> Verdict {
+    pub(crate) fn judged(&self) -> Verdict {
         let to_entry = |(index, event)| Entry {
             at_us: index as u64 * 1_000,
             event,
@@ -222,7 +222,7 @@ impl Story {
 
     /// Asserts that a kind of violation is among those found, and returns the verdict.
     #[track_caller]
-    pub fn must_fail_by(&self, kind: &str) -> Verdict {
+    pub(crate) fn must_fail_by(&self, kind: &str) -> Verdict {
         let verdict = self.judged();
         let kinds: Vec<&str> = verdict.violations.iter().map(|v| v.kind.as_str()).collect();
         assert_eq!(verdict.verdict, "fail");
