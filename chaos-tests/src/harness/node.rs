@@ -62,10 +62,7 @@ impl Node {
         let dir = dir.join("node");
         fs::create_dir(&dir).context("create the node's directory")?;
         let [grpc_port, http_port] = free_ports()?;
-        let config = format!(
-            "[node]\nname = \"n1\"\ndata_dir = \"{}\"\nlisten = \"127.0.0.1:{grpc_port}\"\nmetrics = \"127.0.0.1:{http_port}\"\n",
-            dir.join("data").display()
-        );
+        let config = config(&dir.join("data"), grpc_port, http_port);
         fs::write(dir.join("pgcapture.toml"), config).context("write the configuration")?;
         let process = spawn(binary, &dir)?;
         let mut node = Self {
@@ -224,6 +221,28 @@ impl NodeAddress {
         let code = head.split(' ').nth(1).and_then(|code| code.parse().ok());
         Ok((code.context("an HTTP status")?, body.to_owned()))
     }
+}
+
+/// Small segments and a small catch-up threshold, so that kills also hit the change from one segment to
+/// the next and from one way of reading the slot to the other.
+fn config(data_dir: &Path, grpc_port: u16, http_port: u16) -> String {
+    format!(
+        r#"[node]
+name = "n1"
+data_dir = "{}"
+listen = "127.0.0.1:{grpc_port}"
+metrics = "127.0.0.1:{http_port}"
+
+[log]
+segment = "1MiB"
+
+[agent]
+catch_up_above = "4MiB"
+follow_below = "512KiB"
+catch_up_chunk = "2MiB"
+"#,
+        data_dir.display()
+    )
 }
 
 /// Reads one gauge; the largest of several series.
