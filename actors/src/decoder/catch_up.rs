@@ -11,7 +11,9 @@ use tracing::{info, warn};
 use crate::{
     agent::{AgentState, error::AgentError},
     decoder::slot_reader::{Ended, SlotReader},
-    postgres::{Connection, Replication, SlotCopy, SlotCopyError, advance_slot, catalog},
+    postgres::{
+        Connection, Replication, SlotCopy, SlotCopyError, SlotCopyOptions, advance_slot, catalog,
+    },
 };
 
 impl SlotReader {
@@ -19,15 +21,19 @@ impl SlotReader {
     pub(super) async fn catch_up(&mut self) -> Result<Ended, AgentError> {
         let mut control = Connection::connect(&self.config, Replication::Off).await?;
         let spec = &self.spec;
-        let opened = SlotCopy::open(&self.config, &spec.slot, &spec.publication, spec.is_binary);
-        let mut copy = match opened.await {
+        let options = SlotCopyOptions {
+            binary: spec.is_binary,
+            message_bytes_max: spec.limits.message_bytes_max(),
+            ..SlotCopyOptions::new(spec.slot.as_str(), spec.publication.as_str())
+        };
+        let mut copy = match SlotCopy::open(&self.config, options).await {
             Ok(copy) => copy,
-            Err(SlotCopyError::Unavailable { reason }) => {
-                warn!(source = %spec.source, reason, "the backlog cannot be read by COPY; following instead");
+            Err(SlotCopyError::Pg(error)) => return Err(error.into()),
+            Err(reason @ (SlotCopyError::Unavailable { .. } | SlotCopyError::Locked { .. })) => {
+                warn!(source = %spec.source, %reason, "following the backlog instead");
                 self.mode.catch_up_failed(self.started.elapsed());
                 return Ok(Ended::SwitchMode);
             }
-            Err(SlotCopyError::Postgres(error)) => return Err(error.into()),
         };
         self.set_state(AgentState::CatchingUp);
         info!(source = %self.spec.source, from = %self.decoder.resume_lsn(), "reading the backlog by COPY");
@@ -42,7 +48,7 @@ impl SlotReader {
         copy: &mut SlotCopy,
         control: &mut Connection,
     ) -> Result<Ended, AgentError> {
-        let mut position = self.decoder.resume_lsn();
+        let mut position = copy.position();
         loop {
             let server_end = catalog::current_wal_flush_lsn(control).await?;
             self.report(server_end);
@@ -53,7 +59,7 @@ impl SlotReader {
             let Some(upto) = self.mode.next_chunk(position, server_end) else {
                 return Ok(Ended::SwitchMode);
             };
-            let space = self.mode.chunk_distance();
+            let space = SlotCopy::temp_bytes_max(self.mode.chunk_distance());
             self.status
                 .send_modify(|status| status.source_temp_bytes_max = space);
             self.decoder.restart_stream();
@@ -79,14 +85,14 @@ impl SlotReader {
         let mut chunk = copy.chunk(upto).await?;
         while let Some(rows) = chunk.receive().await? {
             for row in rows {
-                self.decode(row)?;
+                self.decode(row.payload)?;
                 if self.decoder.is_full() {
                     self.publish_decoded().await?;
                 }
             }
             self.report(Lsn::ZERO);
         }
-        let reached = chunk.finish().await?;
+        let reached = chunk.reached().unwrap_or(upto);
         self.publish_decoded().await?;
         self.progress.passed(reached);
         self.hear_tail();
