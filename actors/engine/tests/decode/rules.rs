@@ -328,6 +328,23 @@ fn a_batch_never_holds_more_than_its_limit() {
 }
 
 #[test]
+fn a_begin_that_waited_does_not_overfill_a_batch() {
+    let mut decoder = decoder();
+    // Three entries each: the change of the 342nd would bring its Begin along as number 1,024.
+    for message in (1..500).flat_map(|number| transaction(number * 100, 1)) {
+        decoder.decode(&message).unwrap();
+        if decoder.is_full() {
+            let batch = decoder.take().unwrap();
+            assert!(
+                batch.entry_count <= BATCH_ENTRIES_MAX,
+                "{}",
+                batch.entry_count
+            );
+        }
+    }
+}
+
+#[test]
 fn a_long_transaction_passes_with_one_batch_of_memory() {
     let mut decoder = decoder();
     feed(&mut decoder, &[server::begin(100, 5, 6), orders()]);
