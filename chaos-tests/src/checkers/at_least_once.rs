@@ -12,9 +12,9 @@ use std::collections::{HashMap, HashSet};
 use super::{evidence::Evidence, findings::Findings};
 use crate::history::event::{Entry, Event, Item, Place, Reader};
 
-/// How long a session must have gone on after an ack for the ack to count as settled: 2 seconds, far
-/// more than a node may take to make a cursor durable.
-const SETTLED_US: u64 = 2_000_000;
+/// How long a session must have gone on after an ack for the ack to count as settled: 1 second. A node
+/// makes its cursors durable ten times a second.
+const SETTLED_US: u64 = 1_000_000;
 
 /// What is known of one row's deliveries.
 #[derive(Clone, Copy, Debug)]
