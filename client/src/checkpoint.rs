@@ -49,7 +49,11 @@ impl Checkpoint {
     }
 
     pub(crate) fn to_proto(&self) -> proto::Checkpoint {
-        proto::Checkpoint { lsn: self.lsn.get(), seq: self.seq, data: self.data.clone() }
+        proto::Checkpoint {
+            lsn: self.lsn.get(),
+            seq: self.seq,
+            data: self.data.clone(),
+        }
     }
 }
 

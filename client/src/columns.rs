@@ -20,11 +20,19 @@ pub struct Columns<'a> {
 
 impl<'a> Columns<'a> {
     pub(crate) fn new(row: &'a RawRow) -> Self {
-        Self { row, next: 0, old_image: false }
+        Self {
+            row,
+            next: 0,
+            old_image: false,
+        }
     }
 
     pub(crate) fn old(row: &'a RawRow) -> Self {
-        Self { row, next: 0, old_image: true }
+        Self {
+            row,
+            next: 0,
+            old_image: true,
+        }
     }
 
     /// The row that is read.
@@ -55,9 +63,12 @@ impl<'a> Columns<'a> {
     pub fn required<T>(&mut self, column: &str, decode: DecodeFn<T>) -> Result<T, DecodeError> {
         match self.take(column) {
             None => Err(DecodeError::missing(self.row, column)),
-            Some(Value::Null) => {
-                Err(DecodeError::new::<T>(self.row, column, Value::Null, ValueError::Null))
-            }
+            Some(Value::Null) => Err(DecodeError::new::<T>(
+                self.row,
+                column,
+                Value::Null,
+                ValueError::Null,
+            )),
             Some(value) => self.run(column, value, decode),
         }
     }

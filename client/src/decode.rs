@@ -193,7 +193,8 @@ where
     T::Err: Into<BoxError>,
 {
     let text: String = sql(value)?;
-    text.parse().map_err(|error: T::Err| ValueError::Invalid(error.into()))
+    text.parse()
+        .map_err(|error: T::Err| ValueError::Invalid(error.into()))
 }
 
 pub(crate) fn null<T: for<'a> FromSql<'a>>() -> Result<T, ValueError> {

@@ -101,13 +101,20 @@ impl Error {
     /// The gRPC code, when the gateway answered with one.
     #[must_use]
     pub fn code(&self) -> Option<Code> {
-        if let Self::Status { code, .. } = self { Some(*code) } else { None }
+        if let Self::Status { code, .. } = self {
+            Some(*code)
+        } else {
+            None
+        }
     }
 }
 
 impl From<tonic::Status> for Error {
     fn from(status: tonic::Status) -> Self {
-        Self::Status { code: status.code(), message: status.message().to_owned() }
+        Self::Status {
+            code: status.code(),
+            message: status.message().to_owned(),
+        }
     }
 }
 
@@ -130,7 +137,10 @@ mod tests {
 
     #[test]
     fn only_definite_answers_end_a_stream() {
-        let status = |code| Error::Status { code, message: String::new() };
+        let status = |code| Error::Status {
+            code,
+            message: String::new(),
+        };
         assert!(status(Code::Unavailable).is_retryable());
         assert!(status(Code::ResourceExhausted).is_retryable());
         assert!(!status(Code::NotFound).is_retryable());

@@ -95,12 +95,19 @@ pub struct RawRow {
 
 impl RawRow {
     pub(crate) fn new(buf: Bytes, schema: Span, table: Span, cells: Vec<Cell>) -> Self {
-        Self { buf, schema, table, cells }
+        Self {
+            buf,
+            schema,
+            table,
+            cells,
+        }
     }
 
     fn bytes(&self, span: Span) -> &[u8] {
         let start = span.start as usize;
-        self.buf.get(start..start + span.len as usize).unwrap_or_default()
+        self.buf
+            .get(start..start + span.len as usize)
+            .unwrap_or_default()
     }
 
     fn text(&self, span: Span) -> &str {
@@ -137,7 +144,9 @@ impl RawRow {
 
     /// The columns in the order of the table.
     pub fn columns(&self) -> impl Iterator<Item = (&str, Value<'_>)> {
-        self.cells.iter().map(|cell| (self.text(cell.name), self.value_of(cell)))
+        self.cells
+            .iter()
+            .map(|cell| (self.text(cell.name), self.value_of(cell)))
     }
 
     /// The value of a column; `None` when the image does not have it.
@@ -159,8 +168,14 @@ impl RawRow {
     fn value_of(&self, cell: &Cell) -> Value<'_> {
         match cell.kind {
             CellKind::Null => Value::Null,
-            CellKind::Binary => Value::Binary { oid: cell.oid, bytes: self.bytes(cell.value) },
-            CellKind::Text => Value::Text { oid: cell.oid, text: self.text(cell.value) },
+            CellKind::Binary => Value::Binary {
+                oid: cell.oid,
+                bytes: self.bytes(cell.value),
+            },
+            CellKind::Text => Value::Text {
+                oid: cell.oid,
+                text: self.text(cell.value),
+            },
         }
     }
 
@@ -192,13 +207,19 @@ impl RawRow {
     /// Copies the row into a buffer of its own, so that the received message can be freed.
     #[must_use]
     pub fn to_owned_row(&self) -> Self {
-        Self { buf: Bytes::copy_from_slice(&self.buf), ..self.clone() }
+        Self {
+            buf: Bytes::copy_from_slice(&self.buf),
+            ..self.clone()
+        }
     }
 
     /// This row with the columns that only `older` has added to it.
     pub(crate) fn filled_from(&self, older: &Self) -> Self {
-        let missing: Vec<&Cell> =
-            older.cells.iter().filter(|cell| self.value(older.text(cell.name)).is_none()).collect();
+        let missing: Vec<&Cell> = older
+            .cells
+            .iter()
+            .filter(|cell| self.value(older.text(cell.name)).is_none())
+            .collect();
         if missing.is_empty() {
             return self.clone();
         }
@@ -208,11 +229,23 @@ impl RawRow {
             let mut copy = |span: Span| {
                 let start = buf.len() as u32;
                 buf.put_slice(older.bytes(span));
-                Span { start, len: span.len }
+                Span {
+                    start,
+                    len: span.len,
+                }
             };
-            cells.push(Cell { name: copy(cell.name), value: copy(cell.value), ..*cell });
+            cells.push(Cell {
+                name: copy(cell.name),
+                value: copy(cell.value),
+                ..*cell
+            });
         }
-        Self { buf: buf.freeze(), schema: self.schema, table: self.table, cells }
+        Self {
+            buf: buf.freeze(),
+            schema: self.schema,
+            table: self.table,
+            cells,
+        }
     }
 }
 
@@ -279,7 +312,11 @@ impl RawChange {
     pub(crate) fn merged_over(&self, older: &Self) -> Self {
         if self.op == Operation::Update && older.op != Operation::Delete {
             let new = self.new.filled_from(&older.new);
-            return Self { op: self.op, new, old: self.old.clone() };
+            return Self {
+                op: self.op,
+                new,
+                old: self.old.clone(),
+            };
         }
         self.clone()
     }

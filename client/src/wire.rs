@@ -124,7 +124,11 @@ pub(crate) fn parse(buf: &Bytes) -> Result<Parsed, Error> {
             _ => {}
         }
     }
-    Ok(Parsed { checkpoint, body, commit_time })
+    Ok(Parsed {
+        checkpoint,
+        body,
+        commit_time,
+    })
 }
 
 fn parse_checkpoint(buf: &Bytes, bytes: &[u8]) -> Result<Checkpoint, Error> {
@@ -167,7 +171,10 @@ pub(crate) fn next_of_batch(batch: &mut Bytes) -> Result<Option<Parsed>, Error> 
 
 fn span(start: usize, bytes: &[u8]) -> Span {
     // The length of the whole buffer was checked against u32 in `parse_change`.
-    Span { start: start as u32, len: bytes.len() as u32 }
+    Span {
+        start: start as u32,
+        len: bytes.len() as u32,
+    }
 }
 
 fn parse_change(buf: Bytes) -> Result<RawChange, Error> {
@@ -242,7 +249,11 @@ mod tests {
     use super::*;
 
     fn sample() -> proto::CaptureMessage {
-        let field = |name: &str, value| proto::Field { name: name.into(), oid: 23, value };
+        let field = |name: &str, value| proto::Field {
+            name: name.into(),
+            oid: 23,
+            value,
+        };
         proto::CaptureMessage {
             checkpoint: Some(proto::Checkpoint {
                 lsn: u64::MAX,
@@ -254,11 +265,17 @@ mod tests {
                 schema: "public".into(),
                 table: "orders".into(),
                 new: vec![
-                    field("id", Some(proto::field::Value::Binary(vec![0, 0, 0, 9].into()))),
+                    field(
+                        "id",
+                        Some(proto::field::Value::Binary(vec![0, 0, 0, 9].into())),
+                    ),
                     field("note", Some(proto::field::Value::Text("hi".into()))),
                     field("gone", None),
                 ],
-                old: vec![field("id", Some(proto::field::Value::Binary(vec![1].into())))],
+                old: vec![field(
+                    "id",
+                    Some(proto::field::Value::Binary(vec![1].into())),
+                )],
             }),
             commit_time: 42,
             ..Default::default()
@@ -269,11 +286,20 @@ mod tests {
     fn walker_agrees_with_the_generated_types() {
         let parsed = parse(&sample().encode_to_vec().into()).unwrap();
         assert_eq!(parsed.checkpoint.lsn(), Lsn::new(u64::MAX));
-        assert_eq!((parsed.checkpoint.seq(), parsed.checkpoint.data()), (7, &b"pos"[..]));
+        assert_eq!(
+            (parsed.checkpoint.seq(), parsed.checkpoint.data()),
+            (7, &b"pos"[..])
+        );
         assert_eq!(parsed.commit_time, 42);
-        let Body::Change(change) = parsed.body else { panic!("not a change") };
+        let Body::Change(change) = parsed.body else {
+            panic!("not a change")
+        };
         assert_eq!((change.schema(), change.table()), ("public", "orders"));
-        let names: Vec<_> = change.new_row().columns().map(|(name, _)| name.to_owned()).collect();
+        let names: Vec<_> = change
+            .new_row()
+            .columns()
+            .map(|(name, _)| name.to_owned())
+            .collect();
         assert_eq!(names, ["id", "note", "gone"]);
         assert_eq!(change.new_row().get::<i32>("id").unwrap(), 9);
         assert_eq!(change.new_row().get::<String>("note").unwrap(), "hi");
@@ -291,7 +317,11 @@ mod tests {
             for bit in 0..8 {
                 let mut flipped = bytes.clone();
                 flipped[at] ^= 1 << bit;
-                if let Ok(Parsed { body: Body::Change(change), .. }) = parse(&flipped.into()) {
+                if let Ok(Parsed {
+                    body: Body::Change(change),
+                    ..
+                }) = parse(&flipped.into())
+                {
                     let _read = change.new_row().get::<i32>("id");
                     let _text = format!("{change:?}");
                 }
@@ -303,13 +333,18 @@ mod tests {
     fn batches_are_taken_apart_in_order_and_do_not_nest() {
         let mut second = sample();
         second.commit_time = 43;
-        let batch = proto::CaptureBatch { messages: vec![sample(), second] };
+        let batch = proto::CaptureBatch {
+            messages: vec![sample(), second],
+        };
         let mut bytes = Bytes::from(batch.encode_to_vec());
         assert_eq!(next_of_batch(&mut bytes).unwrap().unwrap().commit_time, 42);
         assert_eq!(next_of_batch(&mut bytes).unwrap().unwrap().commit_time, 43);
         assert!(next_of_batch(&mut bytes).unwrap().is_none());
         let nested = proto::CaptureBatch {
-            messages: vec![proto::CaptureMessage { batch: Some(batch), ..Default::default() }],
+            messages: vec![proto::CaptureMessage {
+                batch: Some(batch),
+                ..Default::default()
+            }],
         };
         assert!(next_of_batch(&mut nested.encode_to_vec().into()).is_err());
     }

@@ -56,7 +56,9 @@ impl RenameAll {
             Self::Camel => {
                 let mut words = field.split('_');
                 let first = words.next().unwrap_or_default().to_owned();
-                words.map(capitalised).fold(first, |name, word: String| name + &word)
+                words
+                    .map(capitalised)
+                    .fold(first, |name, word: String| name + &word)
             }
         }
     }
@@ -120,7 +122,11 @@ impl FieldAttributes {
                     return Err(meta.error("json and parse exclude each other"));
                 }
                 let is_json = meta.path.is_ident("json");
-                read.decoding = if is_json { Decoding::Json } else { Decoding::Parse };
+                read.decoding = if is_json {
+                    Decoding::Json
+                } else {
+                    Decoding::Parse
+                };
             } else if meta.path.is_ident("key") {
                 read.key = true;
             } else if meta.path.is_ident("default") {
@@ -157,7 +163,10 @@ fn table(text: &LitStr) -> Result<(String, String)> {
     let value = text.value();
     let (schema, table) = value.split_once('.').unwrap_or(("public", &value));
     if schema.is_empty() || table.is_empty() || table.contains('.') {
-        return Err(Error::new(text.span(), "a table is written \"schema.table\" or \"table\""));
+        return Err(Error::new(
+            text.span(),
+            "a table is written \"schema.table\" or \"table\"",
+        ));
     }
     Ok((schema.to_owned(), table.to_owned()))
 }

@@ -19,7 +19,10 @@ enum Shape<'a> {
 pub(crate) fn row(input: &DeriveInput) -> Result<TokenStream> {
     let attributes = StructAttributes::read(&input.attrs)?;
     let Data::Struct(data) = &input.data else {
-        return Err(Error::new(input.ident.span(), "Row can only be derived for a struct"));
+        return Err(Error::new(
+            input.ident.span(),
+            "Row can only be derived for a struct",
+        ));
     };
     let Fields::Named(fields) = &data.fields else {
         return Err(Error::new(
@@ -102,8 +105,12 @@ fn field_value(field: &Field, name: &Ident, column: &str, own: &FieldAttributes)
 
 /// Looks at the last part of the type's path, as it is written.
 fn shape(written: &Type) -> Shape<'_> {
-    let Type::Path(path) = written else { return Shape::Required };
-    let Some(last) = path.path.segments.last() else { return Shape::Required };
+    let Type::Path(path) = written else {
+        return Shape::Required;
+    };
+    let Some(last) = path.path.segments.last() else {
+        return Shape::Required;
+    };
     let PathArguments::AngleBracketed(arguments) = &last.arguments else {
         return Shape::Required;
     };

@@ -23,5 +23,7 @@ use syn::{DeriveInput, parse_macro_input};
 #[proc_macro_derive(Row, attributes(pgcapture))]
 pub fn derive_row(input: TokenStream) -> TokenStream {
     let input = parse_macro_input!(input as DeriveInput);
-    expand::row(&input).unwrap_or_else(syn::Error::into_compile_error).into()
+    expand::row(&input)
+        .unwrap_or_else(syn::Error::into_compile_error)
+        .into()
 }
