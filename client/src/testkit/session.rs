@@ -146,7 +146,9 @@ impl Session {
                 self.is_over = true;
                 return Some(Err(Status::unavailable("disconnected")));
             }
-            while let Some(request) = self.inbound.message().now_or_never() {
+            while !self.is_over
+                && let Some(request) = self.inbound.message().now_or_never()
+            {
                 self.take(request);
             }
             self.version.borrow_and_update();
