@@ -1,6 +1,11 @@
 //! What the tests of streams share.
 
-#![allow(dead_code, reason = "each test binary uses its part")]
+#![allow(
+    dead_code,
+    missing_docs,
+    unreachable_pub,
+    reason = "each test binary uses its part"
+)]
 
 use std::{future::Future, time::Duration};
 
@@ -22,11 +27,18 @@ pub struct Order {
 }
 
 pub fn order(id: i64, customer: Option<&str>, note: Field<String>) -> Order {
-    Order { id, customer: customer.map(str::to_owned), note }
+    Order {
+        id,
+        customer: customer.map(str::to_owned),
+        note,
+    }
 }
 
 pub fn order_row(id: i64, customer: &str, note: &str) -> TestRow {
-    row("public.orders").set("id", id).set("customer", customer).set("note", note)
+    row("public.orders")
+        .set("id", id)
+        .set("customer", customer)
+        .set("note", note)
 }
 
 pub fn client(gateway: &Gateway) -> Client {
@@ -47,7 +59,10 @@ pub fn id_of(event: &Event<Order>) -> i64 {
 pub async fn ids(events: &mut Events<Order>, count: usize) -> Vec<i64> {
     let mut ids = Vec::new();
     for _ in 0..count {
-        let event = within(events.try_next()).await.unwrap().expect("the stream goes on");
+        let event = within(events.try_next())
+            .await
+            .unwrap()
+            .expect("the stream goes on");
         ids.push(id_of(&event));
         event.ack().await.unwrap();
     }
@@ -55,5 +70,7 @@ pub async fn ids(events: &mut Events<Order>, count: usize) -> Vec<i64> {
 }
 
 pub async fn within<F: Future>(future: F) -> F::Output {
-    tokio::time::timeout(PATIENCE, future).await.expect("it happens in time")
+    tokio::time::timeout(PATIENCE, future)
+        .await
+        .expect("it happens in time")
 }
