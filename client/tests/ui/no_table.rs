@@ -1,0 +1,8 @@
+use pgcapture::Row;
+
+#[derive(Row)]
+struct Order {
+    id: i64,
+}
+
+fn main() {}
