@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 pub use self::error::AgentError;
-use self::pipeline::PipelineParts;
+use self::{pipeline::PipelineParts, take_over::OUR_APPLICATION};
 use crate::{
     log::ChangeLog,
     postgres::{Config, Remedy},
@@ -221,7 +221,7 @@ pub fn start(spec: AgentSpec, config: Config, log: Arc<dyn ChangeLog>) -> AgentH
     let (status_tx, status) = watch::channel(AgentStatus::default());
     let drain = CancellationToken::new();
     let source = spec.source.clone();
-    let application_name = format!("pgcapture/{}/{}", spec.node, spec.epoch);
+    let application_name = format!("{OUR_APPLICATION}{}/{}", spec.node, spec.epoch);
     let parts = PipelineParts {
         spec: Arc::new(spec),
         config: config.with_application_name(&application_name),
