@@ -11,3 +11,5 @@ pub mod checkpoint;
 pub mod batch;
 
 pub mod codes;
+
+pub mod cluster;
