@@ -1,1 +1,5 @@
 //! The node: configuration, command line, gRPC and HTTP around the actors.
+//!
+//! The modules stand in the order of a start: what the user says, what the disk holds, what runs.
+
+pub mod store;
