@@ -3,3 +3,9 @@
 //! The modules stand in the order of a start: what the user says, what the disk holds, what runs.
 
 pub mod store;
+
+pub mod units;
+
+pub mod redact;
+
+pub mod config;
