@@ -31,6 +31,9 @@ pub const BATCH_ENTRIES_MAX: u32 = 1_024;
 /// A batch is closed once it holds this many bytes. A single larger row makes a larger batch.
 pub const BATCH_BYTES_TARGET: usize = 256 * 1024;
 
+/// Bytes allocated at once: a batch and the row that closes it. Small batches share one piece.
+const BUFFER_BYTES: usize = BATCH_BYTES_TARGET + 16 * 1024;
+
 /// What an entry is, told by the protobuf tag of the `Message` oneof.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum EntryKind {
@@ -272,7 +275,11 @@ impl BatchBuilder {
         self.span = Some((first, checkpoint));
         self.entry_count += 1;
         self.change_count += u32::from(kind == EntryKind::Change);
-        self.buffer.reserve(ENTRY_HEADER_BYTES + payload_length);
+        let needed = ENTRY_HEADER_BYTES + payload_length;
+        if self.buffer.capacity() - self.buffer.len() < needed {
+            // Room for a whole batch at once: growing step by step would copy it several times.
+            self.buffer.reserve(needed.max(BUFFER_BYTES));
+        }
         self.buffer.extend_from_slice(&length.to_le_bytes());
         self.buffer.extend_from_slice(&checkpoint.seq.to_le_bytes());
         self.buffer
@@ -296,6 +303,12 @@ impl BatchBuilder {
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.entry_count == 0
+    }
+
+    /// Returns how many entries were appended since the last [`Self::finish`].
+    #[must_use]
+    pub const fn entry_count(&self) -> u32 {
+        self.entry_count
     }
 
     /// Returns what was collected and starts anew.

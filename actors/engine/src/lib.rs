@@ -10,6 +10,25 @@ pub mod checkpoint;
 
 pub mod batch;
 
+pub mod segment;
+
+pub mod retention;
+
 pub mod codes;
 
 pub mod cluster;
+pub mod pgoutput;
+
+pub mod relations;
+
+pub mod encode;
+
+pub mod decoder;
+
+pub mod progress;
+
+pub mod read_pace;
+
+pub mod slot_mode;
+
+pub mod backoff;

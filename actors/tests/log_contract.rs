@@ -1,0 +1,51 @@
+//! The contract of a change log: every backend passes the same checks.
+
+#[path = "log_support/checks.rs"]
+mod checks;
+#[path = "log_support/rows.rs"]
+mod rows;
+
+use std::sync::Arc;
+
+use pgcapture_actors::log::{
+    ChangeLog,
+    memory::{MemoryLog, MemoryLogOptions},
+};
+
+macro_rules! contract {
+    ($backend:ident, $make:expr) => {
+        mod $backend {
+            use super::*;
+
+            contract!(@each $make;
+                batches_are_read_in_the_order_of_acceptance
+                flush_returns_the_tail_of_what_was_accepted
+                an_older_epoch_is_refused
+                a_newer_epoch_fences_the_writer_before
+                the_same_epoch_opened_again_fences_the_writer_before
+                a_batch_that_does_not_follow_is_refused
+                a_batch_without_entries_makes_its_resume_lsn_durable
+                a_reader_at_the_tail_waits_for_the_next_batch
+                a_dropped_call_of_next_loses_nothing
+                a_reader_starts_where_it_is_told
+                many_readers_see_the_same_entries
+                the_order_survives_a_change_of_epoch
+            );
+        }
+    };
+    (@each $make:expr; $($check:ident)*) => {
+        $(
+            #[tokio::test]
+            async fn $check() {
+                let (log, _keep) = $make.await;
+                checks::$check(log).await;
+            }
+        )*
+    };
+}
+
+async fn memory() -> (Arc<dyn ChangeLog>, ()) {
+    (MemoryLog::new(MemoryLogOptions::default()), ())
+}
+
+contract!(in_memory, memory());
