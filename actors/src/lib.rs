@@ -6,6 +6,8 @@
 
 pub mod supervise;
 
+pub mod postgres;
+
 pub mod agent;
 
 pub mod log;

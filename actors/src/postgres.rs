@@ -1,0 +1,21 @@
+//! PostgreSQL as a source: connect, look, read a slot in two ways.
+//!
+//! The modules stand in the order of use. [`Config`] says where; [`Connection`] speaks the
+//! protocol; [`ReplicationStream`] follows a slot by walsender, [`SlotCopy`] drains a backlog by
+//! COPY; [`catalog`] looks and manages by SQL; [`LocalServer`] is a throw-away server for trying,
+//! measuring and testing. Decides nothing about positions: what is confirmed is the caller's word.
+
+mod config;
+mod connection;
+mod error;
+
+mod secret;
+mod server;
+
+pub use self::{
+    config::{Config, ConfigError, Host, SslMode},
+    connection::{Connection, CopyOut, Replication, quote_ident, quote_literal},
+    error::{PgError, Remedy, ServerError},
+    secret::Secret,
+    server::{LocalServer, LocalServerError, LocalServerOptions, StopMode},
+};
