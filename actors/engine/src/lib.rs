@@ -32,3 +32,10 @@ pub mod read_pace;
 pub mod slot_mode;
 
 pub mod backoff;
+pub mod capture_options;
+
+pub mod filter;
+
+pub mod ledger;
+
+pub mod capture_frame;
