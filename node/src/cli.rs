@@ -30,7 +30,9 @@ use crate::units::Span;
 /// Change data capture for PostgreSQL: committed rows, in order, over gRPC.
 #[derive(Debug, Parser)]
 #[command(name = "pgcapture", version, propagate_version = true)]
-#[command(after_help = "Start here:  pgcapture dev --load orders:500/s   then   pgcapture tail orders")]
+#[command(
+    after_help = "Start here:  pgcapture dev --load orders:500/s   then   pgcapture tail orders"
+)]
 pub struct Cli {
     /// What every command takes.
     #[command(flatten)]
@@ -44,7 +46,12 @@ pub struct Cli {
 #[derive(Args, Clone, Debug)]
 pub struct Global {
     /// Node to ask: host:port, http://… or https://…
-    #[arg(long, global = true, env = "PGCAPTURE_ENDPOINT", default_value = "127.0.0.1:7700")]
+    #[arg(
+        long,
+        global = true,
+        env = "PGCAPTURE_ENDPOINT",
+        default_value = "127.0.0.1:7700"
+    )]
     pub endpoint: String,
     /// File with the token of the API.
     #[arg(long, global = true, env = "PGCAPTURE_TOKEN_FILE", value_name = "FILE")]
@@ -53,13 +60,31 @@ pub struct Global {
     #[arg(long, global = true, env = "PGCAPTURE_CA", value_name = "FILE")]
     pub ca: Option<PathBuf>,
     /// Certificate to show to the node, PEM.
-    #[arg(long, global = true, env = "PGCAPTURE_CERT", value_name = "FILE", requires = "key")]
+    #[arg(
+        long,
+        global = true,
+        env = "PGCAPTURE_CERT",
+        value_name = "FILE",
+        requires = "key"
+    )]
     pub cert: Option<PathBuf>,
     /// Key of that certificate, PEM.
-    #[arg(long, global = true, env = "PGCAPTURE_KEY", value_name = "FILE", requires = "cert")]
+    #[arg(
+        long,
+        global = true,
+        env = "PGCAPTURE_KEY",
+        value_name = "FILE",
+        requires = "cert"
+    )]
     pub key: Option<PathBuf>,
     /// Give up after this long.
-    #[arg(long, global = true, env = "PGCAPTURE_TIMEOUT", default_value = "30s", value_name = "TIME")]
+    #[arg(
+        long,
+        global = true,
+        env = "PGCAPTURE_TIMEOUT",
+        default_value = "30s",
+        value_name = "TIME"
+    )]
     pub timeout: Span,
     /// Form of the output.
     #[arg(short, long, global = true, value_enum, default_value_t = Format::Table)]

@@ -9,3 +9,5 @@ pub mod units;
 pub mod redact;
 
 pub mod config;
+
+pub mod cli;

@@ -37,9 +37,9 @@ impl FileArgs {
     pub(super) fn load(&self, more: &[FlagSetting]) -> Result<Config, Failure> {
         let mut flags = Vec::new();
         for setting in &self.settings {
-            let (key, value) = setting.split_once('=').ok_or_else(|| {
-                Failure::usage(format!("--set {setting}: expected KEY=VALUE"))
-            })?;
+            let (key, value) = setting
+                .split_once('=')
+                .ok_or_else(|| Failure::usage(format!("--set {setting}: expected KEY=VALUE")))?;
             flags.push((
                 format!("--set {key}"),
                 key.trim().to_owned(),

@@ -166,8 +166,9 @@ async fn show(global: &Global, args: ShowArgs) -> Result<(), Failure> {
     let client = connect::admin(global).await?;
     watch::show(global, args.watch, true, async || {
         let uri = args.uri.clone();
-        let answer = client.clone().get_consumer(GetConsumerRequest { uri });
-        Ok(vec![ConsumerView::from(answer.await?.into_inner())])
+        let mut client = client.clone();
+        let consumer = client.get_consumer(GetConsumerRequest { uri }).await?;
+        Ok(vec![ConsumerView::from(consumer.into_inner())])
     })
     .await
 }
@@ -180,7 +181,9 @@ async fn seek(global: &Global, args: SeekArgs) -> Result<(), Failure> {
         dry_run: args.dry_run || !args.yes,
     };
     let answer = client.seek_consumer(request).await?.into_inner();
-    let before = answer.before.map_or_else(|| "the start".to_owned(), position_text);
+    let before = answer
+        .before
+        .map_or_else(|| "the start".to_owned(), position_text);
     let plan = format!("{} would move from {before} to {}", args.uri, args.to);
     if args.dry_run {
         return Ok(output::data(&format!("{plan}\n"))?);
@@ -189,7 +192,10 @@ async fn seek(global: &Global, args: SeekArgs) -> Result<(), Failure> {
         return Err(Failure::needs_yes(&plan));
     }
     let after = answer.after.map_or_else(|| args.to.clone(), position_text);
-    Ok(output::data(&format!("{} moved from {before} to {after}\n", args.uri))?)
+    Ok(output::data(&format!(
+        "{} moved from {before} to {after}\n",
+        args.uri
+    ))?)
 }
 
 async fn remove(global: &Global, args: RemoveArgs) -> Result<(), Failure> {
@@ -199,12 +205,17 @@ async fn remove(global: &Global, args: RemoveArgs) -> Result<(), Failure> {
         dry_run: !args.yes,
     };
     let answer = client.remove_consumer(request).await?.into_inner();
-    let floor = answer.floor.map_or_else(|| "nothing".to_owned(), position_text);
+    let floor = answer
+        .floor
+        .map_or_else(|| "nothing".to_owned(), position_text);
     if !args.yes {
         return Err(Failure::needs_yes(&format!(
             "{} (acknowledged to {floor}) would be forgotten",
             args.uri
         )));
     }
-    Ok(output::data(&format!("{} forgotten (was at {floor})\n", args.uri))?)
+    Ok(output::data(&format!(
+        "{} forgotten (was at {floor})\n",
+        args.uri
+    ))?)
 }

@@ -25,10 +25,16 @@ struct CodeView {
 }
 
 impl View for CodeView {
-    const COLUMNS: &'static [Column] =
-        &[("CODE", false), ("TITLE", false), ("TEXT", true), ("NEXT", true)];
+    const COLUMNS: &'static [Column] = &[
+        ("CODE", false),
+        ("TITLE", false),
+        ("TEXT", true),
+        ("NEXT", true),
+    ];
     fn cells(&self) -> Vec<String> {
-        [self.code, self.title, self.text, self.next].map(str::to_owned).into()
+        [self.code, self.title, self.text, self.next]
+            .map(str::to_owned)
+            .into()
     }
 }
 

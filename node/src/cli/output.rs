@@ -133,13 +133,20 @@ pub(super) fn style(global: &Global, sgr: &str, text: &str) -> String {
 
 fn table<T: View>(items: &[T], is_wide: bool) -> String {
     let shown: Vec<usize> = (0..T::COLUMNS.len())
-        .filter(|at| T::COLUMNS.get(*at).is_some_and(|(_, wide)| is_wide || !wide))
+        .filter(|at| {
+            T::COLUMNS
+                .get(*at)
+                .is_some_and(|(_, wide)| is_wide || !wide)
+        })
         .collect();
     let pick = |cells: &[String]| -> Vec<String> {
         let cells = shown.iter().map(|at| cells.get(*at).cloned());
         cells.map(Option::unwrap_or_default).collect()
     };
-    let heads: Vec<String> = T::COLUMNS.iter().map(|(name, _)| (*name).to_owned()).collect();
+    let heads: Vec<String> = T::COLUMNS
+        .iter()
+        .map(|(name, _)| (*name).to_owned())
+        .collect();
     let mut rows = vec![pick(&heads)];
     rows.extend(items.iter().map(|item| pick(&item.cells())));
     let width_of = |at: usize| {
@@ -225,7 +232,11 @@ mod tests {
     impl View for Slot {
         const COLUMNS: &'static [Column] = &[("SLOT", false), ("SECRETLY", true), ("LAG", false)];
         fn cells(&self) -> Vec<String> {
-            vec![self.slot.to_owned(), "wide".to_owned(), self.lag.to_string()]
+            vec![
+                self.slot.to_owned(),
+                "wide".to_owned(),
+                self.lag.to_string(),
+            ]
         }
     }
 
@@ -245,7 +256,8 @@ mod tests {
 
     #[test]
     fn yaml_nests_and_quotes() {
-        let value = json!([{"name": "a: b", "tables": ["x", "y"], "none": [], "lag": {"bytes": 1}}]);
+        let value =
+            json!([{"name": "a: b", "tables": ["x", "y"], "none": [], "lag": {"bytes": 1}}]);
         let mut out = String::new();
         yaml(&mut out, &value, 0);
         let wanted = "-\n  name: \"a: b\"\n  tables:\n    - \"x\"\n    - \"y\"\n  none: []\n  lag:\n    bytes: 1\n";
@@ -255,7 +267,11 @@ mod tests {
     #[test]
     fn env_is_safe_for_a_shell() {
         let mut out = String::new();
-        env(&mut out, "PGCAPTURE", &json!({"url": "it's", "port": 7700, "none": null}));
+        env(
+            &mut out,
+            "PGCAPTURE",
+            &json!({"url": "it's", "port": 7700, "none": null}),
+        );
         assert_eq!(
             out,
             "PGCAPTURE_URL='it'\\''s'\nPGCAPTURE_PORT=7700\nPGCAPTURE_NONE=\n"

@@ -106,8 +106,7 @@ fn show_plan(global: &Global, plan: &SourcePlan, is_data: bool) -> Result<(), Fa
                 })
             })
             .collect();
-        let value =
-            serde_json::json!({"checks": checks, "sql": plan.sql, "tables": plan.tables});
+        let value = serde_json::json!({"checks": checks, "sql": plan.sql, "tables": plan.tables});
         return Ok(output::value(global, &value)?);
     }
     let mut out = format!(

@@ -35,9 +35,10 @@ fn known(oid: u32, bytes: &[u8]) -> Option<Value> {
         23 => i32::from_be_bytes(bytes.try_into().ok()?).into(),
         20 => i64::from_be_bytes(bytes.try_into().ok()?).into(),
         26 => u32::from_be_bytes(bytes.try_into().ok()?).into(),
-        700 => float(f64::from(f32::from_be_bytes(bytes.try_into().ok()?)), || {
-            f32::from_be_bytes(bytes.try_into().unwrap_or_default()).to_string()
-        }),
+        700 => float(
+            f64::from(f32::from_be_bytes(bytes.try_into().ok()?)),
+            || f32::from_be_bytes(bytes.try_into().unwrap_or_default()).to_string(),
+        ),
         701 => {
             let number = f64::from_be_bytes(bytes.try_into().ok()?);
             float(number, || number.to_string())
@@ -54,8 +55,19 @@ fn known(oid: u32, bytes: &[u8]) -> Option<Value> {
         1184 => timestamp(i64::from_be_bytes(bytes.try_into().ok()?), true)?,
         1700 => Value::String(numeric(bytes)?),
         2950 => Value::String(uuid(bytes)?),
-        199 | 1000..=1009 | 1014..=1016 | 1021 | 1022 | 1028 | 1115 | 1182 | 1183 | 1185 | 1231
-        | 2951 | 3807 => array(bytes)?,
+        199
+        | 1000..=1009
+        | 1014..=1016
+        | 1021
+        | 1022
+        | 1028
+        | 1115
+        | 1182
+        | 1183
+        | 1185
+        | 1231
+        | 2951
+        | 3807 => array(bytes)?,
         _ => return None,
     })
 }
@@ -141,8 +153,7 @@ fn numeric(bytes: &[u8]) -> Option<String> {
     let mut words = bytes
         .chunks_exact(2)
         .map(|pair| i16::from_be_bytes(pair.try_into().unwrap_or_default()));
-    let (count, weight, sign, scale) =
-        (words.next()?, words.next()?, words.next()?, words.next()?);
+    let (count, weight, sign, scale) = (words.next()?, words.next()?, words.next()?, words.next()?);
     let digits: Vec<i16> = words.collect();
     if digits.len() != usize::try_from(count).ok()?
         || !digits.iter().all(|digit| (0..10_000).contains(digit))
@@ -256,8 +267,16 @@ mod tests {
             (1082, 0_i32.to_be_bytes().to_vec(), json!("2000-01-01")),
             (1082, (-1_i32).to_be_bytes().to_vec(), json!("1999-12-31")),
             (1082, i32::MAX.to_be_bytes().to_vec(), json!("infinity")),
-            (1114, 1_500_000_i64.to_be_bytes().to_vec(), json!("2000-01-01T00:00:01.5")),
-            (1184, 0_i64.to_be_bytes().to_vec(), json!("2000-01-01T00:00:00Z")),
+            (
+                1114,
+                1_500_000_i64.to_be_bytes().to_vec(),
+                json!("2000-01-01T00:00:01.5"),
+            ),
+            (
+                1184,
+                0_i64.to_be_bytes().to_vec(),
+                json!("2000-01-01T00:00:00Z"),
+            ),
             (
                 2950,
                 (0..16).collect(),
@@ -296,7 +315,10 @@ mod tests {
             bytes.extend(word.to_be_bytes());
         }
         assert_eq!(binary(1007, &bytes), json!([[5, 6]]));
-        let empty: Vec<u8> = [0_i32, 0, 25].iter().flat_map(|w| w.to_be_bytes()).collect();
+        let empty: Vec<u8> = [0_i32, 0, 25]
+            .iter()
+            .flat_map(|w| w.to_be_bytes())
+            .collect();
         assert_eq!(binary(1009, &empty), json!([]));
     }
 

@@ -60,7 +60,11 @@ fn a_left_out_column_is_marked_unchanged() {
         vec![],
     );
     line(&mut lines, &insert);
-    let update = message(Operation::Update, vec![text("id", "7"), text("x", "2")], vec![]);
+    let update = message(
+        Operation::Update,
+        vec![text("id", "7"), text("x", "2")],
+        vec![],
+    );
     assert_eq!(
         line(&mut lines, &update),
         "{\"id\":\"7\",\"note\":<unchanged-toast>,\"x\":\"2\"}\n"
@@ -80,7 +84,11 @@ fn the_key_is_what_a_delete_has_shown() {
         line(&mut lines, &delete),
         "DELETE sku=a 16/B374D848|1f 16/B374D848 31 % public.orders\n"
     );
-    let insert = message(Operation::Insert, vec![text("id", "7"), text("sku", "b")], vec![]);
+    let insert = message(
+        Operation::Insert,
+        vec![text("id", "7"), text("sku", "b")],
+        vec![],
+    );
     assert!(line(&mut lines, &insert).starts_with("INSERT sku=b "));
 }
 
