@@ -127,6 +127,16 @@ pub const UNCLEAN_STOP: Explanation = Explanation {
     next: "look at the lines before this one for what did not end",
 };
 
+/// A source's log cannot be opened.
+pub const LOG_DAMAGED: Explanation = Explanation {
+    code: "PGC-N15",
+    title: "the log of a source cannot be opened",
+    text: "Something that was durable in the log is damaged or missing. The source is not captured \
+           until an operator decides; its slot keeps the WAL meanwhile.",
+    next: "look at the file that the message names; restore it, or remove the source and add it \
+           again, which begins a new log",
+};
+
 /// Every code of the family.
 pub const ALL: &[&Explanation] = &[
     &DATA_DIR_IN_USE,
@@ -143,4 +153,5 @@ pub const ALL: &[&Explanation] = &[
     &BAD_REQUEST,
     &NO_POSTGRES,
     &UNCLEAN_STOP,
+    &LOG_DAMAGED,
 ];
