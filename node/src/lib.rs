@@ -11,3 +11,15 @@ pub mod redact;
 pub mod config;
 
 pub mod cli;
+
+pub mod logs;
+
+pub mod resolver;
+
+pub mod sources;
+
+pub mod http;
+
+mod process;
+
+pub mod telemetry;
