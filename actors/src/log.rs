@@ -5,6 +5,7 @@
 //! (`actors/tests/log_contract.rs`). A batch that was *accepted* may be lost by a crash; a batch that is *durable*
 //! may not. Readers see durable batches only.
 
+pub mod embedded;
 pub mod memory;
 
 mod skip;
@@ -15,6 +16,7 @@ use async_trait::async_trait;
 use pgcapture_engine::{
     batch::Batch,
     checkpoint::{Checkpoint, Epoch},
+    codes::{Explanation, log as codes},
     lsn::{Lsn, PgTime},
 };
 use tokio::sync::watch;
@@ -227,8 +229,23 @@ pub enum LogError {
     },
 }
 
-/// Refuses a batch whose first entry does not come after `last`, or whose span does not tell what
-/// its entries are.
+impl LogError {
+    /// Returns the stable code that explains the error, if it is one for an operator.
+    #[must_use]
+    pub const fn explanation(&self) -> Option<&'static Explanation> {
+        match self {
+            Self::Fenced { .. } => Some(&codes::FENCED),
+            Self::Removed { .. } => Some(&codes::REMOVED),
+            Self::Corrupt { .. } => Some(&codes::CORRUPT),
+            Self::NewerVersion { .. } => Some(&codes::NEWER_VERSION),
+            Self::InUse { .. } => Some(&codes::IN_USE),
+            Self::Io { .. } => Some(&codes::UNUSABLE),
+            Self::OutOfOrder { .. } | Self::Closed { .. } => None,
+        }
+    }
+}
+
+/// Refuses a batch whose first entry does not come after `last`.
 fn check_order(batch: &Batch, last: Option<Checkpoint>) -> Result<(), LogError> {
     let Some((first, _)) = batch.span else {
         return Ok(());

@@ -8,6 +8,7 @@
 mod config;
 mod connection;
 mod error;
+mod replication;
 
 mod secret;
 mod server;
@@ -16,6 +17,9 @@ pub use self::{
     config::{Config, ConfigError, Host, SslMode},
     connection::{Connection, CopyOut, Replication, quote_ident, quote_literal},
     error::{PgError, Remedy, ServerError},
+    replication::{
+        Received, ReplicationEvent, ReplicationOptions, ReplicationStream, StatusHandle,
+    },
     secret::Secret,
     server::{LocalServer, LocalServerError, LocalServerOptions, StopMode},
 };

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use pgcapture_actors::log::{
     ChangeLog,
+    embedded::{EmbeddedLog, EmbeddedLogOptions},
     memory::{MemoryLog, MemoryLogOptions},
 };
 
@@ -49,3 +50,28 @@ async fn memory() -> (Arc<dyn ChangeLog>, ()) {
 }
 
 contract!(in_memory, memory());
+
+async fn embedded() -> (Arc<dyn ChangeLog>, tempfile::TempDir) {
+    embedded_with(EmbeddedLogOptions {
+        segment_bytes: 1 << 20,
+        ..EmbeddedLogOptions::default()
+    })
+}
+
+/// Without a cache everything is read from the files.
+async fn embedded_from_files() -> (Arc<dyn ChangeLog>, tempfile::TempDir) {
+    embedded_with(EmbeddedLogOptions {
+        segment_bytes: 64 << 10,
+        tail_cache_bytes: 0,
+        ..EmbeddedLogOptions::default()
+    })
+}
+
+fn embedded_with(options: EmbeddedLogOptions) -> (Arc<dyn ChangeLog>, tempfile::TempDir) {
+    let directory = tempfile::tempdir().unwrap();
+    let log = EmbeddedLog::open(directory.path(), options).unwrap();
+    (log, directory)
+}
+
+contract!(in_segments, embedded());
+contract!(in_segments_without_cache, embedded_from_files());

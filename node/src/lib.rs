@@ -1,4 +1,5 @@
 //! The node: configuration, command line, gRPC and HTTP around the actors.
+<<<<<<< HEAD
 //!
 //! The modules stand in the order of a start: what the user says, what the disk holds, what runs.
 
@@ -23,3 +24,7 @@ pub mod http;
 mod process;
 
 pub mod telemetry;
+=======
+
+pub mod rpc;
+>>>>>>> main

@@ -10,6 +10,7 @@ pub mod checkpoint;
 
 pub mod batch;
 
+<<<<<<< HEAD
 pub mod segment;
 
 pub mod retention;
@@ -17,6 +18,8 @@ pub mod retention;
 pub mod codes;
 
 pub mod cluster;
+=======
+>>>>>>> main
 pub mod pgoutput;
 
 pub mod relations;
@@ -25,13 +28,20 @@ pub mod encode;
 
 pub mod decoder;
 
-pub mod progress;
-
 pub mod read_pace;
 
 pub mod slot_mode;
 
+<<<<<<< HEAD
 pub mod backoff;
+=======
+pub mod progress;
+
+pub mod segment;
+
+pub mod retention;
+
+>>>>>>> main
 pub mod capture_options;
 
 pub mod filter;
@@ -39,3 +49,10 @@ pub mod filter;
 pub mod ledger;
 
 pub mod capture_frame;
+<<<<<<< HEAD
+=======
+
+pub mod backoff;
+
+pub mod codes;
+>>>>>>> main

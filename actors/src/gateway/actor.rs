@@ -128,8 +128,9 @@ impl Handler<EndSessions> for Gateway {
         let sessions = self.hub.session_addrs(order.id.as_ref());
         Box::pin(async move {
             for session in sessions {
-                // A closed mailbox is a session that ended by itself.
-                drop(session.send(EndSession(order.reason)).await);
+                if session.send(EndSession(order.reason)).await.is_err() {
+                    tracing::debug!("a session ended by itself before its order came");
+                }
             }
         })
     }

@@ -56,22 +56,6 @@ impl Feed {
         self.cut(filter, room).map_err(|error| damaged(&error))
     }
 
-    /// Returns the next part if the log has it already.
-    pub(super) async fn try_next(
-        &mut self,
-        filter: &mut Filter,
-        room: Room,
-    ) -> Result<Option<Part>, LogError> {
-        while self.rest.entries.is_empty() {
-            match self.reader.try_next().await? {
-                Some(batch) => self.rest = batch,
-                None => return Ok(None),
-            }
-        }
-        let part = self.cut(filter, room).map_err(|error| damaged(&error))?;
-        Ok(Some(part))
-    }
-
     fn cut(&mut self, filter: &mut Filter, room: Room) -> Result<Part, MalformedBatch> {
         let entries = self.rest.entries.clone();
         let mut slots = Vec::with_capacity(room.messages.min(self.rest.entry_count as usize));

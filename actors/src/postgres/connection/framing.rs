@@ -4,7 +4,7 @@
 //! buffer is filled from the socket in large reads; complete frames are borrowed where they lie
 //! and forgotten with the next read. Owns the limit on the size of one frame.
 
-use std::{io, ops::Range};
+use std::io;
 
 use super::transport::Transport;
 use crate::postgres::error::PgError;
@@ -70,6 +70,11 @@ impl Inbound {
         Ok(needed.filter(|needed| *needed <= unread.len()))
     }
 
+    /// Returns the limit on one frame.
+    pub(in crate::postgres) const fn frame_bytes_max(&self) -> usize {
+        self.frame_bytes_max
+    }
+
     /// Returns where to read to: makes room for the rest of the first frame, at least.
     pub(in crate::postgres) fn room(&mut self) -> Result<&mut [u8], PgError> {
         let needed = frame_bytes(self.unread(), self.frame_bytes_max)?.unwrap_or(HEADER_BYTES);
@@ -85,16 +90,20 @@ impl Inbound {
             self.buffer.copy_within(self.start..self.end, 0);
             (self.start, self.end) = (0, self.end - self.start);
         }
-        let wanted = needed.max(BUFFER_BYTES);
-        if self.buffer.len() < wanted {
-            let mut larger = vec![0; wanted];
-            let unread = self.buffer.get(..self.end).unwrap_or_default();
-            if let Some(front) = larger.get_mut(..self.end) {
-                front.copy_from_slice(unread);
-            }
-            self.buffer = larger;
+        if self.buffer.len() < needed.max(BUFFER_BYTES) {
+            self.grow(needed.max(BUFFER_BYTES));
         }
         Ok(self.buffer.get_mut(self.end..).unwrap_or_default())
+    }
+
+    /// A fresh vector from the zeroed pool of the system: untouched pages cost nothing.
+    fn grow(&mut self, wanted: usize) {
+        let mut larger = vec![0; wanted];
+        let old = self.buffer.get(..self.end).unwrap_or_default();
+        if let Some(front) = larger.get_mut(..self.end) {
+            front.copy_from_slice(old);
+        }
+        self.buffer = larger;
     }
 
     /// Notes that `count` bytes were read into [`Self::room`].
@@ -167,11 +176,6 @@ pub(in crate::postgres) fn read_i32(bytes: &[u8], at: usize) -> Option<i32> {
 pub(in crate::postgres) fn read_i16(bytes: &[u8], at: usize) -> Option<i16> {
     let bytes: &[u8; 2] = bytes.get(at..)?.first_chunk()?;
     Some(i16::from_be_bytes(*bytes))
-}
-
-/// Splits `length` bytes at `at` off `bytes`; `None` when they are not all there.
-pub(in crate::postgres) fn slice(bytes: &[u8], range: Range<usize>) -> Option<&[u8]> {
-    bytes.get(range)
 }
 
 /// Makes the error for a message that cannot be read.

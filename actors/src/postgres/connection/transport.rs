@@ -95,6 +95,11 @@ impl Transport {
         .await
     }
 
+    /// Tells whether the stream is encrypted.
+    pub(in crate::postgres) fn is_tls(&self) -> bool {
+        matches!(&*self.lock(), Stream::Tls(_))
+    }
+
     /// See [`Socket::ignore_wakeups`].
     pub(in crate::postgres) fn ignore_wakeups(&self) {
         self.lock().socket().ignore_wakeups();
