@@ -12,6 +12,7 @@ mod replication;
 
 mod secret;
 mod server;
+mod slot_copy;
 
 pub use self::{
     config::{Config, ConfigError, Host, SslMode},
@@ -22,4 +23,7 @@ pub use self::{
     },
     secret::Secret,
     server::{LocalServer, LocalServerError, LocalServerOptions, StopMode},
+    slot_copy::{
+        ChunkReader, Rows, SlotCopy, SlotCopyError, SlotCopyOptions, SlotRow, advance_slot,
+    },
 };

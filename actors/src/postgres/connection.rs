@@ -6,8 +6,9 @@
 //! session then.
 
 mod auth;
-mod copy;
+pub(in crate::postgres) mod copy;
 pub(in crate::postgres) mod framing;
+pub(in crate::postgres) mod reader;
 mod socket;
 mod tls;
 pub(in crate::postgres) mod transport;

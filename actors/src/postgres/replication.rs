@@ -10,12 +10,8 @@ mod status;
 
 use std::time::Duration;
 
-use pgcapture_engine::{
-    lsn::Lsn,
-    read_pace::{Pace, ReadPace, ReadPaceOptions},
-};
+use pgcapture_engine::{lsn::Lsn, read_pace::ReadPaceOptions};
 use postgres_protocol::message::backend::Message;
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 pub use self::{
@@ -30,6 +26,7 @@ use super::{
     connection::{
         Connection, Session,
         framing::{FRAME_BYTES_MAX, malformed},
+        reader::Reader,
         transport::Transport,
         wire::{Wire, parse, server_error},
     },
@@ -46,9 +43,6 @@ const SILENCE_MAX: Duration = Duration::from_secs(120);
 /// Time for the server to end the stream when asked to. It decodes the current transaction to its
 /// end first: ask between transactions.
 const STOP_MAX: Duration = Duration::from_secs(10);
-/// Room in the read buffer below which what is there is handed out before more is read.
-const ROOM_BYTES_MIN: usize = 64 * 1024;
-
 /// What to read.
 #[derive(Clone, Debug)]
 pub struct ReplicationOptions {
@@ -129,21 +123,8 @@ impl Connection {
         let stop = CancellationToken::new();
         let status = StatusHandle::new(options.start);
         let status_task = status::spawn(&options.slot, status.clone(), &wire, stop.clone());
-        let pace = if wire.is_unix {
-            ReadPaceOptions::UNIX
-        } else {
-            options.pace
-        };
         Ok(ReplicationStream {
-            reader: Reader {
-                wire,
-                pace: ReadPace::new(pace),
-                next: Pace::OnReadiness,
-                nap_until: None,
-                started: Instant::now(),
-                last_arrival: Instant::now(),
-                silence_max: options.silence_max,
-            },
+            reader: Reader::new(wire, options.pace, options.silence_max),
             handed_out: 0,
             status,
             status_task,
@@ -177,7 +158,7 @@ impl ReplicationStream {
     /// Tells whether the socket is read by the clock now.
     #[must_use]
     pub const fn is_fast(&self) -> bool {
-        self.reader.pace.is_fast()
+        self.reader.is_fast()
     }
 
     /// Waits for at least one complete event and returns all that have arrived, borrowed. What was
@@ -267,83 +248,6 @@ async fn until_ready(wire: &mut Wire) -> Result<(), PgError> {
             }
             _ => return Err(malformed("end of a replication stream")),
         }
-    }
-}
-
-/// The socket and when to read it.
-#[derive(Debug)]
-struct Reader {
-    wire: Wire,
-    pace: ReadPace,
-    next: Pace,
-    nap_until: Option<Instant>,
-    started: Instant,
-    last_arrival: Instant,
-    silence_max: Duration,
-}
-
-impl Reader {
-    /// Reads once, as the pace says; may find nothing after a nap. Cancellation-safe.
-    async fn fill(&mut self) -> Result<(), PgError> {
-        if let Some(until) = self.nap_until {
-            tokio::time::sleep_until(until).await;
-            self.nap_until = None;
-            let (count, was_filled) = self.drain()?;
-            return self.after_read(count, was_filled);
-        }
-        let transport = &self.wire.transport;
-        let room = self.wire.inbound.room()?;
-        let room_bytes = room.len();
-        let deadline = self.last_arrival + self.silence_max;
-        let count = match tokio::time::timeout_at(deadline, transport.read(room)).await {
-            Ok(count) => count.map_err(PgError::Io)?,
-            Err(_elapsed) => {
-                let waited = self.silence_max;
-                return Err(PgError::Silent { waited });
-            }
-        };
-        if count == 0 {
-            return Err(PgError::Closed);
-        }
-        self.wire.inbound.filled(count);
-        self.after_read(count, count == room_bytes)
-    }
-
-    /// Reads what is there, until the buffer is full. TLS gives one record at a time.
-    fn drain(&mut self) -> Result<(usize, bool), PgError> {
-        let mut total = 0;
-        loop {
-            let room = self.wire.inbound.room()?;
-            let room_bytes = room.len();
-            if total > 0 && room_bytes < ROOM_BYTES_MIN {
-                return Ok((total, true));
-            }
-            let Some(count) = self.wire.transport.try_read(room).map_err(PgError::Io)? else {
-                return Ok((total, false));
-            };
-            if count == 0 {
-                return Err(PgError::Closed);
-            }
-            self.wire.inbound.filled(count);
-            total += count;
-            if count < room_bytes && !self.wire.transport.is_tls() {
-                return Ok((total, false));
-            }
-        }
-    }
-
-    fn after_read(&mut self, count: usize, was_filled: bool) -> Result<(), PgError> {
-        let now = Instant::now();
-        if count > 0 {
-            self.last_arrival = now;
-        }
-        self.next = self.pace.after_read(count, was_filled, now - self.started);
-        if let Pace::Nap(nap) = self.next {
-            // Counted from here: the time that the events take to be handled is part of the nap.
-            self.nap_until = Some(now + nap);
-            self.wire.transport.ignore_wakeups();
-        }
-        Ok(())
     }
 }
 

@@ -18,7 +18,7 @@ use super::{
 use crate::postgres::error::{PgError, ServerError};
 
 /// Rows of a simple query: text, or `None` for NULL.
-pub(super) type Rows = Vec<Vec<Option<String>>>;
+pub(in crate::postgres) type Rows = Vec<Vec<Option<String>>>;
 
 /// A transport and what was received from it.
 #[derive(Debug)]
@@ -109,7 +109,7 @@ impl Wire {
     }
 
     /// Runs statements and returns all their rows. After an error the connection can be used again.
-    pub(super) async fn query(&mut self, sql: &str) -> Result<Rows, PgError> {
+    pub(in crate::postgres) async fn query(&mut self, sql: &str) -> Result<Rows, PgError> {
         self.send_query(sql).await?;
         let mut rows = Vec::new();
         let mut failed = None;
