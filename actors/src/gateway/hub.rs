@@ -110,10 +110,13 @@ impl Hub {
     pub(super) fn subscription(&self, resolved: Resolved) -> Arc<Subscription> {
         let Resolved { subscription, log } = resolved;
         let mut all = lock(&self.subscriptions);
-        let known = all
-            .entry(subscription)
-            .or_insert_with_key(|id| Arc::new(Subscription::new(id.clone(), log)));
-        Arc::clone(known)
+        if let Some(known) = all.get(&subscription) {
+            known.use_log(log);
+            return Arc::clone(known);
+        }
+        let new = Arc::new(Subscription::new(subscription.clone(), log));
+        all.insert(subscription, Arc::clone(&new));
+        new
     }
 
     pub(super) fn subscriptions(&self) -> Vec<Arc<Subscription>> {

@@ -33,6 +33,7 @@ use super::{
     meters, peek,
     subscription::{Membership, Pulled, Rows},
 };
+use crate::log::{ChangeLog, LogError, LogHealth};
 
 /// Chunks between a session and its transport. One is sent while the next is made; a consumer that
 /// reads nothing has at most these.
@@ -226,7 +227,7 @@ async fn run(
 }
 
 enum Opened {
-    Peek(Arc<dyn crate::log::ChangeLog>),
+    Peek(Arc<dyn ChangeLog>),
     Member(Membership),
 }
 
@@ -321,6 +322,7 @@ impl Serving<'_> {
             end = self.deliver(outbound) => return end,
             end = listener.listen() => return end,
             () = self.expire() => return Err(CaptureError::Failed),
+            error = log_failed(&self.membership.subscription.log()) => return Err(error.into()),
             reason = ordered(&mut order) => reason,
         };
         if reason == EndReason::Draining {
@@ -368,6 +370,17 @@ impl Serving<'_> {
             self.flow.wake.notify_one();
         }
     }
+}
+
+/// Waits until the log is of no more use: the consumer comes again and finds the one opened anew.
+async fn log_failed(log: &Arc<dyn ChangeLog>) -> LogError {
+    let mut health = log.health();
+    let failed = health.wait_for(|health| matches!(health, LogHealth::Failed { .. }));
+    let reason = match failed.await.as_deref() {
+        Ok(LogHealth::Failed { reason }) => reason.clone(),
+        Ok(LogHealth::Writable | LogHealth::Blocked { .. }) | Err(_) => "it was closed".to_owned(),
+    };
+    LogError::Closed { reason }
 }
 
 struct Listener<'a> {

@@ -56,7 +56,7 @@ pub(super) async fn all(hub: &Hub) -> Result<Vec<SubscriptionStatus>, GatewayErr
         let id = subscription.id.clone();
         let glance = subscription.glance();
         if glance.floor.is_some() {
-            let tail = Some(*subscription.log.tail().borrow());
+            let tail = Some(*subscription.log().tail().borrow());
             found.insert(id.clone(), status(id, &glance, tail));
         }
     }
@@ -74,7 +74,7 @@ pub(super) fn report(hub: &Arc<Hub>) {
         };
         active += served;
         standby += glance.session_count - served;
-        let tail = *subscription.log.tail().borrow();
+        let tail = *subscription.log().tail().borrow();
         let status = status(subscription.id.clone(), &glance, Some(tail));
         subscription.meters.stand(
             status.unacked,

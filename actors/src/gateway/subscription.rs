@@ -37,7 +37,6 @@ const TAKE_MAX: usize = 1_024;
 #[derive(Debug)]
 pub(super) struct Subscription {
     pub(super) id: SubscriptionId,
-    pub(super) log: Arc<dyn ChangeLog>,
     pub(super) meters: Meters,
     state: Mutex<State>,
     /// Held while the subscription is brought to memory.
@@ -47,8 +46,9 @@ pub(super) struct Subscription {
     changed: Notify,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
+    log: Arc<dyn ChangeLog>,
     /// There while sessions are connected.
     ledger: Option<Ledger>,
     mode: Mode,
@@ -102,8 +102,18 @@ impl Subscription {
         Self {
             meters: Meters::new(&id),
             id,
-            log,
-            state: Mutex::default(),
+            state: Mutex::new(State {
+                log,
+                ledger: None,
+                mode: Mode::default(),
+                position: None,
+                session_count: 0,
+                session_number: 0,
+                version: 0,
+                saved_version: 0,
+                saved: None,
+                redelivered_count: 0,
+            }),
             opening: tokio::sync::Mutex::default(),
             feed: tokio::sync::Mutex::default(),
             changed: Notify::new(),
@@ -114,6 +124,20 @@ impl Subscription {
     /// every call of it keeps its books in step before it returns.
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The log that is read.
+    pub(super) fn log(&self) -> Arc<dyn ChangeLog> {
+        Arc::clone(&self.state().log)
+    }
+
+    /// Reads from `log` from now on, unless sessions read from another one already: theirs ends
+    /// with it, and then a log that was opened anew is found here.
+    pub(super) fn use_log(&self, log: Arc<dyn ChangeLog>) {
+        let mut state = self.state();
+        if state.ledger.is_none() {
+            state.log = log;
+        }
     }
 
     /// Takes a session in, bringing the subscription to memory with the first one.
@@ -133,7 +157,7 @@ impl Subscription {
             Some(position) => position,
             None => self.load(hub, options).await?,
         };
-        let reader = start::open_after(&self.log, position.floor).await?;
+        let reader = start::open_after(&self.log(), position.floor).await?;
         *self.feed.lock().await = Some(Feed::new(reader, &position.acked_above));
         {
             let mut state = self.state();
@@ -155,7 +179,7 @@ impl Subscription {
             return Ok(position);
         }
         hub.count_new_subscription().await?;
-        let position = start::find_position(&self.log, options.start).await?;
+        let position = start::find_position(&self.log(), options.start).await?;
         self.overwrite(position.clone(), false);
         hub.save_cursors().await?;
         Ok(position)
