@@ -140,7 +140,11 @@ impl EmbeddedLog {
             metrics: LogMetrics::new(&options.source),
             directory: directory.clone(),
         });
-        *shared.earliest() = index::first_entry(&shared, tail.offset)?;
+        match index::first_entry(&shared, tail.offset) {
+            Ok(first) => *shared.earliest() = first,
+            // A reader that gets there is told; the rest of the log can be used.
+            Err(error) => tracing::error!(%error, "the first entry of the log cannot be read"),
+        }
         let micros = |time: Duration| i64::try_from(time.as_micros()).unwrap_or(i64::MAX);
         let segments = Segments::new(directory, active, recovered.file, tail.offset, spare);
         let writer = Writer {

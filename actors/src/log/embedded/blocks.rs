@@ -21,11 +21,9 @@ pub(super) struct Chunk {
     offset: u64,
 }
 
-/// What lies next in a chunk.
-#[derive(Debug)]
-pub(super) enum Step {
-    /// A good header, and its payload if that was asked for.
-    Block(BlockHeader, Bytes),
+/// Why a walk over a chunk ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stop {
     /// The chunk ends inside a block that is this long.
     Partial(u64),
     /// The chunk is used up, or ends inside a header.
@@ -57,53 +55,39 @@ impl Chunk {
         })
     }
 
-    pub(super) const fn offset(&self) -> u64 {
-        self.offset
-    }
-
     /// Returns what was not walked over yet.
     pub(super) fn rest(&self) -> &[u8] {
         &self.bytes
     }
 
-    /// Walks over the next block and checks its payload.
-    pub(super) fn step(&mut self) -> Step {
-        if self.bytes.len() < BLOCK_HEADER_BYTES {
-            return Step::End;
-        }
-        let header = match BlockHeader::decode(&self.bytes, self.offset) {
-            Ok(header) => header,
-            Err(bad) => return Step::Bad(bad),
-        };
+    /// Walks over the next block and checks its payload. Does not move when it stops.
+    pub(super) fn step(&mut self) -> Result<(BlockHeader, Bytes), Stop> {
+        let header = self.header()?;
         let length = header.block_length();
         if length > self.bytes.len() as u64 {
-            return Step::Partial(length);
+            return Err(Stop::Partial(length));
         }
-        let block = self.bytes.split_to(length as usize);
+        let length = usize::try_from(length).map_err(|_| Stop::End)?;
+        let payload = self.bytes.slice(BLOCK_HEADER_BYTES..length);
+        header.check(&payload).map_err(Stop::Bad)?;
+        self.bytes = self.bytes.slice(length..);
         self.offset = header.end();
-        let payload = block.slice(BLOCK_HEADER_BYTES..);
-        match header.check(&payload) {
-            Ok(()) => Step::Block(header, payload),
-            Err(bad) => {
-                self.offset = header.offset;
-                Step::Bad(bad)
-            }
-        }
+        Ok((header, payload))
     }
 
     /// Walks over the next block without looking at its payload, which may lie beyond the chunk.
-    pub(super) fn step_header(&mut self) -> Step {
+    pub(super) fn step_header(&mut self) -> Result<BlockHeader, Stop> {
+        let header = self.header()?;
+        let length = usize::try_from(header.block_length()).unwrap_or(usize::MAX);
+        self.bytes = self.bytes.slice(length.min(self.bytes.len())..);
+        self.offset = header.end();
+        Ok(header)
+    }
+
+    fn header(&self) -> Result<BlockHeader, Stop> {
         if self.bytes.len() < BLOCK_HEADER_BYTES {
-            return Step::End;
+            return Err(Stop::End);
         }
-        match BlockHeader::decode(&self.bytes, self.offset) {
-            Ok(header) => {
-                let length = usize::try_from(header.block_length()).unwrap_or(usize::MAX);
-                self.bytes = self.bytes.slice(length.min(self.bytes.len())..);
-                self.offset = header.end();
-                Step::Block(header, Bytes::new())
-            }
-            Err(bad) => Step::Bad(bad),
-        }
+        BlockHeader::decode(&self.bytes, self.offset).map_err(Stop::Bad)
     }
 }

@@ -4,7 +4,7 @@
 //! where to begin to read. The entries are made by hopping over block headers when somebody first
 //! seeks in a segment, and extended while it grows: a log that nobody seeks in costs nothing.
 
-use std::fs::File;
+use std::{fs::File, io};
 
 use pgcapture_engine::{
     checkpoint::Checkpoint,
@@ -13,7 +13,7 @@ use pgcapture_engine::{
 };
 
 use super::{
-    blocks::{CHUNK_BYTES, Chunk, Step},
+    blocks::{CHUNK_BYTES, Chunk, Stop},
     files::io_error,
     shared::{Segment, Shared},
 };
@@ -76,17 +76,17 @@ impl SegmentIndex {
             let chunk = Chunk::read(&file, base, self.walked.offset, length);
             let mut chunk = chunk.map_err(io_error("read", &segment.path))?;
             let before = self.walked.offset;
-            let stopped = loop {
+            let stop = loop {
                 match chunk.step_header() {
-                    Step::Block(header, _) => {
-                        self.add(header.span, header.commit_time, chunk.offset());
-                    }
-                    Step::Bad(bad) => break Some(bad),
-                    Step::Partial(_) | Step::End => break None,
+                    Ok(header) => self.add(header.span, header.commit_time, header.end()),
+                    Err(stop) => break stop,
                 }
             };
             if self.walked.offset == before {
-                let bad = stopped.unwrap_or(BadBlock::Blank);
+                let bad = match stop {
+                    Stop::Bad(bad) => bad,
+                    Stop::Partial(_) | Stop::End => BadBlock::Header,
+                };
                 return Err(damaged(segment, before, bad));
             }
         }
@@ -136,7 +136,11 @@ pub(super) fn seek(shared: &Shared, skip: Skip) -> Result<u64, LogError> {
     let end = next.map_or(durable, |next| next.header.base_offset);
     let index = segment.index.lock();
     let mut index = index.expect("no code panics under this lock");
-    index.walk(segment, end.min(durable), false)?;
+    match index.walk(segment, end.min(durable), false) {
+        // Retention has removed it since; the reader finds out whether anything is missed.
+        Err(LogError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+        walked => walked?,
+    }
     let after = index.places.partition_point(|place| place.is_before(skip));
     let place = index.places.get(after.saturating_sub(1));
     Ok(place.map_or(segment.header.base_offset, |place| place.offset))

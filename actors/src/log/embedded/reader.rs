@@ -15,11 +15,12 @@ use async_trait::async_trait;
 use pgcapture_engine::{
     batch::{Batch, MalformedBatch},
     checkpoint::Checkpoint,
+    segment::BadBlock,
 };
 use tokio::{sync::watch, task::JoinHandle};
 
 use super::{
-    blocks::{CHUNK_BYTES, Chunk, Step},
+    blocks::{CHUNK_BYTES, Chunk, Stop},
     files::io_error,
     index::damaged,
     merge::Merger,
@@ -215,35 +216,30 @@ fn read_chunk(
     let base = segment.header.base_offset;
     let (mut length, mut merger) = (CHUNK_BYTES, Merger::default());
     let before = position.offset;
-    while position.offset == before {
+    loop {
         let rest = end.saturating_sub(before);
         let chunk = Chunk::read(file, base, before, length.min(rest));
         let mut chunk = chunk.map_err(io_error("read", &segment.path))?;
-        let stopped = loop {
+        let stop = loop {
             match chunk.step() {
-                Step::Block(header, payload) => {
+                Ok((header, payload)) => {
                     let taken = position.take(header.batch(payload), &mut merger);
-                    taken.map_err(|error| LogError::Corrupt {
-                        file: segment.path.clone(),
-                        offset: header.offset - base,
-                        what: error.to_string(),
-                    })?;
-                    position.offset = chunk.offset();
+                    taken.map_err(|_| damaged(segment, header.offset, BadBlock::Payload))?;
+                    position.offset = header.end();
                 }
-                stopped => break stopped,
+                Err(stop) => break stop,
             }
         };
-        match stopped {
-            // What is good before it is delivered first; the next call meets it again.
-            Step::Bad(bad) if position.offset == before => {
-                return Err(damaged(segment, before, bad));
-            }
+        if position.offset > before {
+            // What is good is delivered first; the next call meets what is not.
+            break;
+        }
+        match stop {
             // The first block is longer than a chunk: read it whole.
-            Step::Partial(block) if block > length && block <= rest => length = block,
-            _ if position.offset > before => {}
-            _ => {
-                let bad = pgcapture_engine::segment::BadBlock::Header;
-                return Err(damaged(segment, before, bad));
+            Stop::Partial(block) if block > length && block <= rest => length = block,
+            Stop::Bad(bad) => return Err(damaged(segment, before, bad)),
+            Stop::Partial(_) | Stop::End => {
+                return Err(damaged(segment, before, BadBlock::Payload));
             }
         }
     }

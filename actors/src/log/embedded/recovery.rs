@@ -27,7 +27,7 @@ use pgcapture_engine::{
 };
 
 use super::{
-    blocks::{CHUNK_BYTES, Chunk, Step},
+    blocks::{CHUNK_BYTES, Chunk, Stop},
     files::{allocate, io_error, list_segments, read_at_most, read_header, segment_path},
     shared::Segment,
 };
@@ -168,28 +168,28 @@ fn walk(segment: &Segment, file: &File, length: u64) -> Result<Walk, LogError> {
         let chunk = Chunk::read(file, header.base_offset, at, piece.min(end - at));
         let mut chunk = chunk.map_err(io_error("read", &segment.path))?;
         piece = CHUNK_BYTES;
-        let stopped = loop {
+        let stop = loop {
             match chunk.step() {
-                Step::Block(block, _) => {
+                Ok((block, _)) => {
                     check_order(segment, &walk.tail, &block)?;
                     walk.attested = walk.attested.max(block.durable);
                     advance(&mut walk.tail, &block);
                 }
-                stopped => break stopped,
+                Err(stop) => break stop,
             }
         };
-        match stopped {
-            Step::Bad(bad) => {
+        match stop {
+            Stop::Bad(bad) => {
                 walk.bad = bad;
                 return Ok(walk);
             }
-            Step::Partial(block) if block > end - walk.tail.offset => {
+            Stop::Partial(block) if block > end - walk.tail.offset => {
                 walk.bad = BadBlock::Payload;
                 return Ok(walk);
             }
-            Step::Partial(block) => piece = block.max(CHUNK_BYTES),
-            Step::End | Step::Block(..) if walk.tail.offset > at => {}
-            Step::End | Step::Block(..) => {
+            Stop::Partial(block) => piece = block.max(CHUNK_BYTES),
+            Stop::End if walk.tail.offset > at => {}
+            Stop::End => {
                 if chunk.rest().iter().any(|byte| *byte != 0) {
                     walk.bad = BadBlock::Header;
                 }

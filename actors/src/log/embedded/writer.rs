@@ -238,6 +238,13 @@ impl Writer {
     }
 }
 
+/// However the thread ends, by a panic too: nobody waits for it any more.
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.shared.queue.fail("its writer thread has ended");
+    }
+}
+
 /// Writes code, title and the whole chain of causes.
 fn reason(code: &codes::Explanation, error: &LogError) -> String {
     let mut reason = format!("{}: {}: {error}", code.code, code.title);
