@@ -1,9 +1,6 @@
 //! The node: configuration, command line, gRPC and HTTP around the actors.
-<<<<<<< HEAD
 //!
 //! The modules stand in the order of a start: what the user says, what the disk holds, what runs.
-
-pub mod store;
 
 pub mod units;
 
@@ -11,7 +8,9 @@ pub mod redact;
 
 pub mod config;
 
-pub mod cli;
+pub mod telemetry;
+
+pub mod store;
 
 pub mod logs;
 
@@ -19,12 +18,12 @@ pub mod resolver;
 
 pub mod sources;
 
+pub mod rpc;
+
 pub mod http;
 
 mod process;
 
-pub mod telemetry;
-=======
+pub mod app;
 
-pub mod rpc;
->>>>>>> main
+pub mod cli;

@@ -87,7 +87,10 @@ mod tests {
             ("orders/a/b", "orders", "a/b"),
         ] {
             let id = subscription_of(uri);
-            assert_eq!((id.stream.as_str(), id.consumer.as_str()), (stream, consumer));
+            assert_eq!(
+                (id.stream.as_str(), id.consumer.as_str()),
+                (stream, consumer)
+            );
             assert_eq!(uri_of(&id), uri);
         }
         assert_eq!(uri_of(&subscription_of("orders/")), "orders");

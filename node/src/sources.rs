@@ -34,8 +34,13 @@ use pgcapture_engine::{
 use tokio::{sync::watch, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
-pub use self::{definition::Definition, operations::SourceError, setup::SourcePlan};
 use self::secrets::Secrets;
+pub(crate) use self::status::{chain, lag, lag_bytes, unix_now_micros};
+pub use self::{
+    definition::Definition,
+    operations::SourceError,
+    setup::{Check, SourcePlan},
+};
 use crate::{config::Config, logs::Logs};
 
 /// How long the reconciler waits before it tries again what failed. An operator who mends a
@@ -218,7 +223,7 @@ impl Sources {
             "starting the agent of a source"
         );
         let running = Running {
-            handle: agent::start(spec, config, log),
+            handle: start_agent_of(spec, config, log),
             epoch,
             url: source.url.clone(),
             password: source.password.clone(),
@@ -292,4 +297,12 @@ impl Sources {
     fn troubles(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Trouble>> {
         self.troubles.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn start_agent_of(
+    spec: AgentSpec,
+    _config: postgres::Config,
+    log: Arc<dyn pgcapture_actors::log::ChangeLog>,
+) -> AgentHandle {
+    agent::start(spec, log)
 }

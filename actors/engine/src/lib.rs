@@ -10,16 +10,6 @@ pub mod checkpoint;
 
 pub mod batch;
 
-<<<<<<< HEAD
-pub mod segment;
-
-pub mod retention;
-
-pub mod codes;
-
-pub mod cluster;
-=======
->>>>>>> main
 pub mod pgoutput;
 
 pub mod relations;
@@ -32,16 +22,12 @@ pub mod read_pace;
 
 pub mod slot_mode;
 
-<<<<<<< HEAD
-pub mod backoff;
-=======
 pub mod progress;
 
 pub mod segment;
 
 pub mod retention;
 
->>>>>>> main
 pub mod capture_options;
 
 pub mod filter;
@@ -49,10 +35,9 @@ pub mod filter;
 pub mod ledger;
 
 pub mod capture_frame;
-<<<<<<< HEAD
-=======
 
 pub mod backoff;
 
 pub mod codes;
->>>>>>> main
+
+pub mod cluster;

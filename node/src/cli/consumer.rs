@@ -87,7 +87,8 @@ struct ConsumerView {
     unacked: u64,
     lag_bytes: u64,
     lag_seconds: f64,
-    acked_runs: u32,
+    mode: String,
+    redelivered: u64,
 }
 
 impl From<Consumer> for ConsumerView {
@@ -101,7 +102,8 @@ impl From<Consumer> for ConsumerView {
             unacked: consumer.unacked_count,
             lag_bytes: consumer.lag_bytes,
             lag_seconds: Duration::from_micros(consumer.lag_micros.unsigned_abs()).as_secs_f64(),
-            acked_runs: consumer.acked_run_count,
+            mode: consumer.mode,
+            redelivered: consumer.redelivered_count,
         }
     }
 }
@@ -115,7 +117,8 @@ impl View for ConsumerView {
         ("LAG", false),
         ("BEHIND", false),
         ("ACKED TO", false),
-        ("RUNS ABOVE", true),
+        ("MODE", true),
+        ("REDELIVERED", true),
     ];
 
     fn cells(&self) -> Vec<String> {
@@ -127,7 +130,8 @@ impl View for ConsumerView {
             human_bytes(self.lag_bytes),
             human_duration(Duration::from_secs_f64(self.lag_seconds)),
             self.floor.clone().unwrap_or_else(|| "–".to_owned()),
-            self.acked_runs.to_string(),
+            self.mode.clone(),
+            self.redelivered.to_string(),
         ]
     }
 }

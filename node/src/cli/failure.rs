@@ -127,16 +127,21 @@ impl From<Status> for Failure {
             let value = status.metadata().get(key)?;
             Some(value.to_str().ok()?.to_owned())
         };
-        let code = told("pgcapture-code");
+        let code = told(pgcapture_proto::status::CODE_KEY);
         let known = code.as_deref().and_then(pgcapture_engine::codes::find);
         let explanation = known.or(explanation);
+        let code = explanation.map_or("", |known| known.code);
+        let next = explanation.map_or("look at the log of the node", |known| known.next);
+        // The message of our own statuses is `CODE: what; next: step`.
+        let message = status.message();
+        let message = message.strip_prefix(code).unwrap_or(message);
+        let message = message.strip_prefix(": ").unwrap_or(message);
+        let (text, next) = message.rsplit_once("; next: ").unwrap_or((message, next));
         Self {
             exit,
-            code: explanation.map_or_else(String::new, |known| known.code.to_owned()),
-            text: status.message().to_owned(),
-            next: told("pgcapture-next")
-                .or_else(|| explanation.map(|known| known.next.to_owned()))
-                .unwrap_or_else(|| "look at the log of the node".to_owned()),
+            code: code.to_owned(),
+            text: text.to_owned(),
+            next: next.to_owned(),
         }
     }
 }

@@ -3,10 +3,7 @@
 //! Data to stdout, talk to stderr. No colour unless stderr or stdout is a terminal and nobody
 //! asked for none.
 
-use std::{
-    fmt::Write as _,
-    io::{self, IsTerminal, Write as _},
-};
+use std::io::{self, IsTerminal, Write as _};
 
 use clap::ValueEnum;
 use serde::Serialize;
@@ -209,8 +206,7 @@ fn env(out: &mut String, name: &str, value: &Value) {
             }
         }
         Value::String(text) => {
-            // Writing to a String does not fail.
-            drop(writeln!(out, "{name}='{}'", text.replace('\'', "'\\''")));
+            line(out, &format!("{name}='{}'", text.replace('\'', "'\\''")));
         }
         Value::Null => line(out, &format!("{name}=")),
         Value::Bool(_) | Value::Number(_) => line(out, &format!("{name}={value}")),

@@ -61,7 +61,13 @@ mod tests {
     fn only_the_right_token_passes() {
         let check = TokenCheck::new(Some("secret"));
         assert!(check.accepts(Some("Bearer secret")));
-        for bad in [None, Some(""), Some("secret"), Some("Bearer "), Some("Bearer secre")] {
+        for bad in [
+            None,
+            Some(""),
+            Some("secret"),
+            Some("Bearer "),
+            Some("Bearer secre"),
+        ] {
             assert!(!check.accepts(bad), "{bad:?}");
         }
         assert!(TokenCheck::new(None).accepts(None));

@@ -65,13 +65,18 @@ impl Definition {
         }
         let reference = match password.trim() {
             "" => section.password,
-            text => Some(text.parse::<SecretRef>().map_err(|e| invalid(e.to_string()))?),
+            text => Some(
+                text.parse::<SecretRef>()
+                    .map_err(|e| invalid(e.to_string()))?,
+            ),
         };
         let definition = Self {
             name: name.to_owned(),
             stream,
             url,
-            inline: inline.filter(|_| reference.is_none()).map(postgres::Secret::new),
+            inline: inline
+                .filter(|_| reference.is_none())
+                .map(postgres::Secret::new),
             password: reference,
             slot: or(section.slot, default_slot(name)),
             publication: or(section.publication, default_publication(name)),

@@ -89,9 +89,10 @@ impl SourceError {
     pub fn next(&self) -> &str {
         match self {
             Self::Checks { next, .. } => next,
-            Self::Refused(_) | Self::Invalid { .. } | Self::Postgres { .. } | Self::Store { .. } => {
-                self.explanation().next
-            }
+            Self::Refused(_)
+            | Self::Invalid { .. }
+            | Self::Postgres { .. }
+            | Self::Store { .. } => self.explanation().next,
         }
     }
 }

@@ -82,7 +82,9 @@ mod tests {
         assert_eq!(mode & 0o777, 0o600);
         secrets.keep("shop", "other").unwrap();
         assert_eq!(crate::config::read_secret(&reference).unwrap(), "other");
-        secrets.forget("shop", Some(&SecretRef::Env("X".to_owned()))).unwrap();
+        secrets
+            .forget("shop", Some(&SecretRef::Env("X".to_owned())))
+            .unwrap();
         assert!(path.exists());
         secrets.forget("shop", Some(&reference)).unwrap();
         secrets.forget("shop", Some(&reference)).unwrap();

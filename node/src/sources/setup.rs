@@ -7,7 +7,9 @@
 mod checks;
 mod tables;
 
-use pgcapture_actors::postgres::{Config, Connection, PgError, Replication, quote_ident, quote_literal};
+use pgcapture_actors::postgres::{
+    Config, Connection, PgError, Replication, quote_ident, quote_literal,
+};
 use pgcapture_engine::codes::Explanation;
 
 use super::Definition;
@@ -78,10 +80,7 @@ impl SourcePlan {
 }
 
 /// Looks and plans; changes nothing.
-pub(super) async fn plan(
-    definition: &Definition,
-    config: &Config,
-) -> Result<SourcePlan, PgError> {
+pub(super) async fn plan(definition: &Definition, config: &Config) -> Result<SourcePlan, PgError> {
     let mut connection = Connection::connect(config, Replication::Off).await?;
     let mut plan = SourcePlan::default();
     checks::server(&mut connection, &mut plan).await?;
@@ -115,7 +114,11 @@ pub(super) async fn create(
 ) -> Result<(), PgError> {
     let mut connection = Connection::connect(config, Replication::Off).await?;
     for statement in &plan.sql {
-        tracing::info!(source = definition.name, sql = statement, "setting up a source");
+        tracing::info!(
+            source = definition.name,
+            sql = statement,
+            "setting up a source"
+        );
         if let Err(error) = connection.query(statement).await {
             let made = Made {
                 slot: None,

@@ -54,7 +54,10 @@ impl Sources {
             let (word, status) = self.status(source);
             let trouble = status.trouble?;
             let Trouble { code, text, next } = trouble;
-            Some(format!("source {} {word}: {code} {text}; next: {next}", source.name))
+            Some(format!(
+                "source {} {word}: {code} {text}; next: {next}",
+                source.name
+            ))
         };
         state.sources.values().filter_map(complaint).collect()
     }
@@ -64,14 +67,26 @@ impl Sources {
         let state = std::sync::Arc::clone(&self.consensus.state().borrow());
         for source in state.sources.values() {
             let (_, status) = self.status(source);
-            let labels = [("source", source.name.clone()), ("slot", source.slot.clone())];
+            let labels = [
+                ("source", source.name.clone()),
+                ("slot", source.slot.clone()),
+            ];
             let gauge = |name: &'static str, value: f64| metrics::gauge!(name, &labels).set(value);
             gauge("pgcapture_slot_epoch", source.epoch.0 as f64);
             gauge("pgcapture_slot_lag_bytes", lag_bytes(&status) as f64);
             gauge("pgcapture_slot_lag_seconds", lag(&status).as_secs_f64());
-            gauge("pgcapture_slot_received_lsn_bytes", status.received_lsn.0 as f64);
-            gauge("pgcapture_slot_confirmed_lsn_bytes", status.confirmed_lsn.0 as f64);
-            gauge("pgcapture_slot_wal_retained_bytes", status.wal_retained_bytes as f64);
+            gauge(
+                "pgcapture_slot_received_lsn_bytes",
+                status.received_lsn.0 as f64,
+            );
+            gauge(
+                "pgcapture_slot_confirmed_lsn_bytes",
+                status.confirmed_lsn.0 as f64,
+            );
+            gauge(
+                "pgcapture_slot_wal_retained_bytes",
+                status.wal_retained_bytes as f64,
+            );
             for known in STATES {
                 let is_now = f64::from(u8::from(known == status.state));
                 let state = ("state", known.as_str().to_owned());

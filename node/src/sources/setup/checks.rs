@@ -115,11 +115,7 @@ pub(super) async fn slot(
             "",
         );
     } else if active == "t" {
-        plan.failed(
-            &source::SLOT_IN_USE,
-            format!("slot {slot} is in use"),
-            "",
-        );
+        plan.failed(&source::SLOT_IN_USE, format!("slot {slot} is in use"), "");
     } else {
         plan.passed(format!("slot {slot} is there and is used as it is"));
     }
