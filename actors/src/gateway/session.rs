@@ -318,11 +318,12 @@ impl Serving<'_> {
         mut order: watch::Receiver<Option<EndReason>>,
     ) -> Result<(), CaptureError> {
         let mut listener = Listener::new(requests, self.flow, Some(self.membership));
+        let log = self.membership.subscription.log();
         let reason = tokio::select! {
             end = self.deliver(outbound) => return end,
             end = listener.listen() => return end,
             () = self.expire() => return Err(CaptureError::Failed),
-            error = log_failed(&self.membership.subscription.log()) => return Err(error.into()),
+            error = log_failed(&log) => return Err(error.into()),
             reason = ordered(&mut order) => reason,
         };
         if reason == EndReason::Draining {

@@ -41,10 +41,10 @@ use tonic::{
 };
 
 /// Far beyond what anything here takes: reaching it is a failure.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Runs a test as the node runs: an actix system on a multi-thread runtime.
-pub fn run(test: impl Future<Output = ()>) {
+pub(crate) fn run(test: impl Future<Output = ()>) {
     let runtime = || {
         tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
@@ -60,7 +60,10 @@ pub fn run(test: impl Future<Output = ()>) {
 }
 
 /// Waits until `look` finds what it looks for; fails with the last thing seen.
-pub async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Result<T, String>) -> T {
+pub(crate) async fn eventually<T>(
+    what: &str,
+    mut look: impl AsyncFnMut() -> Result<T, String>,
+) -> T {
     let deadline = tokio::time::Instant::now() + PATIENCE;
     loop {
         match look().await {
@@ -76,9 +79,9 @@ pub async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Result<T, 
 
 /// Cursors in memory, as durable as the value itself.
 #[derive(Debug, Default)]
-pub struct MemoryCursors {
-    pub cursors: Mutex<BTreeMap<SubscriptionId, Cursor>>,
-    pub is_failing: AtomicBool,
+pub(crate) struct MemoryCursors {
+    pub(crate) cursors: Mutex<BTreeMap<SubscriptionId, Cursor>>,
+    pub(crate) is_failing: AtomicBool,
 }
 
 #[async_trait]
@@ -129,7 +132,7 @@ impl SourceResolver for Shop {
     }
 }
 
-pub fn id(stream: &str, consumer: &str) -> SubscriptionId {
+pub(crate) fn id(stream: &str, consumer: &str) -> SubscriptionId {
     SubscriptionId {
         stream: stream.to_owned(),
         consumer: consumer.to_owned(),
@@ -137,21 +140,20 @@ pub fn id(stream: &str, consumer: &str) -> SubscriptionId {
 }
 
 /// A node's gateway with a stream `shop`.
-pub struct Node {
-    pub gateway: GatewayHandle,
-    pub cursors: Arc<MemoryCursors>,
-    pub log: Arc<MemoryLog>,
-    pub channel: Channel,
-    pub address: std::net::SocketAddr,
+pub(crate) struct Node {
+    pub(crate) gateway: GatewayHandle,
+    pub(crate) cursors: Arc<MemoryCursors>,
+    pub(crate) log: Arc<MemoryLog>,
+    pub(crate) channel: Channel,
     writer: Box<dyn LogWriter>,
     _server: Task<()>,
 }
 
-pub async fn node() -> Node {
+pub(crate) async fn node() -> Node {
     node_with(GatewayLimits::default()).await
 }
 
-pub async fn node_with(limits: GatewayLimits) -> Node {
+pub(crate) async fn node_with(limits: GatewayLimits) -> Node {
     let log = MemoryLog::new(MemoryLogOptions::default());
     start(log, Arc::default(), limits).await
 }
@@ -180,21 +182,20 @@ async fn start(log: Arc<MemoryLog>, cursors: Arc<MemoryCursors>, limits: Gateway
         writer: log.open_writer(Epoch(1)).await.unwrap(),
         log,
         channel,
-        address,
         _server: server,
     }
 }
 
 impl Node {
     /// Another life of the node on the same log and the same store. The old one is not drained.
-    pub async fn restart(self, limits: GatewayLimits) -> Self {
+    pub(crate) async fn restart(self, limits: GatewayLimits) -> Self {
         let (log, cursors) = (Arc::clone(&self.log), Arc::clone(&self.cursors));
         drop(self);
         start(log, cursors, limits).await
     }
 
     /// Appends one transaction with a change of each table, committed `lsn` seconds after 2000.
-    pub async fn publish(&mut self, lsn: u64, tables: &[&str]) {
+    pub(crate) async fn publish(&mut self, lsn: u64, tables: &[&str]) {
         let changes = tables.iter().map(|table| {
             let (schema, table) = table.split_once('.').unwrap_or(("public", table));
             message::Type::Change(Change {
@@ -208,12 +209,12 @@ impl Node {
     }
 
     /// Appends one transaction of `count` changes with names of `size` bytes.
-    pub async fn publish_large(&mut self, lsn: u64, count: usize, size: usize) {
+    pub(crate) async fn publish_large(&mut self, lsn: u64, count: usize, size: usize) {
         let table = "t".repeat(size);
         self.publish(lsn, &vec![table.as_str(); count]).await;
     }
 
-    pub async fn publish_messages(&mut self, lsn: u64, messages: Vec<message::Type>) {
+    pub(crate) async fn publish_messages(&mut self, lsn: u64, messages: Vec<message::Type>) {
         let time = PgTime(lsn.cast_signed() * 1_000_000);
         let commit_time = time.0.cast_unsigned();
         let begin = message::Type::Begin(Begin {
@@ -249,7 +250,7 @@ impl Node {
     }
 
     /// Opens a stream.
-    pub async fn open(&self, uri: &str, parameters: &[(&str, Kind)]) -> Consumer {
+    pub(crate) async fn open(&self, uri: &str, parameters: &[(&str, Kind)]) -> Consumer {
         let consumer = self.open_bare().await;
         let fields = parameters.iter().map(|(name, kind)| {
             let kind = Some(kind.clone());
@@ -268,7 +269,7 @@ impl Node {
     }
 
     /// Opens a stream without init.
-    pub async fn open_bare(&self) -> Consumer {
+    pub(crate) async fn open_bare(&self) -> Consumer {
         let (requests, outbound) = mpsc::channel(16);
         let mut client =
             DbLogGatewayClient::new(self.channel.clone()).max_decoding_message_size(64 << 20);
@@ -281,7 +282,7 @@ impl Node {
     }
 
     /// Opens a stream and waits until it is part of its subscription.
-    pub async fn join(&self, uri: &str, parameters: &[(&str, Kind)]) -> Consumer {
+    pub(crate) async fn join(&self, uri: &str, parameters: &[(&str, Kind)]) -> Consumer {
         let before = self.status(uri).await.map_or(0, |s| s.session_count);
         let consumer = self.open(uri, parameters).await;
         self.status_when(uri, |status| status.session_count > before)
@@ -289,7 +290,7 @@ impl Node {
         consumer
     }
 
-    pub async fn status(&self, uri: &str) -> Option<SubscriptionStatus> {
+    pub(crate) async fn status(&self, uri: &str) -> Option<SubscriptionStatus> {
         let (stream, consumer) = uri.split_once('/').unwrap_or((uri, uri));
         let wanted = id(stream, consumer);
         let all = self.gateway.subscriptions().await.unwrap();
@@ -297,7 +298,7 @@ impl Node {
     }
 
     /// Waits for a status.
-    pub async fn status_when(
+    pub(crate) async fn status_when(
         &self,
         uri: &str,
         is_wanted: impl Fn(&SubscriptionStatus) -> bool,
@@ -314,20 +315,20 @@ impl Node {
 }
 
 /// A consumer as the generated client makes it.
-pub struct Consumer {
-    pub requests: mpsc::Sender<CaptureRequest>,
-    pub stream: Streaming<CaptureMessage>,
+pub(crate) struct Consumer {
+    pub(crate) requests: mpsc::Sender<CaptureRequest>,
+    pub(crate) stream: Streaming<CaptureMessage>,
 }
 
 impl Consumer {
-    pub async fn send(&self, request: capture_request::Type) {
+    pub(crate) async fn send(&self, request: capture_request::Type) {
         let request = CaptureRequest {
             r#type: Some(request),
         };
         self.requests.send(request).await.unwrap();
     }
 
-    pub async fn next(&mut self) -> CaptureMessage {
+    pub(crate) async fn next(&mut self) -> CaptureMessage {
         tokio::time::timeout(PATIENCE, self.stream.message())
             .await
             .expect("a message comes")
@@ -336,7 +337,7 @@ impl Consumer {
     }
 
     /// Receives `count` messages and returns their positions.
-    pub async fn positions(&mut self, count: usize) -> Vec<(u64, u32)> {
+    pub(crate) async fn positions(&mut self, count: usize) -> Vec<(u64, u32)> {
         let mut positions = Vec::new();
         for _ in 0..count {
             positions.push(position(&self.next().await));
@@ -344,11 +345,11 @@ impl Consumer {
         positions
     }
 
-    pub async fn ack(&self, message: &CaptureMessage) {
+    pub(crate) async fn ack(&self, message: &CaptureMessage) {
         self.answer(message, "", false).await;
     }
 
-    pub async fn ack_at(&self, (lsn, seq): (u64, u32)) {
+    pub(crate) async fn ack_at(&self, (lsn, seq): (u64, u32)) {
         let checkpoint = pgcapture_proto::pgcapture::Checkpoint {
             lsn,
             seq,
@@ -361,7 +362,7 @@ impl Consumer {
         self.ack(&message).await;
     }
 
-    pub async fn answer(&self, message: &CaptureMessage, reason: &str, cumulative: bool) {
+    pub(crate) async fn answer(&self, message: &CaptureMessage, reason: &str, cumulative: bool) {
         self.send(capture_request::Type::Ack(CaptureAck {
             checkpoint: message.checkpoint.clone(),
             requeue_reason: reason.to_owned(),
@@ -370,13 +371,13 @@ impl Consumer {
         .await;
     }
 
-    pub async fn grant(&self, messages: u32) {
+    pub(crate) async fn grant(&self, messages: u32) {
         self.send(capture_request::Type::Credit(Credit { messages }))
             .await;
     }
 
     /// Reads on until the stream ends and returns its status.
-    pub async fn end(&mut self) -> Status {
+    pub(crate) async fn end(&mut self) -> Status {
         tokio::time::timeout(PATIENCE, async {
             loop {
                 match self.stream.message().await {
@@ -391,23 +392,23 @@ impl Consumer {
     }
 
     /// Tells whether nothing has come for a while that is long for this gateway.
-    pub async fn is_quiet(&mut self) -> bool {
+    pub(crate) async fn is_quiet(&mut self) -> bool {
         tokio::time::timeout(Duration::from_millis(50), self.stream.message())
             .await
             .is_err()
     }
 }
 
-pub fn position(message: &CaptureMessage) -> (u64, u32) {
+pub(crate) fn position(message: &CaptureMessage) -> (u64, u32) {
     let checkpoint = message.checkpoint.as_ref().unwrap();
     (checkpoint.lsn, checkpoint.seq)
 }
 
-pub fn text(text: &str) -> Kind {
+pub(crate) fn text(text: &str) -> Kind {
     Kind::StringValue(text.to_owned())
 }
 
-pub fn list(texts: &[&str]) -> Kind {
+pub(crate) fn list(texts: &[&str]) -> Kind {
     let values = texts.iter().map(|entry| Value {
         kind: Some(text(entry)),
     });
@@ -417,11 +418,11 @@ pub fn list(texts: &[&str]) -> Kind {
 }
 
 /// `Start` at the oldest entry.
-pub fn earliest() -> (&'static str, Kind) {
+pub(crate) fn earliest() -> (&'static str, Kind) {
     ("Start", text("earliest"))
 }
 
-pub fn truncate(table: &str) -> message::Type {
+pub(crate) fn truncate(table: &str) -> message::Type {
     message::Type::Truncate(Truncate {
         relations: vec![pgcapture_proto::pgcapture::Relation {
             schema: "public".to_owned(),
