@@ -96,16 +96,17 @@ pub struct Auth {
 pub struct Limits {
     /// Consumers connected at once.
     pub sessions: u32,
-    /// Bytes waiting for one slow consumer before its reader pauses.
-    pub session_buffer: Size,
+    /// Subscriptions, connected or not.
+    pub subscriptions: u32,
+    /// Bytes of rows that all sessions together hold unacknowledged.
+    pub in_flight: Size,
     /// Messages that one session may hold unacknowledged.
     pub max_unacked: u32,
-    /// After this long without an acknowledgement a message is delivered again.
-    pub ack_timeout: Span,
+    /// After this long without an acknowledgement a message is delivered again; default: never
+    /// while its session lives.
+    pub ack_timeout: Option<Span>,
     /// A larger row halts its source with a clear error.
     pub max_row: Size,
-    /// A larger request is refused.
-    pub max_request: Size,
 }
 
 /// The embedded log.
@@ -248,19 +249,19 @@ impl Config {
             client_ca: reader.find("tls.client_ca"),
         };
         let limits = Limits {
-            sessions: reader.get("limits.sessions", 10_000),
-            session_buffer: reader.get("limits.session_buffer", Size(4 << 20)),
+            sessions: reader.get("limits.sessions", 20_000),
+            subscriptions: reader.get("limits.subscriptions", 20_000),
+            in_flight: reader.get("limits.in_flight", Size(256 << 20)),
             max_unacked: reader.get("limits.max_unacked", 5_000),
-            ack_timeout: reader.get("limits.ack_timeout", Span::from_secs(60)),
+            ack_timeout: reader.find("limits.ack_timeout"),
             max_row: reader.get("limits.max_row", Size(64 << 20)),
-            max_request: reader.get("limits.max_request", Size(1 << 20)),
         };
         let log = Log {
             segment: reader.get("log.segment", Size(64 << 20)),
-            queue: reader.get("log.queue", Size(8 << 20)),
+            queue: reader.get("log.queue", Size(32 << 20)),
             retention: Retention {
-                time: reader.get("log.retention.time", Span::from_secs(72 * 3_600)),
-                size: reader.get("log.retention.size", Size(50 << 30)),
+                time: reader.get("log.retention.time", Span::from_secs(7 * 86_400)),
+                size: reader.get("log.retention.size", Size(16 << 30)),
             },
         };
         let agent = Agent {

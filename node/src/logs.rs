@@ -9,7 +9,10 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use pgcapture_actors::log::{ChangeLog, EmbeddedLog, EmbeddedLogOptions, LogError};
+use pgcapture_actors::log::{
+    ChangeLog, LogError,
+    embedded::{EmbeddedLog, EmbeddedLogOptions},
+};
 
 use crate::config::Config;
 

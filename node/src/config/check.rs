@@ -103,6 +103,7 @@ impl Checker<'_> {
         let limits = &config.limits;
         for (path, value) in [
             ("limits.sessions", limits.sessions),
+            ("limits.subscriptions", limits.subscriptions),
             ("limits.max_unacked", limits.max_unacked),
         ] {
             self.require(
@@ -119,7 +120,9 @@ impl Checker<'_> {
             format!("use \"{ROW_MAX}\""),
         );
         self.require(
-            !limits.ack_timeout.0.is_zero(),
+            limits
+                .ack_timeout
+                .is_none_or(|timeout| !timeout.0.is_zero()),
             "limits.ack_timeout",
             "must be longer than nothing".to_owned(),
             "use \"60s\"".to_owned(),

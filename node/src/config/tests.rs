@@ -200,7 +200,7 @@ fn a_flag_wins_over_the_environment_over_files_over_the_default() {
     assert_eq!((config.limits.sessions, config.limits.max_unacked), (2, 2));
     assert_eq!(config.limits.max_row, Size(1 << 10));
     let config = Config::load_from(&[], no_env(), &[]).unwrap();
-    assert_eq!(config.limits.sessions, 10_000);
+    assert_eq!(config.limits.sessions, 20_000);
 }
 
 #[test]

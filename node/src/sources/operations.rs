@@ -300,13 +300,11 @@ impl Sources {
     async fn wait_for_first_status(&self, name: &str) {
         let wait = async {
             let mut running = self.running.subscribe();
-            let Ok(all) = running.wait_for(|all| all.contains_key(name)).await else {
+            drop(running.wait_for(|all| all.contains_key(name)).await);
+            let status = running.borrow().get(name).map(|it| it.handle.status());
+            let Some(mut status) = status else {
                 return;
             };
-            let Some(mut status) = all.get(name).map(|running| running.handle.status()) else {
-                return;
-            };
-            drop(all);
             let is_known = status.wait_for(|status| {
                 status.state != AgentState::Starting || status.trouble.is_some()
             });
