@@ -5,6 +5,7 @@
 //! COPY; [`catalog`] looks and manages by SQL; [`LocalServer`] is a throw-away server for trying,
 //! measuring and testing. Decides nothing about positions: what is confirmed is the caller's word.
 
+pub mod catalog;
 mod config;
 mod connection;
 mod error;
