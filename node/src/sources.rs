@@ -28,7 +28,7 @@ use pgcapture_actors::{
 };
 use pgcapture_engine::{
     checkpoint::Epoch,
-    cluster::{Answer, Command, SecretRef, Source, State},
+    cluster::{Answer, Command, OnGap, SecretRef, Source, State},
     codes,
 };
 use tokio::{sync::watch, task::JoinHandle};
@@ -92,7 +92,6 @@ impl Sources {
                 catch_up_above: agent.catch_up_above.0,
                 follow_below: agent.follow_below.0,
                 catch_up_chunk: agent.catch_up_chunk.0,
-                blocked_release: agent.blocked_release.0,
             },
             running: watch::Sender::default(),
             troubles: Mutex::default(),
@@ -214,6 +213,8 @@ impl Sources {
             epoch,
             slot: source.slot.clone(),
             publication: source.publication.clone(),
+            is_binary: true,
+            accepts_gap: source.on_gap == OnGap::Continue,
             limits: self.limits.clone(),
         };
         tracing::info!(
@@ -223,7 +224,7 @@ impl Sources {
             "starting the agent of a source"
         );
         let running = Running {
-            handle: start_agent_of(spec, config, log),
+            handle: agent::start(spec, config, log),
             epoch,
             url: source.url.clone(),
             password: source.password.clone(),
@@ -297,12 +298,4 @@ impl Sources {
     fn troubles(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Trouble>> {
         self.troubles.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn start_agent_of(
-    spec: AgentSpec,
-    _config: postgres::Config,
-    log: Arc<dyn pgcapture_actors::log::ChangeLog>,
-) -> AgentHandle {
-    agent::start(spec, log)
 }
