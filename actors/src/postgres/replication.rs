@@ -108,7 +108,13 @@ impl Connection {
         self,
         options: &ReplicationOptions,
     ) -> Result<ReplicationStream, PgError> {
-        let (mut wire, session) = self.into_parts();
+        let (mut wire, mut session) = self.into_parts();
+        // Up to 18 a walsender does not forget that it was told to end, and a second stream of a
+        // logical slot would end with its first message (measured on 15).
+        if std::mem::replace(&mut session.has_streamed, true) {
+            let what = "a connection follows a slot once; open another".to_owned();
+            return Err(PgError::Protocol(what));
+        }
         wire.send_query(&options.command()).await?;
         let frame = wire.frame().await?;
         // CopyBothResponse is a message that postgres-protocol does not know.
@@ -205,7 +211,8 @@ impl ReplicationStream {
         }
     }
 
-    /// Ends the stream and returns the connection, ready for SQL or another stream. Events on the
+    /// Ends the stream and returns the connection, ready for SQL (another stream needs another
+    /// connection); the slot is free then. Events on the
     /// way are thrown away: the server sends them again from the confirmed position. Call it
     /// between transactions; in the middle of a large one it may not end in time.
     ///
