@@ -95,7 +95,7 @@ pub(super) fn value<T: Serialize + ?Sized>(global: &Global, value: &T) -> io::Re
             Value::Array(items) => items
                 .iter()
                 .for_each(|item| line(&mut out, &item.to_string())),
-            other => line(&mut out, &other.to_string()),
+            one => line(&mut out, &one.to_string()),
         },
         Format::Yaml => yaml(&mut out, &json, 0),
         Format::Env => env(&mut out, "PGCAPTURE", &json),
