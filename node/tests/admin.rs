@@ -6,7 +6,9 @@ mod harness;
 use std::{fs, path::Path};
 
 use harness::{Running, free_directory, run};
-use pgcapture_actors::postgres::{LocalServer, LocalServerOptions, Secret, StopMode};
+use pgcapture_actors::postgres::{
+    Connection, LocalServer, LocalServerOptions, Replication, Secret, StopMode,
+};
 
 const CANARY: &str = "canary-71f3a9c2";
 
@@ -26,23 +28,26 @@ fn files_with_canary(directory: &Path, found: &mut Vec<String>) {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_password_reaches_no_state_log_error_or_answer() {
-    let mut server = LocalServer::start(LocalServerOptions {
+/// A server with one table that asks everybody for the canary.
+async fn protected_server() -> (LocalServer, Connection) {
+    let server = LocalServer::start(LocalServerOptions {
         password: Some(Secret::new(CANARY)),
         ..LocalServerOptions::default()
-    })
-    .await
-    .unwrap();
+    });
+    let server = server.await.expect("PostgreSQL is installed");
     let config = server.config("postgres").with_password(Secret::new(CANARY));
-    let off = pgcapture_actors::postgres::Replication::Off;
-    let mut connection = pgcapture_actors::postgres::Connection::connect(&config, off)
-        .await
-        .unwrap();
-    connection
+    let connection = Connection::connect(&config, Replication::Off).await;
+    let mut connection = connection.expect("the password is right");
+    let made = connection
         .query("CREATE TABLE t (id int PRIMARY KEY)")
-        .await
-        .unwrap();
+        .await;
+    made.expect("the table is new");
+    (server, connection)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_password_reaches_no_state_log_error_or_answer() {
+    let (mut server, mut connection) = protected_server().await;
     let directory = free_directory();
     let data = directory.path().to_str().unwrap();
     let mut node = Running::start(&[

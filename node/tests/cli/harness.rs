@@ -18,17 +18,17 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How a command ended.
 #[derive(Debug)]
-pub struct Ended {
-    pub args: String,
-    pub exit: Option<i32>,
-    pub data: String,
-    pub talk: String,
+pub(crate) struct Ended {
+    pub(crate) args: String,
+    pub(crate) exit: Option<i32>,
+    pub(crate) data: String,
+    pub(crate) talk: String,
 }
 
 impl Ended {
     /// Checks the exit code and returns stdout. A failure must end with a next step.
-    pub fn expect(self, exit: i32) -> String {
-        assert_eq!(self.exit, Some(exit), "{self:#?}");
+    pub(crate) fn expect(self, exit: i32) -> String {
+        assert_eq!(self.exit, Some(exit), "{}: {self:#?}", self.args);
         let is_usage = self.talk.contains("Usage:") || self.talk.contains("For more information");
         if exit != 0 && !is_usage {
             assert!(self.talk.contains("next: "), "{self:#?}");
@@ -38,7 +38,7 @@ impl Ended {
 }
 
 /// Runs a command to its end; `endpoint` may be empty.
-pub fn run(endpoint: &str, args: &[&str]) -> Ended {
+pub(crate) fn run(endpoint: &str, args: &[&str]) -> Ended {
     let mut command = StdCommand::new(env!("CARGO_BIN_EXE_pgcapture"));
     if !endpoint.is_empty() {
         command.env("PGCAPTURE_ENDPOINT", endpoint);
@@ -53,20 +53,20 @@ pub fn run(endpoint: &str, args: &[&str]) -> Ended {
 }
 
 /// A folder whose parents every user may pass.
-pub fn free_directory() -> TempDir {
+pub(crate) fn free_directory() -> TempDir {
     tempfile::tempdir().expect("a temporary folder can be made")
 }
 
 /// A command in the background; killed when dropped. Its stderr is read all the time, so that it
 /// never waits for us.
 #[derive(Debug)]
-pub struct Running {
+pub(crate) struct Running {
     child: Child,
-    pub seen: watch::Receiver<String>,
+    pub(crate) seen: watch::Receiver<String>,
 }
 
 impl Running {
-    pub fn start(args: &[&str]) -> Self {
+    pub(crate) fn start(args: &[&str]) -> Self {
         let (stderr, writer) = std::io::pipe().expect("a pipe can be made");
         let child = Command::new(env!("CARGO_BIN_EXE_pgcapture"))
             .args(args)
@@ -81,17 +81,16 @@ impl Running {
     }
 
     /// Waits for a line with `wanted` and returns everything said so far.
-    pub async fn wait_for(&mut self, wanted: &str) -> String {
+    pub(crate) async fn wait_for(&mut self, wanted: &str) -> String {
         let waited = self.seen.wait_for(|seen| seen.contains(wanted));
-        match tokio::time::timeout(PATIENCE, waited).await {
-            Ok(Ok(seen)) => return seen.clone(),
-            Ok(Err(_)) | Err(_) => {}
+        if let Ok(Ok(seen)) = tokio::time::timeout(PATIENCE, waited).await {
+            return seen.clone();
         }
         panic!("no \"{wanted}\" in: {}", *self.seen.borrow())
     }
 
     /// The address of gRPC that was printed.
-    pub fn endpoint(&self) -> String {
+    pub(crate) fn endpoint(&self) -> String {
         let seen = self.seen.borrow();
         let after = seen.split("gRPC").nth(1).expect("gRPC is printed");
         let address = after.split_whitespace().next().expect("an address follows");
@@ -99,7 +98,7 @@ impl Running {
     }
 
     /// Asks for a stop as an init system does and returns the exit code.
-    pub async fn stop(&mut self) -> Option<i32> {
+    pub(crate) async fn stop(&mut self) -> Option<i32> {
         let id = self.child.id().expect("it still runs");
         let pid = Pid::from_raw(i32::try_from(id).expect("a pid is small"));
         kill_process(pid.expect("a pid is positive"), Signal::TERM).expect("it is ours");
