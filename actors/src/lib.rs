@@ -6,9 +6,15 @@
 
 pub mod supervise;
 
+pub(crate) mod clock;
+
 pub mod postgres;
 
 pub mod agent;
+
+pub(crate) mod decoder;
+
+pub(crate) mod publisher;
 
 pub mod log;
 

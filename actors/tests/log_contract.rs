@@ -44,20 +44,20 @@ macro_rules! contract {
         $(
             #[tokio::test]
             async fn $check() {
-                let (log, _keep) = $make.await;
+                let (log, _keep) = $make;
                 checks::$check(log).await;
             }
         )*
     };
 }
 
-async fn memory() -> (Arc<dyn ChangeLog>, ()) {
+fn memory() -> (Arc<dyn ChangeLog>, ()) {
     (MemoryLog::new(MemoryLogOptions::default()), ())
 }
 
 contract!(in_memory, memory());
 
-async fn embedded() -> (Arc<dyn ChangeLog>, tempfile::TempDir) {
+fn embedded() -> (Arc<dyn ChangeLog>, tempfile::TempDir) {
     embedded_with(EmbeddedLogOptions {
         segment_bytes: 1 << 20,
         ..EmbeddedLogOptions::default()
@@ -65,7 +65,7 @@ async fn embedded() -> (Arc<dyn ChangeLog>, tempfile::TempDir) {
 }
 
 /// Without a cache everything is read from the files.
-async fn embedded_from_files() -> (Arc<dyn ChangeLog>, tempfile::TempDir) {
+fn embedded_from_files() -> (Arc<dyn ChangeLog>, tempfile::TempDir) {
     embedded_with(EmbeddedLogOptions {
         segment_bytes: 64 << 10,
         tail_cache_bytes: 0,

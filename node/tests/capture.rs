@@ -3,6 +3,12 @@
 //!
 //! The log lies in memory; everything from the session to the socket is the product's own.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "helpers of tests: a panic is a failure"
+)]
+
 #[path = "capture/harness.rs"]
 mod harness;
 
