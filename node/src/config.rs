@@ -189,7 +189,12 @@ impl Config {
         let mut document = Document::default();
         let mut problems = Vec::new();
         for file in files {
-            problems.extend(document.add_file(Path::new(file)).err());
+            problems.extend(
+                document
+                    .add_file(Path::new(file))
+                    .err()
+                    .map(|problem| *problem),
+            );
         }
         if !problems.is_empty() {
             let files = document.files;
@@ -208,7 +213,7 @@ impl Config {
     pub fn from_text(name: &str, text: &str) -> Result<Self, ConfigError> {
         let mut document = Document::default();
         if let Err(problem) = document.add_text(name.to_owned(), text.to_owned()) {
-            let (problems, files) = (vec![problem], document.files);
+            let (problems, files) = (vec![*problem], document.files);
             return Err(ConfigError { problems, files });
         }
         Self::read(Reader::new(document))

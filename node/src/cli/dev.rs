@@ -63,7 +63,7 @@ pub struct DevArgs {
 
 /// Commands about a running `dev`.
 #[derive(Clone, Copy, Debug, Subcommand)]
-pub enum DevCommand {
+pub(crate) enum DevCommand {
     /// Print addresses and state; `-o env` for a shell.
     Status,
 }
@@ -91,10 +91,10 @@ pub(super) async fn run(global: &Global, args: DevArgs) -> Result<(), Failure> {
     }
     output::talk("stopping …\n");
     stop_load.cancel();
-    if let Some(load) = &mut load {
-        if let Err(end) = load.join().await {
-            tracing::warn!(%end, "the load did not end well");
-        }
+    if let Some(load) = &mut load
+        && let Err(end) = load.join().await
+    {
+        tracing::warn!(%end, "the load did not end well");
     }
     dev.stop().await
 }
