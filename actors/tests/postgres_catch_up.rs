@@ -90,7 +90,11 @@ async fn chunks_hold_the_bytes_of_the_walsender_whatever_their_size() {
     for (copied, streamed) in whole.iter().zip(&stream) {
         assert!(copied.1 == streamed.1, "payloads differ at {}", copied.0);
         // The walsender gives descriptions of tables no position.
-        let position = if streamed.1[0] == b'R' { Lsn::ZERO } else { copied.0 };
+        let position = if streamed.1[0] == b'R' {
+            Lsn::ZERO
+        } else {
+            copied.0
+        };
         assert_eq!(position, streamed.0);
     }
     source.wait_free().await;

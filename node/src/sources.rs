@@ -27,7 +27,7 @@ use pgcapture_actors::{
     postgres,
 };
 use pgcapture_engine::{
-    cluster::{Answer, Command, SecretRef, Source, State},
+    cluster::{Answer, Command, OnGap, SecretRef, Source, State},
     codes,
 };
 use tokio::{sync::watch, task::JoinHandle};
@@ -90,7 +90,6 @@ impl Sources {
                 catch_up_above: agent.catch_up_above.0,
                 follow_below: agent.follow_below.0,
                 catch_up_chunk: agent.catch_up_chunk.0,
-                blocked_release: agent.blocked_release.0,
             },
             running: watch::Sender::default(),
             troubles: Mutex::default(),
@@ -212,6 +211,8 @@ impl Sources {
             epoch,
             slot: source.slot.clone(),
             publication: source.publication.clone(),
+            is_binary: true,
+            accepts_gap: source.on_gap == OnGap::Continue,
             limits: self.limits.clone(),
         };
         tracing::info!(
@@ -221,7 +222,7 @@ impl Sources {
             "starting the agent of a source"
         );
         let running = Running {
-            handle: start_agent_of(spec, config, log),
+            handle: agent::start(spec, config, log),
             url: source.url.clone(),
             password: source.password.clone(),
         };
@@ -294,12 +295,4 @@ impl Sources {
     fn troubles(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Trouble>> {
         self.troubles.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn start_agent_of(
-    spec: AgentSpec,
-    _config: postgres::Config,
-    log: Arc<dyn pgcapture_actors::log::ChangeLog>,
-) -> AgentHandle {
-    agent::start(spec, log)
 }
