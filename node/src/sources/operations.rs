@@ -331,7 +331,7 @@ fn refuse_errors(plan: &SourcePlan) -> Result<(), SourceError> {
     };
     let texts: Vec<_> = errors
         .iter()
-        .map(|(problem, check)| format!("{} {}", problem.code, check.text))
+        .map(|(_, check)| check.text.as_str())
         .collect();
     Err(SourceError::Checks {
         explanation,
