@@ -83,7 +83,11 @@ pub(super) async fn run(global: &Global, args: DevArgs) -> Result<(), Failure> {
         _ = terminate.recv() => return Err(Failure::interrupted()),
         _ = tokio::signal::ctrl_c() => return Err(Failure::interrupted()),
     };
-    output::talk(&dev.block(began));
+    // The block is what the command is asked for: to stdout, where scripts find it. A stdout that
+    // is gone is no reason to end.
+    if let Err(error) = output::data(&dev.block(began)) {
+        output::talk(&format!("cannot print the addresses: {error}\n"));
+    }
     let stop_load = CancellationToken::new();
     let mut load = args
         .load
