@@ -1,5 +1,7 @@
 //! Preflight, plan and management on real servers; login and TLS.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 #[path = "postgres/support.rs"]
 mod support;
 

@@ -1,6 +1,8 @@
 //! Catching up a slot by COPY, on real servers: the same bytes as the walsender's, and the real
 //! slot never moves.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 #[path = "postgres/support.rs"]
 mod support;
 

@@ -1,5 +1,7 @@
 //! Following a slot by walsender, on real servers: the round trip, the faults, the shutdown.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 #[path = "postgres/support.rs"]
 mod support;
 

@@ -27,7 +27,6 @@ use pgcapture_actors::{
     postgres,
 };
 use pgcapture_engine::{
-    checkpoint::Epoch,
     cluster::{Answer, Command, OnGap, SecretRef, Source, State},
     codes,
 };
@@ -66,7 +65,6 @@ pub struct Sources {
 #[derive(Clone, Debug)]
 struct Running {
     handle: AgentHandle,
-    epoch: Epoch,
     url: String,
     password: Option<SecretRef>,
 }
@@ -225,7 +223,6 @@ impl Sources {
         );
         let running = Running {
             handle: agent::start(spec, config, log),
-            epoch,
             url: source.url.clone(),
             password: source.password.clone(),
         };

@@ -40,6 +40,13 @@ async fn dev_shows_its_parts_and_leaves_nothing_behind() {
     ask(&["consumer", "show", "nope"]).expect(4);
     ask(&["tail", "nope"]).expect(4);
     ask(&["tail", "orders", "-f", "%q"]).expect(2);
+    let seen = ask(&[
+        "tail", "orders", "--from", "earliest", "-n", "20", "--table", "orders",
+    ])
+    .expect(0);
+    assert_eq!(seen.lines().count(), 20, "{seen}");
+    assert!(seen.contains("INSERT public.orders id="), "{seen}");
+    ask(&["slot", "ls", "--until", "healthy"]).expect(0);
     ask(&["tail", "orders", "--from", "earliest", "--exit-at-end"]).expect(0);
     ask(&["consumer", "seek", "orders/new", "--to", "nowhere", "--yes"]).expect(2);
     ask(&["consumer", "seek", "orders/new", "--to", "earliest"]).expect(7);

@@ -1,5 +1,8 @@
 //! A server with a table `t`, a publication `p` and a slot `s`; a proxy that cuts connections.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(dead_code, reason = "each test file uses a part")]
+
 use std::time::Duration;
 
 use pgcapture_actors::{
