@@ -86,7 +86,7 @@ async fn a_slot_in_use_by_somebody_else_is_left_to_them_and_taken_when_they_go()
     let trouble = world.until_trouble("PGC-S12").await;
     assert!(trouble.text.contains("somebody"), "{trouble:?}");
     let shown = world.ask(&["source", "show", "shop"]).await.expect(0);
-    assert!(shown.data.contains("PGC-S12") && shown.data.contains("next: "), "{shown:?}");
+    assert!(shown.talk.contains("PGC-S12") && shown.talk.contains("next: "), "{shown:?}");
     let ready = world.page("/readyz").await;
     assert!(ready.contains("PGC-S12"), "{ready}");
     let holder = "SELECT application_name FROM pg_stat_replication";

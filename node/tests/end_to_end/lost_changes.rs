@@ -42,7 +42,7 @@ async fn lost_and_accepted(world: World, lose: impl AsyncFn(&World), code: &str,
     let command = "pgcapture source resume shop --accept-gap";
     assert!(trouble.next.contains(command), "{trouble:?}");
     let shown = world.ask(&["source", "show", "shop"]).await.expect(0);
-    assert!(shown.data.contains("halted") && shown.data.contains(command), "{shown:?}");
+    assert!(shown.data.contains("halted") && shown.talk.contains(command), "{shown:?}");
     let gap = next_gap(&mut watcher).await;
     assert_eq!((gap.reason.as_str(), gap.to_lsn), (reason, 0), "its end is not known");
 

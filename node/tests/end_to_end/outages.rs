@@ -118,7 +118,7 @@ struct CuttingProxy {
 }
 
 /// Where to cut: in small messages, in large ones, early and late.
-const CUTS: [usize; 5] = [100_003, 1_000_007, 2_500_001, 2_500_500, 6_000_013];
+const CUTS: [usize; 5] = [100_003, 1_000_007, 2_500_001, 2_600_500, 6_000_013];
 
 impl CuttingProxy {
     async fn start(server: u16) -> Self {
