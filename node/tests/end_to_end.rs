@@ -29,3 +29,15 @@ mod lost_changes;
 
 #[path = "end_to_end/outages.rs"]
 mod outages;
+
+#[path = "end_to_end/rows.rs"]
+mod rows;
+
+#[path = "end_to_end/consumers.rs"]
+mod consumers;
+
+#[path = "end_to_end/sessions.rs"]
+mod sessions;
+
+#[path = "end_to_end/disk.rs"]
+mod disk;

@@ -20,7 +20,11 @@ async fn foreign_reader(config: Config, slot: &str) -> ReplicationStream {
     let config = config.with_application_name("somebody");
     let connection = Connection::connect(&config, Replication::Database).await;
     let options = ReplicationOptions::new(slot, "pgcapture_shop");
-    connection.unwrap().start_replication(&options).await.unwrap()
+    connection
+        .unwrap()
+        .start_replication(&options)
+        .await
+        .unwrap()
 }
 
 /// Neither publication nor slot of ours is on the server, and the node knows no source.
@@ -48,12 +52,30 @@ async fn missing_rights_databases_tables_and_servers_are_refused() {
     world.sql("CREATE ROLE plain LOGIN").await;
     let url = world.server.url("postgres");
     let plain = url.replace("postgres@", "plain@");
-    world.add_at(&plain, &[]).await.expect(3).says(&["PGC-S08", "REPLICATION"]);
+    world
+        .add_at(&plain, &[])
+        .await
+        .expect(3)
+        .says(&["PGC-S08", "REPLICATION"]);
     let nowhere = world.server.url("nowhere");
-    world.add_at(&nowhere, &[]).await.expect(3).says(&["PGC-S05"]);
-    world.add(&["--tables", "none.*"]).await.expect(3).says(&["no table matches"]);
-    world.add_at("postgres://postgres@127.0.0.1:1/postgres", &[]).await.says(&["PGC-S02"]);
-    world.add_at("mysql://localhost/shop", &[]).await.says(&["PGC-S01"]);
+    world
+        .add_at(&nowhere, &[])
+        .await
+        .expect(3)
+        .says(&["PGC-S05"]);
+    world
+        .add(&["--tables", "none.*"])
+        .await
+        .expect(3)
+        .says(&["no table matches"]);
+    world
+        .add_at("postgres://postgres@127.0.0.1:1/postgres", &[])
+        .await
+        .says(&["PGC-S02"]);
+    world
+        .add_at("mysql://localhost/shop", &[])
+        .await
+        .says(&["PGC-S01"]);
     nothing_was_made(&world).await;
 }
 
@@ -65,14 +87,28 @@ async fn slots_that_are_not_ours_are_refused() {
         format!("SELECT pg_create_logical_replication_slot('shop_pgcapture', '{plugin}')")
     };
     world.sql(&slot("test_decoding")).await;
-    world.add(&[]).await.expect(3).says(&["PGC-S15", "Choose another slot name"]);
-    world.add(&["--slot", "free_name"]).await.expect(3).says(&["PGC-S10", "max_replication_slots"]);
-    world.sql("SELECT pg_drop_replication_slot('shop_pgcapture')").await;
+    world
+        .add(&[])
+        .await
+        .expect(3)
+        .says(&["PGC-S15", "Choose another slot name"]);
+    world
+        .add(&["--slot", "free_name"])
+        .await
+        .expect(3)
+        .says(&["PGC-S10", "max_replication_slots"]);
+    world
+        .sql("SELECT pg_drop_replication_slot('shop_pgcapture')")
+        .await;
     world.sql("CREATE DATABASE other").await;
     let config = world.server.config("other");
     let other = Connection::connect(&config, Replication::Off).await;
     other.unwrap().query(&slot("pgoutput")).await.unwrap();
-    world.add(&[]).await.expect(3).says(&["PGC-S16", "database"]);
+    world
+        .add(&[])
+        .await
+        .expect(3)
+        .says(&["PGC-S16", "database"]);
     nothing_was_made(&world).await;
 }
 
@@ -86,7 +122,10 @@ async fn a_slot_in_use_by_somebody_else_is_left_to_them_and_taken_when_they_go()
     let trouble = world.until_trouble("PGC-S12").await;
     assert!(trouble.text.contains("somebody"), "{trouble:?}");
     let shown = world.ask(&["source", "show", "shop"]).await.expect(0);
-    assert!(shown.talk.contains("PGC-S12") && shown.talk.contains("next: "), "{shown:?}");
+    assert!(
+        shown.talk.contains("PGC-S12") && shown.talk.contains("next: "),
+        "{shown:?}"
+    );
     let ready = world.page("/readyz").await;
     assert!(ready.contains("PGC-S12"), "{ready}");
     let holder = "SELECT application_name FROM pg_stat_replication";
@@ -101,9 +140,14 @@ async fn without_a_free_walsender_the_source_waits_for_one() {
     let world = World::bare(&[("max_wal_senders", "1")], "").await;
     world.sql(TABLE).await;
     let config = world.server.config("postgres");
-    let taken = Connection::connect(&config, Replication::Database).await.unwrap();
+    let taken = Connection::connect(&config, Replication::Database)
+        .await
+        .unwrap();
     let added = world.add(&[]).await;
-    assert!(added.talk.contains("PGC-S11") || added.data.contains("PGC-S11"), "{added:?}");
+    assert!(
+        added.talk.contains("PGC-S11") || added.data.contains("PGC-S11"),
+        "{added:?}"
+    );
     drop(taken);
     if world.ask(&["source", "show", "shop"]).await.data.is_empty() {
         world.add(&[]).await.expect(0);
@@ -136,10 +180,15 @@ async fn a_publication_that_breaks_updates_of_the_application_is_refused() {
     world.sql("CREATE PUBLICATION mine FOR TABLE t, bare").await;
     let refused = world.add(&["--publication", "mine"]).await.expect(3);
     refused.says(&["PGC-S19", "bare"]);
-    world.sql("ALTER PUBLICATION mine SET (publish = 'insert')").await;
+    world
+        .sql("ALTER PUBLICATION mine SET (publish = 'insert')")
+        .await;
     world.add(&["--publication", "mine"]).await.expect(0);
     world.until("following").await;
-    world.ask(&["source", "rm", "shop", "--yes"]).await.expect(0);
+    world
+        .ask(&["source", "rm", "shop", "--yes"])
+        .await
+        .expect(0);
     let left = world.sql("SELECT pubname FROM pg_publication").await;
     assert_eq!(left, [[Some("mine".to_owned())]], "theirs stays");
 }
@@ -156,7 +205,9 @@ async fn a_slot_older_than_its_publication_never_loses_silently() {
     refused.says(&["PGC-S18", "shop_pgcapture"]);
     let left = world.sql("SELECT pubname FROM pg_publication").await;
     assert!(left.is_empty(), "{left:?}");
-    world.sql("SELECT pg_drop_replication_slot('shop_pgcapture')").await;
+    world
+        .sql("SELECT pg_drop_replication_slot('shop_pgcapture')")
+        .await;
     world.add(&[]).await.expect(0);
     world.sql("INSERT INTO t VALUES (2)").await;
     assert_eq!(world.logged_ids().await, [2]);
@@ -168,7 +219,9 @@ async fn a_password_that_stops_working_is_told_without_being_told() {
     world.sql(TABLE).await;
     let right = format!("{CANARY}-right");
     world
-        .sql(&format!("CREATE ROLE reader LOGIN REPLICATION SUPERUSER PASSWORD '{right}'"))
+        .sql(&format!(
+            "CREATE ROLE reader LOGIN REPLICATION SUPERUSER PASSWORD '{right}'"
+        ))
         .await;
     let hba = world.server.data_dir().join("pg_hba.conf");
     let lines = std::fs::read_to_string(&hba).unwrap();
@@ -178,12 +231,17 @@ async fn a_password_that_stops_working_is_told_without_being_told() {
     std::fs::write(&secret, &right).unwrap();
     let reference = format!("file:{}", secret.display());
     let url = world.server.url("postgres").replace("postgres@", "reader@");
-    world.add_at(&url, &["--password", &reference]).await.expect(0);
+    world
+        .add_at(&url, &["--password", &reference])
+        .await
+        .expect(0);
     let mut consumer = world.joined("shop").await;
     world
         .sql(&format!("ALTER ROLE reader PASSWORD '{CANARY}-new'"))
         .await;
-    world.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_replication").await;
+    world
+        .sql("SELECT pg_terminate_backend(pid) FROM pg_stat_replication")
+        .await;
     let trouble = world.until_trouble("PGC-S03").await;
     world.sql("INSERT INTO t VALUES (1)").await;
     std::fs::write(&secret, format!("{CANARY}-new\n")).unwrap();
@@ -193,7 +251,10 @@ async fn a_password_that_stops_working_is_told_without_being_told() {
     assert_eq!(id(&consumer.next().await), 1, "nothing was lost");
     let said = [
         format!("{trouble:?}"),
-        world.ask(&["source", "show", "shop", "-o", "json"]).await.data,
+        world
+            .ask(&["source", "show", "shop", "-o", "json"])
+            .await
+            .data,
         world.ask(&["slot", "ls", "-o", "yaml"]).await.data,
         world.page("/metrics").await,
         world.page("/readyz").await,
@@ -209,7 +270,9 @@ async fn a_password_that_stops_working_is_told_without_being_told() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wrong_password_is_refused() {
     let world = World::bare(&[], "").await;
-    world.sql("CREATE ROLE reader LOGIN REPLICATION PASSWORD 'right'").await;
+    world
+        .sql("CREATE ROLE reader LOGIN REPLICATION PASSWORD 'right'")
+        .await;
     let hba = world.server.data_dir().join("pg_hba.conf");
     let lines = std::fs::read_to_string(&hba).unwrap();
     std::fs::write(&hba, format!("host all reader all scram-sha-256\n{lines}")).unwrap();

@@ -88,6 +88,16 @@ impl Consumer {
         .await;
     }
 
+    /// Acknowledges everything up to a message.
+    pub(crate) async fn ack_up_to(&self, message: &CaptureMessage) {
+        self.send(capture_request::Type::Ack(CaptureAck {
+            checkpoint: message.checkpoint.clone(),
+            cumulative: true,
+            ..CaptureAck::default()
+        }))
+        .await;
+    }
+
     /// Takes and acknowledges rows up to one; returns the ids of all of them.
     pub(crate) async fn take_until(&mut self, last: i64) -> Vec<i64> {
         let mut ids = Vec::new();
@@ -118,7 +128,11 @@ impl Consumer {
 /// The id of a row of `t`.
 pub(crate) fn id(message: &CaptureMessage) -> i64 {
     let change = message.change.as_ref().expect("a change");
-    let fields = if change.new.is_empty() { &change.old } else { &change.new };
+    let fields = if change.new.is_empty() {
+        &change.old
+    } else {
+        &change.new
+    };
     let Some(field::Value::Binary(bytes)) = &fields[0].value else {
         panic!("a binary id: {change:?}")
     };

@@ -77,7 +77,9 @@ async fn nothing_is_lost_or_doubled_whatever_happens_to_the_server() {
     let mut consumer = world.joined("shop").await;
     let mut writer = Writer::start(world.server.config("postgres"));
     writer.goes_on().await;
-    world.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_replication").await;
+    world
+        .sql("SELECT pg_terminate_backend(pid) FROM pg_stat_replication")
+        .await;
     writer.goes_on().await;
     for mode in [StopMode::Fast, StopMode::Immediate] {
         world.server.stop(mode).await.unwrap();
@@ -95,7 +97,11 @@ async fn nothing_is_lost_or_doubled_whatever_happens_to_the_server() {
     seen.dedup();
     let all: Vec<i64> = (1..=last).collect();
     assert_eq!(seen, all, "the consumer got each at least once");
-    assert_eq!(world.logged_ids().await, all, "the log has each once, in order");
+    assert_eq!(
+        world.logged_ids().await,
+        all,
+        "the log has each once, in order"
+    );
     assert!(world.status().await.rebuild_count >= 4);
 }
 
@@ -156,7 +162,9 @@ async fn pass(
         let mut buffer = vec![0; 16 << 10];
         while let Ok(count @ 1..) = from_server.read(&mut buffer).await {
             let before = passed.fetch_add(count, Ordering::SeqCst);
-            let cut = CUTS.iter().find(|cut| (before..before + count).contains(cut));
+            let cut = CUTS
+                .iter()
+                .find(|cut| (before..before + count).contains(cut));
             let kept = cut.map_or(count, |cut| cut - before);
             if to_client.write_all(&buffer[..kept]).await.is_err() {
                 return;
@@ -176,7 +184,9 @@ async fn pass(
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_cut_inside_messages_loses_and_doubles_nothing() {
     let world = World::bare(&[], "").await;
-    world.sql("CREATE TABLE t (id bigint PRIMARY KEY, v text)").await;
+    world
+        .sql("CREATE TABLE t (id bigint PRIMARY KEY, v text)")
+        .await;
     let proxy = CuttingProxy::start(world.server.port()).await;
     let url = format!("postgres://postgres@127.0.0.1:{}/postgres", proxy.port);
     world.add_at(&url, &[]).await.expect(0);
@@ -189,7 +199,9 @@ async fn a_connection_cut_inside_messages_loses_and_doubles_nothing() {
             ))
             .await;
     }
-    world.sql("INSERT INTO t VALUES (10001, repeat('y', 3000000))").await;
+    world
+        .sql("INSERT INTO t VALUES (10001, repeat('y', 3000000))")
+        .await;
     let mut seen = consumer.take_until(10_001).await;
     seen.sort_unstable();
     seen.dedup();

@@ -18,7 +18,7 @@ pub(crate) struct World {
     pub(crate) server: LocalServer,
     pub(crate) node: Node,
     pub(crate) place: Place,
-    _folder: TempDir,
+    _folder: Option<TempDir>,
 }
 
 /// A server with these settings.
@@ -67,7 +67,17 @@ impl World {
             server,
             node,
             place,
-            _folder: folder,
+            _folder: Some(folder),
+        }
+    }
+
+    /// Parts that were started elsewhere.
+    pub(crate) const fn of(server: LocalServer, node: Node, place: Place) -> Self {
+        Self {
+            server,
+            node,
+            place,
+            _folder: None,
         }
     }
 
