@@ -6,7 +6,8 @@
 #![expect(
     clippy::unwrap_used,
     clippy::indexing_slicing,
-    reason = "helpers of tests: a panic is a failure"
+    clippy::print_stdout,
+    reason = "helpers of tests: a panic is a failure, a measured figure is printed"
 )]
 
 #[path = "end_to_end/process.rs"]

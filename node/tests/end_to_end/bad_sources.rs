@@ -2,7 +2,7 @@
 //! behind, and captured once they are mended.
 
 use pgcapture_actors::postgres::{
-    Config, Connection, Replication, ReplicationOptions, ReplicationStream, Secret,
+    Config, Connection, Replication, ReplicationOptions, ReplicationStream,
 };
 
 use crate::{
@@ -264,7 +264,6 @@ async fn a_password_that_stops_working_is_told_without_being_told() {
     let (_, log) = world.node.stop().await;
     assert!(!log.contains(CANARY), "{log}");
     assert_eq!(files_with(&world.place.data(), CANARY), [""; 0]);
-    let _keep = Secret::new(right);
 }
 
 #[tokio::test(flavor = "multi_thread")]

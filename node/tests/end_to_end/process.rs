@@ -50,7 +50,7 @@ pub(crate) struct Ended {
 impl Ended {
     /// Checks the exit code; a failure must tell the next step.
     pub(crate) fn expect(self, exit: i32) -> Self {
-        assert_eq!(self.exit, Some(exit), "{self:#?}");
+        assert_eq!(self.exit, Some(exit), "{}: {self:#?}", self.args);
         let says_next = self.talk.contains("next: ") || self.talk.contains("help: ");
         assert!(exit == 0 || says_next, "{self:#?}");
         self

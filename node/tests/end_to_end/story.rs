@@ -9,7 +9,7 @@ use tonic_reflection::pb::v1::{
 };
 
 use crate::{
-    consumer::id,
+    consumer::{Consumer, id},
     process::{Node, eventually},
     world::World,
 };
@@ -26,6 +26,18 @@ async fn a_database_is_added_looked_at_paused_and_removed() {
             "CREATE TABLE t (id bigint PRIMARY KEY, v text); CREATE TABLE tmp (id int PRIMARY KEY)",
         )
         .await;
+    a_dry_run_changes_nothing(&world).await;
+    let added = world.add(&["--exclude", "public.tmp", "-o", "json"]).await;
+    assert_eq!(added.says(&["CREATE PUBLICATION"]).json()["name"], "shop");
+    let mut consumer = world.joined("shop/search").await;
+    three_operations_arrive(&world, &mut consumer).await;
+    every_command_shows_it(&world).await;
+    it_rests_and_goes_on(&world, &mut consumer).await;
+    drop(consumer);
+    it_is_removed_without_a_trace(&world).await;
+}
+
+async fn a_dry_run_changes_nothing(world: &World) {
     let plan = world.add(&["--exclude", "public.tmp", "--dry-run", "-o", "json"]);
     let plan = plan.await.json();
     let statements = plan["sql"].as_array().unwrap();
@@ -44,10 +56,9 @@ async fn a_database_is_added_looked_at_paused_and_removed() {
     let left =
         world.sql("SELECT 1 FROM pg_replication_slots UNION ALL SELECT 2 FROM pg_publication");
     assert!(left.await.is_empty(), "a dry run changes nothing");
+}
 
-    let added = world.add(&["--exclude", "public.tmp", "-o", "json"]).await;
-    assert_eq!(added.says(&["CREATE PUBLICATION"]).json()["name"], "shop");
-    let mut consumer = world.joined("shop/search").await;
+async fn three_operations_arrive(world: &World, consumer: &mut Consumer) {
     world.sql("INSERT INTO tmp VALUES (1)").await;
     world.sql("INSERT INTO t VALUES (1, 'one')").await;
     world.sql("UPDATE t SET v = 'two'").await;
@@ -72,7 +83,9 @@ async fn a_database_is_added_looked_at_paused_and_removed() {
         consumer.ack(message).await;
     }
     world.caught_up().await;
+}
 
+async fn every_command_shows_it(world: &World) {
     let sources = world.ask(&["source", "ls", "-o", "json"]).await.json();
     assert_eq!(
         (sources[0]["state"].as_str(), sources[0]["rows"].as_u64()),
@@ -101,7 +114,9 @@ async fn a_database_is_added_looked_at_paused_and_removed() {
     assert!(metrics.contains("pgcapture_slot_state{"), "{metrics}");
     assert!(world.page("/healthz").await.starts_with("HTTP/1.1 200"));
     assert!(world.page("/readyz").await.starts_with("HTTP/1.1 200"));
+}
 
+async fn it_rests_and_goes_on(world: &World, consumer: &mut Consumer) {
     world.ask(&["source", "pause", "shop"]).await.expect(0);
     world
         .sql("INSERT INTO t VALUES (2, 'while it rests')")
@@ -110,8 +125,9 @@ async fn a_database_is_added_looked_at_paused_and_removed() {
     assert_eq!(held, [[Some("f".to_owned())]], "the slot is given back");
     world.ask(&["source", "resume", "shop"]).await.expect(0);
     assert_eq!(id(&consumer.next().await), 2);
+}
 
-    drop(consumer);
+async fn it_is_removed_without_a_trace(world: &World) {
     world
         .ask(&["source", "rm", "shop"])
         .await
