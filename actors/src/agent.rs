@@ -5,10 +5,43 @@
 //! is torn down as a whole and built again from the tail of the log; nothing is ever resent from
 //! memory.
 
+pub(crate) mod error;
+mod gap;
+mod pipeline;
+mod slot_watch;
+mod take_over;
+
 use std::{sync::Arc, time::Duration};
 
-use pgcapture_engine::{checkpoint::Epoch, lsn::Lsn};
-use tokio::sync::watch;
+use actix::Arbiter;
+use pgcapture_engine::{
+    backoff::Backoff,
+    checkpoint::Epoch,
+    lsn::{Lsn, PgTime},
+};
+use tokio::{sync::watch, time::sleep};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error, info, warn};
+
+pub use self::error::AgentError;
+use self::{pipeline::PipelineParts, take_over::OUR_APPLICATION};
+use crate::{
+    log::ChangeLog,
+    postgres::{Config, Remedy},
+    supervise::{Task, TaskKind, spawn},
+};
+
+/// First pause after a pipeline has failed: a server that restarts is back within this.
+const RETRY_FIRST: Duration = Duration::from_millis(100);
+
+/// Longest pause after passing troubles.
+const RETRY_MAX: Duration = Duration::from_secs(5);
+
+/// Pause while an operator must act: the repair is noticed soon, the server is not bothered.
+const ASK_INTERVAL: Duration = Duration::from_secs(5);
+
+/// A life that lasted this long starts the back-off anew.
+const HEALTHY_AFTER: Duration = Duration::from_secs(30);
 
 /// What an agent needs to know of its source.
 #[derive(Clone, Debug)]
@@ -23,6 +56,10 @@ pub struct AgentSpec {
     pub slot: String,
     /// Publication.
     pub publication: String,
+    /// Whether values come in binary; text only where a captured type has no binary form.
+    pub is_binary: bool,
+    /// Whether to go on after a declared gap instead of halting; creates a lost slot anew.
+    pub accepts_gap: bool,
     /// Limits.
     pub limits: AgentLimits,
 }
@@ -38,9 +75,23 @@ pub struct AgentLimits {
     pub follow_below: u64,
     /// WAL distance of one COPY call; bounds the temporary space on the source.
     pub catch_up_chunk: u64,
-    /// The slot is given back to PostgreSQL when the log has taken nothing for this long, so that
-    /// a blocked log never delays a shutdown of the server.
-    pub blocked_release: Duration,
+}
+
+/// A message of pgoutput holds a row twice at most (the old one and the new one), and lengths.
+const MESSAGE_ROWS_MAX: usize = 2;
+
+/// Room for names and lengths in a message, whatever the row.
+const MESSAGE_OVERHEAD_BYTES: usize = 1 << 20;
+
+impl AgentLimits {
+    /// Returns the largest message that is read from PostgreSQL. The decoder's own limit comes
+    /// first and names the table.
+    #[must_use]
+    pub const fn message_bytes_max(&self) -> usize {
+        self.row_bytes_max
+            .saturating_mul(MESSAGE_ROWS_MAX)
+            .saturating_add(MESSAGE_OVERHEAD_BYTES)
+    }
 }
 
 impl Default for AgentLimits {
@@ -50,7 +101,6 @@ impl Default for AgentLimits {
             catch_up_above: 256 << 20,
             follow_below: 32 << 20,
             catch_up_chunk: 128 << 20,
-            blocked_release: Duration::from_millis(1_500),
         }
     }
 }
@@ -69,7 +119,7 @@ pub struct AgentStatus {
     /// End of the server's WAL as last heard.
     pub server_end_lsn: Lsn,
     /// Commit time of the newest durable transaction; zero when unknown.
-    pub commit_time: pgcapture_engine::lsn::PgTime,
+    pub commit_time: PgTime,
     /// WAL that PostgreSQL keeps for the slot, as last asked; 0 when unknown.
     pub wal_retained_bytes: u64,
     /// Temporary space that a catch-up may take on the source now, at most; 0 when following.
@@ -94,7 +144,7 @@ pub enum AgentState {
     Following,
     /// Reading a backlog by COPY.
     CatchingUp,
-    /// The log takes nothing; the slot has been given back until it does.
+    /// The log takes nothing; the source waits with it.
     Blocked,
     /// Waiting before the next attempt after a passing trouble.
     Retrying,
@@ -131,11 +181,12 @@ pub struct Trouble {
     pub next: String,
 }
 
-/// The door to a running agent. Cheap to clone.
+/// The door to a running agent. Cheap to clone; the agent ends when the last clone is dropped.
 #[derive(Clone, Debug)]
 pub struct AgentHandle {
     status: watch::Receiver<AgentStatus>,
-    drain: tokio_util::sync::CancellationToken,
+    drain: CancellationToken,
+    _task: Arc<Task<()>>,
 }
 
 impl AgentHandle {
@@ -159,15 +210,114 @@ impl AgentHandle {
     }
 }
 
-/// Starts the agent of a source; it runs until drained.
+/// Starts the agent of a source; it runs until drained. Its actors live on the arbiter of the
+/// calling thread, its tasks on the current runtime.
+///
+/// # Panics
+///
+/// Outside an actix `System`.
 #[must_use]
-pub fn start(_spec: AgentSpec, _log: Arc<dyn crate::log::ChangeLog>) -> AgentHandle {
-    let (_status_tx, status) = watch::channel(AgentStatus {
-        state: AgentState::Stopped,
-        ..AgentStatus::default()
-    });
+pub fn start(spec: AgentSpec, config: Config, log: Arc<dyn ChangeLog>) -> AgentHandle {
+    let (status_tx, status) = watch::channel(AgentStatus::default());
+    let drain = CancellationToken::new();
+    let source = spec.source.clone();
+    let application_name = format!("{OUR_APPLICATION}{}/{}", spec.node, spec.epoch);
+    let parts = PipelineParts {
+        spec: Arc::new(spec),
+        config: config.with_application_name(&application_name),
+        log,
+        arbiter: Arbiter::current(),
+        status: Arc::new(status_tx),
+        drain: drain.clone(),
+    };
+    let task = spawn(TaskKind::Agent, &source, run(parts));
     AgentHandle {
         status,
-        drain: tokio_util::sync::CancellationToken::new(),
+        drain,
+        _task: Arc::new(task),
+    }
+}
+
+/// Builds the pipeline again and again until drained.
+async fn run(parts: PipelineParts) {
+    let mut backoff = Backoff::new(RETRY_FIRST, RETRY_MAX);
+    while !parts.drain.is_cancelled() {
+        let started = tokio::time::Instant::now();
+        let error = match pipeline::run(&parts).await {
+            Err(error) if !parts.drain.is_cancelled() => error,
+            Ok(()) | Err(_) => break,
+        };
+        if started.elapsed() > HEALTHY_AFTER {
+            backoff.reset();
+        }
+        let pause = settle(&parts, &error, &mut backoff);
+        tokio::select! {
+            () = parts.drain.cancelled() => {}
+            () = pause_for(pause) => {}
+        }
+    }
+    parts
+        .status
+        .send_modify(|status| status.state = AgentState::Stopped);
+    info!(source = %parts.spec.source, "the agent has stopped");
+}
+
+/// Tells what happened and returns how long to wait; `None` waits for an operator for ever.
+fn settle(parts: &PipelineParts, error: &AgentError, backoff: &mut Backoff) -> Option<Duration> {
+    let source = parts.spec.source.as_str();
+    let (code, trouble) = (error.code(), error.trouble());
+    let text = trouble.text.clone();
+    let (state, pause) = match error.remedy() {
+        Remedy::Retry | Remedy::Rebuild => {
+            let pause = backoff.next_delay(rand::random());
+            warn!(
+                source,
+                code,
+                error = text,
+                ?pause,
+                "the pipeline failed; building it again"
+            );
+            (AgentState::Retrying, Some(pause))
+        }
+        Remedy::AskOperator if parts.status.borrow().trouble.as_ref() == Some(&trouble) => {
+            debug!(source, code, "still waiting for an operator");
+            (AgentState::Retrying, Some(ASK_INTERVAL))
+        }
+        Remedy::AskOperator => {
+            error!(
+                source,
+                code,
+                error = text,
+                next = trouble.next,
+                "the source cannot be captured"
+            );
+            (AgentState::Retrying, Some(ASK_INTERVAL))
+        }
+        Remedy::Halt => {
+            error!(
+                source,
+                code,
+                error = text,
+                next = trouble.next,
+                "the source has halted"
+            );
+            (AgentState::Halted, None)
+        }
+    };
+    let source_label = source.to_owned();
+    metrics::counter!("pgcapture_slot_reconnects_total", "source" => source_label, "reason" => code)
+        .increment(1);
+    parts.status.send_modify(|status| {
+        status.state = state;
+        status.rebuild_count += 1;
+        status.trouble = Some(trouble);
+    });
+    pause
+}
+
+async fn pause_for(pause: Option<Duration>) {
+    match pause {
+        Some(pause) => sleep(pause).await,
+        None => std::future::pending().await,
     }
 }

@@ -1,10 +1,161 @@
 //! Serves consumers: sessions, their subscriptions, the acknowledgements.
+//!
+//! [`GatewayHandle`] is the door. Behind it one `Gateway` actor a node takes orders (join, end,
+//! drain) and starts one `GatewaySession` actor for each Capture stream. A session *pulls* batches
+//! from its subscription while its consumer has room: a consumer that is slow or stuck has nothing
+//! queued, holds up nobody and costs no memory. Nothing here knows gRPC: requests come in through
+//! [`RequestSource`], framed messages go out through [`Deliveries`].
+//!
+//! # Invariants
+//!
+//! - An acknowledgement counts once its cursor is durable; cursors are saved together, every
+//!   [`CURSOR_SAVE_INTERVAL`] and when a session ends.
+//! - A position that retention has removed is an error, never a silent later start.
+
+mod actor;
+mod error;
+mod feed;
+mod hub;
+mod limits;
+mod meters;
+mod peek;
+mod session;
+mod start;
+mod status;
+mod subscription;
+mod writer;
 
 use std::{fmt::Debug, sync::Arc};
 
 use async_trait::async_trait;
+use pgcapture_engine::capture_options::StartAt;
 
-use crate::{cursors::SubscriptionId, log::ChangeLog};
+use self::{
+    actor::{Door, EndSessions, StartSession},
+    hub::Hub,
+};
+pub use self::{
+    error::{CaptureError, EndReason, GatewayError, RequestError},
+    hub::CURSOR_SAVE_INTERVAL,
+    limits::GatewayLimits,
+    session::{Deliveries, RequestSource, Requested},
+    status::SubscriptionStatus,
+    writer::Chunk,
+};
+use crate::{
+    cursors::{CursorStore, SubscriptionId},
+    log::ChangeLog,
+};
+
+/// The door to the gateway of a node. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct GatewayHandle {
+    hub: Arc<Hub>,
+    door: Door,
+}
+
+impl GatewayHandle {
+    /// Starts the gateway; it runs until [`Self::drain`] has returned.
+    ///
+    /// # Panics
+    ///
+    /// Outside an actix `System` on a tokio runtime.
+    #[must_use]
+    pub fn start(
+        resolver: Arc<dyn SourceResolver>,
+        cursors: Arc<dyn CursorStore>,
+        limits: GatewayLimits,
+    ) -> Self {
+        let hub = Arc::new(Hub::new(resolver, cursors, limits));
+        let door = actor::start(&hub);
+        Self { hub, door }
+    }
+
+    /// Opens a session; what it delivers, and why it ended, comes out of the answer. Dropping the
+    /// answer ends the session.
+    ///
+    /// # Errors
+    ///
+    /// [`CaptureError`] when the node takes no more sessions. Everything that is wrong with the
+    /// requests themselves comes out of the answer.
+    pub async fn capture(
+        &self,
+        requests: Box<dyn RequestSource>,
+    ) -> Result<Deliveries, CaptureError> {
+        let (session, deliveries) = session::pair(requests);
+        self.door.send(StartSession(session)).await??;
+        Ok(deliveries)
+    }
+
+    /// Returns every subscription, connected or not, in the order of their names.
+    ///
+    /// # Errors
+    ///
+    /// [`GatewayError::Cursors`] when the store cannot be read.
+    pub async fn subscriptions(&self) -> Result<Vec<SubscriptionStatus>, GatewayError> {
+        status::all(&self.hub).await
+    }
+
+    /// Moves a subscription: it goes on at `start`, durable on return. Connected sessions are ended
+    /// with ABORTED first, so that no acknowledgement of the old position mixes with the new one;
+    /// consumers that reconnect continue at the new position. Creates the subscription if there
+    /// is none.
+    ///
+    /// # Errors
+    ///
+    /// [`GatewayError`] when the stream is unknown, the position is not in the log, or the cursor
+    /// cannot be saved; nothing has moved then.
+    pub async fn seek(&self, id: &SubscriptionId, start: StartAt) -> Result<(), GatewayError> {
+        let resolved = self.hub.resolve_id(id).await?;
+        let position = start::find_position(&resolved.log, start).await?;
+        self.end_sessions(Some(id), EndReason::Moved).await?;
+        self.hub.overwrite(id, position).await
+    }
+
+    /// Forgets a subscription and its cursor. Connected sessions are ended with ABORTED; a consumer
+    /// that reconnects begins a new one. The second call does nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`GatewayError::Cursors`] when the store cannot be written.
+    pub async fn remove(&self, id: &SubscriptionId) -> Result<(), GatewayError> {
+        self.end_sessions(Some(id), EndReason::Removed).await?;
+        self.hub.forget(id).await
+    }
+
+    /// Takes no more sessions, lets the connected ones finish what they acknowledged, ends them with
+    /// UNAVAILABLE and saves every cursor. The second call waits for the same end.
+    ///
+    /// # Errors
+    ///
+    /// [`GatewayError::Cursors`] when the last cursors cannot be saved: what they stood for is
+    /// delivered again.
+    pub async fn drain(&self) -> Result<(), GatewayError> {
+        self.hub.refuse_sessions();
+        self.end_sessions(None, EndReason::Draining).await?;
+        self.hub.save_cursors().await?;
+        self.hub.stop();
+        Ok(())
+    }
+
+    /// Ends sessions and waits until they have left.
+    async fn end_sessions(
+        &self,
+        id: Option<&SubscriptionId>,
+        reason: EndReason,
+    ) -> Result<(), GatewayError> {
+        let order = EndSessions {
+            id: id.cloned(),
+            reason,
+        };
+        self.door
+            .send(order)
+            .await
+            .map_err(|_| GatewayError::Stopped)?;
+        self.hub.wait_until_left(id).await;
+        Ok(())
+    }
+}
 
 /// Finds what a consumer's uri stands for. Library users may bring their own.
 #[async_trait]

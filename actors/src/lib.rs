@@ -6,12 +6,20 @@
 
 pub mod supervise;
 
+pub(crate) mod clock;
+
 pub mod postgres;
 
 pub mod agent;
+
+pub(crate) mod decoder;
+
+pub(crate) mod publisher;
 
 pub mod log;
 
 pub mod gateway;
 
 pub mod cursors;
+
+pub mod consensus;

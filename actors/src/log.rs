@@ -2,8 +2,13 @@
 //!
 //! Two traits are the seam between the publisher and the gateway: [`ChangeLog`] and the
 //! [`LogWriter`] and [`LogReader`] that it opens. Every backend passes the same contract test
-//! (`log::contract`). A batch that was *accepted* may be lost by a crash; a batch that is *durable*
+//! (`actors/tests/log_contract.rs`). A batch that was *accepted* may be lost by a crash; a batch that is *durable*
 //! may not. Readers see durable batches only.
+
+pub mod embedded;
+pub mod memory;
+
+mod skip;
 
 use std::{fmt::Debug, io, path::PathBuf};
 
@@ -11,6 +16,7 @@ use async_trait::async_trait;
 use pgcapture_engine::{
     batch::Batch,
     checkpoint::{Checkpoint, Epoch},
+    codes::{Explanation, log as codes},
     lsn::{Lsn, PgTime},
 };
 use tokio::sync::watch;
@@ -221,4 +227,54 @@ pub enum LogError {
         /// Why.
         reason: String,
     },
+}
+
+impl LogError {
+    /// Returns the stable code that explains the error, if it is one for an operator.
+    #[must_use]
+    pub const fn explanation(&self) -> Option<&'static Explanation> {
+        match self {
+            Self::Fenced { .. } => Some(&codes::FENCED),
+            Self::Removed { .. } => Some(&codes::REMOVED),
+            Self::Corrupt { .. } => Some(&codes::CORRUPT),
+            Self::NewerVersion { .. } => Some(&codes::NEWER_VERSION),
+            Self::InUse { .. } => Some(&codes::IN_USE),
+            Self::Io { .. } => Some(&codes::UNUSABLE),
+            Self::OutOfOrder { .. } | Self::Closed { .. } => None,
+        }
+    }
+}
+
+/// Refuses a batch whose first entry does not come after `last`.
+fn check_order(batch: &Batch, last: Option<Checkpoint>) -> Result<(), LogError> {
+    let Some((first, _)) = batch.span else {
+        return Ok(());
+    };
+    match last {
+        Some(last) if first <= last => Err(LogError::OutOfOrder { first, last }),
+        _ => Ok(()),
+    }
+}
+
+/// Tells whether retention has removed something that `start` asks for. `floor` is the last entry
+/// that was removed and `floor_time` the newest commit time among the removed ones.
+///
+/// A position exactly at the floor lacks nothing: what comes after it is all there.
+fn removed(
+    start: Start,
+    floor: Checkpoint,
+    floor_time: PgTime,
+    earliest: Checkpoint,
+) -> Option<LogError> {
+    let asked = match start {
+        Start::After(checkpoint) if checkpoint < floor => checkpoint.to_string(),
+        Start::AtLsn(lsn) if lsn <= floor.lsn => lsn.to_string(),
+        Start::AtTime(time) if time <= floor_time => {
+            format!("{} µs since 1970", time.unix_micros())
+        }
+        Start::Earliest | Start::Latest | Start::After(_) | Start::AtLsn(_) | Start::AtTime(_) => {
+            return None;
+        }
+    };
+    Some(LogError::Removed { asked, earliest })
 }

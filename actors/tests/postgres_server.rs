@@ -53,7 +53,7 @@ async fn a_panic_leaves_nothing_behind() {
         .unwrap();
     let (pid, directory) = (server.pid().unwrap(), server.socket_dir().to_owned());
     let task = std::thread::spawn(move || {
-        let server = server;
+        let _server = server;
         panic!("on purpose");
     });
     assert!(task.join().is_err());

@@ -1,1 +1,115 @@
-//! Placeholder.
+//! Consume changes of PostgreSQL tables from a pgcapture cluster, as typed values.
+//!
+//! ```
+//! use pgcapture::{Change, Client, Field, Row};
+//!
+//! #[derive(Debug, Row)]
+//! #[pgcapture(table = "public.orders")]
+//! struct Order {
+//!     #[pgcapture(key)]
+//!     id: i64,
+//!     customer: Option<String>, // may be NULL
+//!     note: Field<String>,      // Value, Null, or Unchanged: TOAST that was not sent
+//! }
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> pgcapture::Result<()> {
+//! # let gateway = pgcapture::testkit::Gateway::start().await;
+//! # let row = pgcapture::testkit::row("public.orders").set("id", 7_i64);
+//! # gateway.insert(row.set("customer", "ann").null("note")).commit();
+//! # let endpoints = gateway.endpoints(); // "https://n1:7700,n2:7700,n3:7700"
+//! let client = Client::builder(endpoints).connect().await?;
+//! let mut orders = client
+//!     .consumer("search-indexer")
+//!     .stream("orders")
+//!     .dedup(true)
+//!     .subscribe::<Order>()
+//!     .await?;
+//! while let Some(event) = orders.try_next().await? {
+//!     match event.change() {
+//!         Change::Insert(order) | Change::Snapshot(order) => assert_eq!(order.id, 7),
+//!         Change::Update { new, changed, .. } if changed.contains("note") => drop(&new.note),
+//!         Change::Update { .. } => {}
+//!         Change::Delete { key } => drop(key.get::<i64>("id")?),
+//!         Change::Truncate => {}
+//!     }
+//!     event.ack().await?;
+//! #   break;
+//! }
+//! orders.stop().await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # What you can rely on
+//!
+//! - **At least once.** A change is delivered until it is acknowledged. Dropping an event means
+//!   that it comes again, after the acknowledgement time-out or with the next connection.
+//!   `dedup` hides repetitions of what this process acknowledged.
+//! - **Reconnects** go to the next node, with growing jittered pauses, and continue where
+//!   acknowledgements ended. Answers that would stay the same (unknown stream, no permission,
+//!   a position that is gone) are returned instead; see [`Error::is_retryable`].
+//! - **Rows that do not fit** go to `on_decode_error` and are acknowledged. Changes of tables
+//!   without a handler are acknowledged.
+//! - **Cancellation.** `next`, `try_next` lose nothing when their future is dropped; an `ack`
+//!   that is dropped before it is ready may not have acknowledged.
+//! - **Back-pressure.** Nothing is read ahead but flow-control windows; every queue is bounded.
+//! - Nothing here panics on what the network brings, and values of rows are never logged.
+//!
+//! [`Subscribe::on`] runs handlers for several tables, in parallel with order kept per key;
+//! [`Events::debounce`] delivers only the newest change of a key; `subscribe_raw` shows
+//! everything undecoded. The feature `testkit` brings a mock gateway for tests; `native-roots`
+//! trusts the system's certificate authorities.
+
+extern crate self as pgcapture;
+
+mod backoff;
+mod change;
+mod checkpoint;
+mod client;
+mod codec;
+mod columns;
+mod debounce;
+pub mod decode;
+mod dedup;
+mod error;
+mod event;
+mod events;
+mod field;
+mod handlers;
+mod link;
+mod lsn;
+mod options;
+mod raw;
+mod raw_events;
+mod row;
+mod session;
+mod subscribe;
+#[cfg(feature = "testkit")]
+pub mod testkit;
+mod wire;
+
+pub use crate::{
+    change::{Change, Changed},
+    checkpoint::Checkpoint,
+    client::{Client, ClientBuilder, Consumer},
+    columns::Columns,
+    debounce::Debounced,
+    decode::DecodeError,
+    error::{Error, Gap},
+    event::{Event, Unanswered},
+    events::{Events, OnGap},
+    field::Field,
+    handlers::{Ack, Handlers, IntoAnswer},
+    lsn::{Lsn, ParseLsnError},
+    options::Start,
+    raw::{Operation, RawChange, RawRow, Value},
+    raw_events::{RawEvent, RawEvents, RawMessage},
+    row::Row,
+    subscribe::Subscribe,
+};
+pub use pgcapture_derive::Row;
+pub use tonic::Code;
+
+/// A result with this crate's error.
+pub type Result<T, E = Error> = std::result::Result<T, E>;

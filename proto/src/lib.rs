@@ -4,6 +4,9 @@
 //! `pgcapture` are facts of interoperation and never change. The generated gRPC clients are
 //! behind the feature `client`, the servers behind `server`.
 
+#[cfg(feature = "tonic")]
+pub mod status;
+
 /// The data contract of wire.md: package `pgcapture`.
 #[allow(
     missing_docs,

@@ -16,11 +16,14 @@
 //! for the first change. Nobody could use the entries, an idle database would fill the log with
 //! them, and later servers leave such transactions out as well; `resume_lsn` moves on all the same.
 
+mod counters;
 mod error;
+mod rare;
 
 use pgcapture_proto::pgcapture as wire;
 use prost::Message as _;
 
+pub use counters::DecoderCounters;
 pub use error::DecodeError;
 
 use crate::{
@@ -28,7 +31,7 @@ use crate::{
     checkpoint::Checkpoint,
     encode::RowChange,
     lsn::{Lsn, PgTime},
-    pgoutput::{Begin, Commit, Logical, Message, OldTuple, Truncate, Tuple},
+    pgoutput::{Begin, Commit, Message, OldTuple, Tuple},
     relations::{Operation, Relation, Relations},
 };
 
@@ -40,37 +43,6 @@ const ENTRIES_PER_MESSAGE_MAX: u32 = 2;
 pub struct DecoderOptions {
     /// A row or logical message whose entry is larger (bytes) is an error.
     pub row_bytes_max: usize,
-}
-
-/// What a decoder has done since it was made.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct DecoderCounters {
-    /// INSERTs written.
-    pub insert_count: u64,
-    /// UPDATEs written.
-    pub update_count: u64,
-    /// DELETEs written.
-    pub delete_count: u64,
-    /// TRUNCATEs written.
-    pub truncate_count: u64,
-    /// Logical messages written.
-    pub logical_count: u64,
-    /// Transactions whose commit was written.
-    pub transaction_count: u64,
-    /// Transactions that changed nothing and left no entry.
-    pub empty_transaction_count: u64,
-    /// Entries dropped because the log has them already.
-    pub dropped_count: u64,
-    /// Bytes of pgoutput messages read.
-    pub byte_count: u64,
-}
-
-impl DecoderCounters {
-    /// Returns the rows written, whatever happened to them.
-    #[must_use]
-    pub const fn row_count(&self) -> u64 {
-        self.insert_count + self.update_count + self.delete_count
-    }
 }
 
 /// Turns pgoutput messages into batches.
@@ -338,74 +310,6 @@ impl Decoder {
             Operation::Update => self.counters.update_count += 1,
             Operation::Delete => self.counters.delete_count += 1,
         }
-        Ok(())
-    }
-
-    fn truncate(&mut self, truncate: Truncate<'_>) -> Result<(), DecodeError> {
-        let checkpoint = self.next_change("a Truncate")?;
-        if self.drops(checkpoint) {
-            return Ok(());
-        }
-        let mut relations = Vec::with_capacity(truncate.relation_ids().len());
-        for id in truncate.relation_ids() {
-            let relation = self.relations.get(id).ok_or(DecodeError::UnknownRelation {
-                lsn: checkpoint.lsn,
-                id,
-            })?;
-            relations.push(wire::Relation {
-                schema: relation.schema.clone(),
-                table: relation.table.clone(),
-            });
-        }
-        let message = wire::message::Type::Truncate(wire::Truncate {
-            relations,
-            cascade: truncate.is_cascade,
-            restart_identity: truncate.restarts_identity,
-        });
-        self.write(checkpoint, EntryKind::Truncate, message);
-        self.counters.truncate_count += 1;
-        Ok(())
-    }
-
-    fn transactional_message(&mut self, logical: Logical<'_>) -> Result<(), DecodeError> {
-        let checkpoint = self.next_change("a transactional message")?;
-        self.logical(checkpoint, logical)
-    }
-
-    /// A message outside transactions has its own place in the order: the server sends it when it
-    /// reads it, between the commits around it.
-    fn standalone_message(&mut self, logical: Logical<'_>) -> Result<(), DecodeError> {
-        if let Some(open) = self.transaction {
-            return Err(DecodeError::InsideTransaction {
-                lsn: open.begin.final_lsn,
-                what: "a non-transactional message",
-            });
-        }
-        self.logical(Checkpoint::new(logical.lsn, 1), logical)?;
-        self.resume_lsn = self.resume_lsn.max(logical.lsn);
-        Ok(())
-    }
-
-    fn logical(&mut self, checkpoint: Checkpoint, logical: Logical<'_>) -> Result<(), DecodeError> {
-        if self.drops(checkpoint) {
-            return Ok(());
-        }
-        if logical.content.len() > self.options.row_bytes_max {
-            return Err(DecodeError::MessageTooLarge {
-                lsn: logical.lsn,
-                prefix: logical.prefix.to_owned(),
-                bytes: logical.content.len(),
-                limit: self.options.row_bytes_max,
-            });
-        }
-        let message = wire::message::Type::Logical(wire::LogicalMessage {
-            transactional: logical.is_transactional,
-            lsn: logical.lsn.0,
-            prefix: logical.prefix.to_owned(),
-            content: bytes::Bytes::copy_from_slice(logical.content),
-        });
-        self.write(checkpoint, EntryKind::Logical, message);
-        self.counters.logical_count += 1;
         Ok(())
     }
 

@@ -10,8 +10,6 @@ pub mod checkpoint;
 
 pub mod batch;
 
-pub mod codes;
-
 pub mod pgoutput;
 
 pub mod relations;
@@ -20,10 +18,26 @@ pub mod encode;
 
 pub mod decoder;
 
-pub mod progress;
-
 pub mod read_pace;
 
 pub mod slot_mode;
 
+pub mod progress;
+
+pub mod segment;
+
+pub mod retention;
+
+pub mod capture_options;
+
+pub mod filter;
+
+pub mod ledger;
+
+pub mod capture_frame;
+
 pub mod backoff;
+
+pub mod codes;
+
+pub mod cluster;

@@ -117,7 +117,8 @@ impl Progress {
     }
 
     /// Returns a batch without entries that must be appended to the log next, when positions have
-    /// moved, nothing is in flight and the interval is over. It counts as emitted.
+    /// moved, nothing is in flight and the interval is over. It counts as emitted. Call it after
+    /// [`Self::durable`] as well: what a keepalive said while something was in flight is due then.
     pub fn poll(&mut self, now: Duration) -> Option<Batch> {
         if self.quiet_end <= self.emitted_resume {
             self.is_urgent = false;

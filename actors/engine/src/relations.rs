@@ -232,10 +232,10 @@ mod tests {
     use crate::pgoutput::Message;
 
     fn described(bytes: &[u8]) -> Relation {
-        match Message::parse(bytes).unwrap() {
-            Message::Relation(message) => Relation::new(&message),
-            other => panic!("{other:?} is no relation"),
-        }
+        let Message::Relation(message) = Message::parse(bytes).unwrap() else {
+            panic!("{bytes:?} is no relation");
+        };
+        Relation::new(&message)
     }
 
     fn orders(id: u8) -> Relation {

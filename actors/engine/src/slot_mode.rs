@@ -91,7 +91,7 @@ impl SlotModeSwitch {
                     SlotMode::CatchUp
                 }
                 SlotMode::CatchUp if backlog < self.options.follow_below => SlotMode::Follow,
-                mode => mode,
+                SlotMode::Follow | SlotMode::CatchUp => self.mode,
             };
         }
         self.mode

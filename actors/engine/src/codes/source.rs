@@ -37,6 +37,7 @@ pub const ALL: &[&Explanation] = &[
     &NO_BINARIES,
     &LOCAL_SERVER,
     &PUBLICATION_DROPPED,
+    &PIPELINE_REBUILT,
     &PGOUTPUT_VIOLATION,
     &ROW_TOO_LARGE,
     &TEXT_NOT_UTF8,
@@ -409,4 +410,13 @@ pub const TOO_MANY_CHANGES: Explanation = Explanation {
            source stops inside the transaction.",
     next: "Drop the slot, create it again after the transaction and dump the table; split such \
            transactions from then on.",
+};
+
+/// A part of a pipeline failed.
+pub const PIPELINE_REBUILT: Explanation = Explanation {
+    code: "PGC-S34",
+    title: "a part of the pipeline failed and all of it was built again",
+    text: "An actor or task panicked, or the log closed. The pipeline is built again from the durable \
+           end of the log, so nothing is lost and nothing is written twice.",
+    next: "report the message if it comes again: it is a defect of pgcapture",
 };

@@ -2,7 +2,7 @@
 
 /// One column of a row as the server sends it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Value {
+pub(crate) enum Value {
     /// SQL NULL.
     Null,
     /// Unchanged TOAST.
@@ -15,17 +15,17 @@ pub enum Value {
 
 /// One column of a relation.
 #[derive(Clone, Debug)]
-pub struct Column {
+pub(crate) struct Column {
     /// Part of the replica identity.
-    pub is_key: bool,
+    pub(crate) is_key: bool,
     /// Name.
-    pub name: String,
+    pub(crate) name: String,
     /// Type OID.
-    pub type_oid: u32,
+    pub(crate) type_oid: u32,
 }
 
 /// Begin.
-pub fn begin(final_lsn: u64, commit_time: i64, xid: u32) -> Vec<u8> {
+pub(crate) fn begin(final_lsn: u64, commit_time: i64, xid: u32) -> Vec<u8> {
     let mut bytes = vec![b'B'];
     bytes.extend(final_lsn.to_be_bytes());
     bytes.extend(commit_time.to_be_bytes());
@@ -34,7 +34,7 @@ pub fn begin(final_lsn: u64, commit_time: i64, xid: u32) -> Vec<u8> {
 }
 
 /// Commit.
-pub fn commit(commit_lsn: u64, end_lsn: u64, commit_time: i64) -> Vec<u8> {
+pub(crate) fn commit(commit_lsn: u64, end_lsn: u64, commit_time: i64) -> Vec<u8> {
     let mut bytes = vec![b'C', 0];
     bytes.extend(commit_lsn.to_be_bytes());
     bytes.extend(end_lsn.to_be_bytes());
@@ -43,7 +43,13 @@ pub fn commit(commit_lsn: u64, end_lsn: u64, commit_time: i64) -> Vec<u8> {
 }
 
 /// Relation.
-pub fn relation(id: u32, schema: &str, table: &str, identity: u8, columns: &[Column]) -> Vec<u8> {
+pub(crate) fn relation(
+    id: u32,
+    schema: &str,
+    table: &str,
+    identity: u8,
+    columns: &[Column],
+) -> Vec<u8> {
     let mut bytes = vec![b'R'];
     bytes.extend(id.to_be_bytes());
     put_name(schema, &mut bytes);
@@ -60,7 +66,7 @@ pub fn relation(id: u32, schema: &str, table: &str, identity: u8, columns: &[Col
 }
 
 /// Insert.
-pub fn insert(relation_id: u32, new: &[Value]) -> Vec<u8> {
+pub(crate) fn insert(relation_id: u32, new: &[Value]) -> Vec<u8> {
     let mut bytes = vec![b'I'];
     bytes.extend(relation_id.to_be_bytes());
     put_tuple(b'N', new, &mut bytes);
@@ -68,7 +74,7 @@ pub fn insert(relation_id: u32, new: &[Value]) -> Vec<u8> {
 }
 
 /// Update; `old` has its kind, `K` or `O`.
-pub fn update(relation_id: u32, old: Option<(u8, &[Value])>, new: &[Value]) -> Vec<u8> {
+pub(crate) fn update(relation_id: u32, old: Option<(u8, &[Value])>, new: &[Value]) -> Vec<u8> {
     let mut bytes = vec![b'U'];
     bytes.extend(relation_id.to_be_bytes());
     if let Some((kind, old)) = old {
@@ -79,7 +85,7 @@ pub fn update(relation_id: u32, old: Option<(u8, &[Value])>, new: &[Value]) -> V
 }
 
 /// Delete; `kind` is `K` or `O`.
-pub fn delete(relation_id: u32, kind: u8, old: &[Value]) -> Vec<u8> {
+pub(crate) fn delete(relation_id: u32, kind: u8, old: &[Value]) -> Vec<u8> {
     let mut bytes = vec![b'D'];
     bytes.extend(relation_id.to_be_bytes());
     put_tuple(kind, old, &mut bytes);
@@ -87,7 +93,7 @@ pub fn delete(relation_id: u32, kind: u8, old: &[Value]) -> Vec<u8> {
 }
 
 /// Truncate; flag 1 is CASCADE, 2 RESTART IDENTITY.
-pub fn truncate(relation_ids: &[u32], flags: u8) -> Vec<u8> {
+pub(crate) fn truncate(relation_ids: &[u32], flags: u8) -> Vec<u8> {
     let mut bytes = vec![b'T'];
     bytes.extend(u32::try_from(relation_ids.len()).unwrap().to_be_bytes());
     bytes.push(flags);
@@ -98,7 +104,7 @@ pub fn truncate(relation_ids: &[u32], flags: u8) -> Vec<u8> {
 }
 
 /// Message.
-pub fn logical(is_transactional: bool, lsn: u64, prefix: &str, content: &[u8]) -> Vec<u8> {
+pub(crate) fn logical(is_transactional: bool, lsn: u64, prefix: &str, content: &[u8]) -> Vec<u8> {
     let mut bytes = vec![b'M', u8::from(is_transactional)];
     bytes.extend(lsn.to_be_bytes());
     put_name(prefix, &mut bytes);

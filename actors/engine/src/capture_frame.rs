@@ -1,0 +1,258 @@
+//! Writes what a consumer receives: `CaptureMessage`s framed for gRPC.
+//!
+//! The encoded row of a log entry is copied once, untouched, behind its checkpoint; no protobuf value
+//! is built. A frame is a zero byte (not compressed), the length as u32 big-endian, the message.
+
+use bytes::{BufMut, BytesMut};
+use prost::encoding::{encode_varint, encoded_len_varint};
+
+use crate::{
+    batch::{Entry, EntryKind},
+    checkpoint::Checkpoint,
+    lsn::PgTime,
+};
+
+/// Bytes of a gRPC frame before its message.
+pub const FRAME_HEADER_BYTES: usize = 5;
+
+/// Tag of `CaptureMessage.batch`.
+const BATCH_TAG: u8 = 0x42;
+
+/// Tag of `CaptureMessage.commit_time`.
+const COMMIT_TIME_TAG: u8 = 0x48;
+
+/// Tag of `CaptureMessage.checkpoint` and of `CaptureBatch.messages`.
+const FIRST_FIELD_TAG: u8 = 0x0A;
+
+/// One message to write.
+#[derive(Clone, Copy, Debug)]
+pub struct Outgoing<'a> {
+    /// Its position.
+    pub checkpoint: Checkpoint,
+    /// The encoded `pgcapture.Message` of the log.
+    pub payload: &'a [u8],
+    /// Commit time to put on it; `None` for consumers that did not ask.
+    pub commit_time: Option<PgTime>,
+}
+
+impl Outgoing<'_> {
+    fn message_length(&self) -> usize {
+        let time = self
+            .commit_time
+            .map_or(0, |time| 1 + encoded_len_varint(time.0.cast_unsigned()));
+        2 + checkpoint_length(self.checkpoint) + self.payload.len() + time
+    }
+
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "a checkpoint takes at most 17 bytes"
+    )]
+    fn write(&self, out: &mut BytesMut) {
+        let Some((log_tag, rest)) = self.payload.split_first() else {
+            debug_assert!(false, "an entry has a payload");
+            return;
+        };
+        let Checkpoint { lsn, seq } = self.checkpoint;
+        out.put_u8(FIRST_FIELD_TAG);
+        out.put_u8(checkpoint_length(self.checkpoint) as u8);
+        if lsn.0 != 0 {
+            out.put_u8(0x08);
+            encode_varint(lsn.0, out);
+        }
+        if seq != 0 {
+            out.put_u8(0x10);
+            encode_varint(u64::from(seq), out);
+        }
+        out.put_u8(capture_tag(*log_tag));
+        out.extend_from_slice(rest);
+        if let Some(time) = self.commit_time {
+            out.put_u8(COMMIT_TIME_TAG);
+            encode_varint(time.0.cast_unsigned(), out);
+        }
+    }
+}
+
+/// Appends one message as a frame of its own. Returns its length with the frame header.
+pub fn push_message(out: &mut BytesMut, message: &Outgoing<'_>) -> usize {
+    let length = message.message_length();
+    push_header(out, length);
+    message.write(out);
+    FRAME_HEADER_BYTES + length
+}
+
+/// Appends all messages as one `CaptureMessage.batch`.
+pub fn push_batch(out: &mut BytesMut, messages: &[Outgoing<'_>]) -> usize {
+    let inner: usize = messages
+        .iter()
+        .map(|message| {
+            let length = message.message_length();
+            1 + encoded_len_varint(length as u64) + length
+        })
+        .sum();
+    let length = 1 + encoded_len_varint(inner as u64) + inner;
+    push_header(out, length);
+    out.put_u8(BATCH_TAG);
+    encode_varint(inner as u64, out);
+    for message in messages {
+        out.put_u8(FIRST_FIELD_TAG);
+        encode_varint(message.message_length() as u64, out);
+        message.write(out);
+    }
+    FRAME_HEADER_BYTES + length
+}
+
+fn push_header(out: &mut BytesMut, length: usize) {
+    out.reserve(FRAME_HEADER_BYTES + length);
+    out.put_u8(0);
+    out.put_u32(u32::try_from(length).expect("a row is shorter than 4 GiB"));
+}
+
+#[inline]
+fn checkpoint_length(checkpoint: Checkpoint) -> usize {
+    let field = |value: u64| match value {
+        0 => 0,
+        value => 1 + encoded_len_varint(value),
+    };
+    field(checkpoint.lsn.0) + field(u64::from(checkpoint.seq))
+}
+
+/// Returns the tag under which `CaptureMessage` carries what the log has under `log_tag`.
+const fn capture_tag(log_tag: u8) -> u8 {
+    match EntryKind::from_tag(log_tag) {
+        Some(EntryKind::Begin) => 0x1A,
+        Some(EntryKind::Commit) => 0x22,
+        Some(EntryKind::Truncate) => 0x2A,
+        Some(EntryKind::Logical) => 0x32,
+        Some(EntryKind::Gap) => 0x3A,
+        Some(EntryKind::Change | EntryKind::KeepAlive) | None => 0x12,
+    }
+}
+
+/// Tells whether the entry is one that carries a commit time, and which.
+#[must_use]
+pub fn begin_commit_time(entry: &Entry<'_>) -> Option<PgTime> {
+    use pgcapture_proto::pgcapture::Begin;
+    use prost::Message as _;
+
+    if entry.kind != EntryKind::Begin {
+        return None;
+    }
+    let begin = Begin::decode(entry.inner().ok()?).ok()?;
+    Some(PgTime(begin.commit_time.cast_signed()))
+}
+
+#[cfg(test)]
+mod tests {
+    use pgcapture_proto::pgcapture::{
+        Begin, CaptureBatch, CaptureMessage, Change, Checkpoint as WireCheckpoint, Commit, Gap,
+        LogicalMessage, Message, Truncate, message,
+    };
+    use prost::Message as _;
+
+    use super::*;
+    use crate::lsn::Lsn;
+
+    fn cases() -> Vec<(message::Type, CaptureMessage)> {
+        let change = Change {
+            op: 2,
+            schema: "public".to_owned(),
+            table: "t".repeat(200),
+            ..Change::default()
+        };
+        let begin = Begin {
+            final_lsn: 7,
+            ..Begin::default()
+        };
+        let empty = CaptureMessage::default;
+        vec![
+            (
+                message::Type::Change(change.clone()),
+                CaptureMessage {
+                    change: Some(change),
+                    ..empty()
+                },
+            ),
+            (
+                message::Type::Begin(begin),
+                CaptureMessage {
+                    begin: Some(begin),
+                    ..empty()
+                },
+            ),
+            (
+                message::Type::Commit(Commit::default()),
+                CaptureMessage {
+                    commit: Some(Commit::default()),
+                    ..empty()
+                },
+            ),
+            (
+                message::Type::Truncate(Truncate::default()),
+                CaptureMessage {
+                    truncate: Some(Truncate::default()),
+                    ..empty()
+                },
+            ),
+            (
+                message::Type::Logical(LogicalMessage::default()),
+                CaptureMessage {
+                    logical: Some(LogicalMessage::default()),
+                    ..empty()
+                },
+            ),
+            (
+                message::Type::Gap(Gap::default()),
+                CaptureMessage {
+                    gap: Some(Gap::default()),
+                    ..empty()
+                },
+            ),
+        ]
+    }
+
+    #[test]
+    fn frames_are_what_prost_would_write() {
+        for checkpoint in [(0, 0), (0, 1), (300, 0), (u64::MAX, u32::MAX)] {
+            let checkpoint = Checkpoint::new(Lsn(checkpoint.0), checkpoint.1);
+            for commit_time in [None, Some(PgTime(1)), Some(PgTime(-1))] {
+                let mut all = Vec::new();
+                let payloads: Vec<_> = cases()
+                    .into_iter()
+                    .map(|(kind, mut expected)| {
+                        expected.checkpoint = Some(WireCheckpoint {
+                            lsn: checkpoint.lsn.0,
+                            seq: checkpoint.seq,
+                            ..WireCheckpoint::default()
+                        });
+                        expected.commit_time = commit_time.map_or(0, |t| t.0.cast_unsigned());
+                        all.push(expected);
+                        Message { r#type: Some(kind) }.encode_to_vec()
+                    })
+                    .collect();
+                let messages: Vec<_> = payloads
+                    .iter()
+                    .map(|payload| Outgoing {
+                        checkpoint,
+                        payload,
+                        commit_time,
+                    })
+                    .collect();
+                for (message, expected) in messages.iter().zip(&all) {
+                    let mut out = BytesMut::new();
+                    let length = push_message(&mut out, message);
+                    assert_eq!(length, out.len());
+                    assert_eq!(out[5..], expected.encode_to_vec());
+                    assert_eq!(out[1..5], (out.len() as u32 - 5).to_be_bytes());
+                }
+                let mut out = BytesMut::new();
+                let length = push_batch(&mut out, &messages);
+                assert_eq!(length, out.len());
+                let expected = CaptureMessage {
+                    batch: Some(CaptureBatch { messages: all }),
+                    ..CaptureMessage::default()
+                };
+                assert_eq!(out[5..], expected.encode_to_vec());
+            }
+        }
+    }
+}

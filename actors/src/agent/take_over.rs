@@ -1,0 +1,267 @@
+//! Takes a slot: checks that it is ours to read and that it fits the log.
+//!
+//! Compares the slot's confirmed position with the log's durable end. They may differ in one
+//! direction only: a slot behind the log is normal after a crash, a slot ahead of it has let go of
+//! changes that the log does not hold. That is a gap: declared in the log first, then the agent
+//! halts or goes on, as it was told. A walsender of an older pgcapture is terminated; a foreign one
+//! is left alone.
+
+use metrics::counter;
+use pgcapture_engine::{
+    batch::Batch,
+    codes::{Explanation, source as codes},
+    lsn::Lsn,
+};
+use tracing::{error, warn};
+
+use super::{
+    AgentSpec,
+    error::AgentError,
+    gap::{self, Gap},
+    pipeline::PipelineParts,
+};
+use crate::{
+    log::Tail,
+    postgres::{
+        Connection, PgError, Replication,
+        catalog::{self, ServerInfo, SlotState},
+    },
+    publisher::PublisherHandle,
+};
+
+/// How every connection of an agent begins to call itself; see `application_name` in
+/// [`super::start`].
+pub(super) const OUR_APPLICATION: &str = "pgcapture/";
+
+/// A slot that may be read from now on.
+#[derive(Clone, Debug)]
+pub(super) struct TakenSlot {
+    /// Where to start reading.
+    pub(super) resume_lsn: Lsn,
+    /// End of the server's WAL.
+    pub(super) server_end_lsn: Lsn,
+    /// Identity of the publication: one that was dropped and made anew has another.
+    pub(super) publication_oid: u32,
+}
+
+/// Checks the source and takes the slot. `tail` is the log's durable end.
+pub(super) async fn take_slot(
+    parts: &PipelineParts,
+    publisher: &PublisherHandle,
+    tail: Tail,
+) -> Result<TakenSlot, AgentError> {
+    let spec = &parts.spec;
+    let is_new_log = tail.resume_lsn == Lsn::ZERO && tail.last.is_none();
+    let mut connection = Connection::connect(&parts.config, Replication::Off).await?;
+    let server = check_server(&mut connection).await?;
+    let publication_oid = match catalog::publication(&mut connection, &spec.publication).await? {
+        Some(publication) => publication.oid,
+        None if is_new_log => {
+            let what = format!("publication \"{}\" does not exist", spec.publication);
+            return Err(PgError::check(&codes::PUBLICATION_MISSING, what).into());
+        }
+        None => return Err(declare_open(parts, publisher, Lost::publication(spec)).await),
+    };
+    let resume_lsn =
+        match find_position(spec, &mut connection, parts.config.database(), is_new_log).await? {
+            _ if gap::is_open_at(&tail) => pass_gap(parts, publisher, tail, Lost::before()).await?,
+            Ok(confirmed) if is_new_log => {
+                // From here on a slot that moves without us is noticed.
+                publisher
+                    .publish(Batch::progress(confirmed, tail.commit_time))
+                    .await?;
+                confirmed
+            }
+            Ok(confirmed) if confirmed <= tail.resume_lsn => tail.resume_lsn,
+            Ok(confirmed) => {
+                let detail = format!(
+                    "slot \"{}\" was moved to {confirmed} by someone else",
+                    spec.slot
+                );
+                let lost = Lost::new(&codes::POSITION_AHEAD, "slot_ahead", detail);
+                pass_gap(parts, publisher, tail, lost).await?
+            }
+            Err(lost) => pass_gap(parts, publisher, tail, lost).await?,
+        };
+    Ok(TakenSlot {
+        resume_lsn,
+        server_end_lsn: server.flush_lsn,
+        publication_oid,
+    })
+}
+
+/// Changes that cannot be had any more.
+#[derive(Clone, Debug)]
+pub(super) struct Lost {
+    explanation: &'static Explanation,
+    reason: &'static str,
+    detail: String,
+}
+
+impl Lost {
+    fn new(explanation: &'static Explanation, reason: &'static str, detail: String) -> Self {
+        Self {
+            explanation,
+            reason,
+            detail,
+        }
+    }
+
+    /// The publication went away while the slot was in use.
+    pub(super) fn publication(spec: &AgentSpec) -> Self {
+        let (publication, slot) = (&spec.publication, &spec.slot);
+        let detail =
+            format!("publication \"{publication}\" was dropped while slot \"{slot}\" was in use");
+        Self::new(&codes::PUBLICATION_DROPPED, "publication_dropped", detail)
+    }
+
+    /// A gap that the log ends with already.
+    fn before() -> Self {
+        let detail = "the log ends with a gap that nobody has accepted yet".to_owned();
+        Self::new(&codes::POSITION_AHEAD, "declared_before", detail)
+    }
+}
+
+/// Returns the slot's confirmed position, or that its changes are lost.
+async fn find_position(
+    spec: &AgentSpec,
+    connection: &mut Connection,
+    database: &str,
+    is_new_log: bool,
+) -> Result<Result<Lsn, Lost>, AgentError> {
+    match catalog::slot(connection, &spec.slot).await? {
+        Some(slot) => check_slot(connection, &spec.slot, &slot, database).await,
+        None if is_new_log => {
+            let what = format!("slot \"{}\" does not exist", spec.slot);
+            Err(PgError::check(&codes::SLOT_MISSING, what).into())
+        }
+        None => {
+            let detail = format!("slot \"{}\" was dropped", spec.slot);
+            Ok(Err(Lost::new(&codes::SLOT_MISSING, "slot_dropped", detail)))
+        }
+    }
+}
+
+/// Returns the slot's position, or that its changes are lost; frees it from an older agent of ours.
+async fn check_slot(
+    connection: &mut Connection,
+    name: &str,
+    slot: &SlotState,
+    database: &str,
+) -> Result<Result<Lsn, Lost>, AgentError> {
+    if let Some(reason) = &slot.invalidation_reason {
+        let detail = format!("slot \"{name}\" was invalidated by the server ({reason})");
+        return Ok(Err(Lost::new(
+            &codes::SLOT_INVALIDATED,
+            "slot_invalidated",
+            detail,
+        )));
+    }
+    slot.check(database)?;
+    if let Some(holder) = catalog::slot_holder(connection, name).await? {
+        if !holder.application_name.starts_with(OUR_APPLICATION) {
+            return Err(catalog::slot_in_use_error(name, &holder).into());
+        }
+        let (pid, holder) = (holder.pid, holder.application_name);
+        warn!(
+            slot = name,
+            pid, holder, "taking the slot from an older agent"
+        );
+        catalog::terminate_walsender(connection, name).await?;
+    }
+    Ok(Ok(slot.confirmed_flush_lsn.unwrap_or_default()))
+}
+
+/// Checks what a slot needs of its server.
+async fn check_server(connection: &mut Connection) -> Result<ServerInfo, AgentError> {
+    let server = catalog::server_info(connection).await?;
+    if server.wal_level != "logical" {
+        let what = format!("wal_level is {}, not logical", server.wal_level);
+        return Err(PgError::check(&codes::WAL_LEVEL, what).into());
+    }
+    Ok(server)
+}
+
+/// Drops the slot if it is still there and makes it anew; returns where it starts.
+async fn recreate_slot(parts: &PipelineParts) -> Result<Lsn, AgentError> {
+    let mut connection = Connection::connect(&parts.config, Replication::Off).await?;
+    let name = parts.spec.slot.as_str();
+    catalog::drop_slot(&mut connection, name, true).await?;
+    Ok(catalog::create_slot(&mut connection, name).await?)
+}
+
+/// Goes on after a gap when that was allowed: makes the slot anew, so that it holds a position that
+/// is known and whole, and writes where the gap ends. Halts otherwise, with the gap written.
+async fn pass_gap(
+    parts: &PipelineParts,
+    publisher: &PublisherHandle,
+    tail: Tail,
+    lost: Lost,
+) -> Result<Lsn, AgentError> {
+    if !parts.spec.accepts_gap {
+        return Err(declare_open(parts, publisher, lost).await);
+    }
+    let created = recreate_slot(parts).await?;
+    let gap = Gap {
+        from: tail.resume_lsn,
+        to: Some(created),
+        reason: lost.reason,
+        detail: lost.detail,
+    };
+    write(parts, publisher, &gap).await?;
+    Ok(created)
+}
+
+/// Writes a gap whose end is not known and returns the error that halts the agent.
+pub(super) async fn declare_open(
+    parts: &PipelineParts,
+    publisher: &PublisherHandle,
+    lost: Lost,
+) -> AgentError {
+    let from = match publisher.flush().await {
+        Ok(tail) => tail.resume_lsn,
+        Err(error) => return error.into(),
+    };
+    let Lost {
+        explanation,
+        reason,
+        detail,
+    } = lost;
+    let gap = Gap {
+        from,
+        to: None,
+        reason,
+        detail: detail.clone(),
+    };
+    match write(parts, publisher, &gap).await {
+        Ok(()) => AgentError::Gap {
+            explanation,
+            from,
+            detail,
+        },
+        Err(error) => error,
+    }
+}
+
+async fn write(
+    parts: &PipelineParts,
+    publisher: &PublisherHandle,
+    gap: &Gap,
+) -> Result<(), AgentError> {
+    let tail = publisher.flush().await?;
+    if let Some(batch) = gap.batch(&tail) {
+        let source = parts.spec.source.as_str();
+        counter!("pgcapture_gaps_total", "source" => source.to_owned(), "reason" => gap.reason)
+            .increment(1);
+        let Gap {
+            from,
+            to,
+            reason,
+            detail,
+        } = gap;
+        error!(source, %from, ?to, reason, detail, "changes are lost: declaring a gap");
+        publisher.publish(batch).await?;
+        publisher.flush().await?;
+    }
+    Ok(())
+}

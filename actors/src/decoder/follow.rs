@@ -1,0 +1,125 @@
+//! Follows a slot by walsender.
+//!
+//! Decodes every complete frame that a read brought, publishes full batches as they fill and the
+//! rest at the end of the read, so that one row does not wait for a thousand. Status updates are
+//! the stream's own task; the positions that it reports come from `confirmable`. Never reads while
+//! a batch waits for the log: that is the back-pressure.
+
+use pgcapture_engine::{lsn::Lsn, progress::Keepalive, slot_mode::SlotMode};
+use tokio::sync::watch;
+
+use crate::{
+    agent::{AgentState, error::AgentError},
+    decoder::slot_reader::{Ended, SlotReader},
+    postgres::{
+        Connection, Received, Replication, ReplicationEvent, ReplicationOptions, ReplicationStream,
+        StatusHandle,
+    },
+    supervise::{TaskKind, spawn},
+};
+
+impl SlotReader {
+    /// Follows until drained or until the backlog is better read by COPY.
+    pub(super) async fn follow(&mut self) -> Result<Ended, AgentError> {
+        let connection = Connection::connect(&self.config, Replication::Database).await?;
+        self.decoder.restart_stream();
+        let spec = &self.spec;
+        let options = ReplicationOptions {
+            start: self.decoder.resume_lsn(),
+            binary: spec.is_binary,
+            message_bytes_max: spec.limits.message_bytes_max(),
+            ..ReplicationOptions::new(spec.slot.as_str(), spec.publication.as_str())
+        };
+        let mut stream = connection.start_replication(&options).await?;
+        let confirmer = confirm(self.confirmable.clone(), stream.status());
+        // Held until we leave: dropping it ends it.
+        let _confirmer = spawn(TaskKind::StatusUpdates, &self.spec.source, confirmer);
+        self.set_state(AgentState::Following);
+        loop {
+            // Only the wait may be dropped: a batch that was taken from the decoder and then
+            // forgotten would be a hole in the log.
+            let received = tokio::select! {
+                biased;
+                () = self.drain.cancelled() => None,
+                received = stream.receive() => Some(received?),
+            };
+            let Some(received) = received else {
+                self.let_go(stream).await?;
+                return Ok(Ended::Drained);
+            };
+            self.take_in(received).await?;
+            if self.decide_mode() == SlotMode::CatchUp {
+                self.let_go(stream).await?;
+                return Ok(Ended::SwitchMode);
+            }
+        }
+    }
+
+    /// Deals with everything that one read of the socket brought.
+    async fn take_in(&mut self, received: Received<'_>) -> Result<(), AgentError> {
+        let mut server_end = Lsn::ZERO;
+        let mut due = None;
+        for event in received {
+            match event {
+                ReplicationEvent::Data {
+                    server_end: end,
+                    payload,
+                    ..
+                } => {
+                    server_end = server_end.max(end);
+                    self.decode(payload)?;
+                    if self.decoder.is_full() {
+                        self.publish_decoded().await?;
+                    }
+                }
+                ReplicationEvent::KeepAlive {
+                    server_end: end,
+                    reply_requested,
+                } => {
+                    server_end = server_end.max(end);
+                    self.publish_decoded().await?;
+                    self.hear_tail();
+                    let keepalive = Keepalive {
+                        server_end: end,
+                        is_reply_requested: reply_requested,
+                    };
+                    let is_quiet = self.decoder.is_quiet();
+                    due = self
+                        .progress
+                        .keepalive(keepalive, is_quiet, self.started.elapsed());
+                }
+            }
+        }
+        self.publish_decoded().await?;
+        if let Some(progress) = due {
+            self.publish(progress).await?;
+        }
+        self.report(server_end);
+        Ok(())
+    }
+
+    /// Ends a stream in order: what was decoded becomes durable, is confirmed, and the server is
+    /// told that we leave. In the middle of a transaction it would send all of it first: then the
+    /// connection is just closed, nothing is left to confirm.
+    async fn let_go(&mut self, stream: ReplicationStream) -> Result<(), AgentError> {
+        self.publish_decoded().await?;
+        let durable = self.wait_until_durable().await?;
+        if self.decoder.is_in_transaction() {
+            return Ok(());
+        }
+        stream.status().confirm(durable);
+        drop(stream.stop().await?);
+        Ok(())
+    }
+}
+
+/// Forwards what may be confirmed; ends with the reader.
+async fn confirm(mut confirmable: watch::Receiver<Lsn>, status: StatusHandle) {
+    loop {
+        let lsn = *confirmable.borrow_and_update();
+        status.confirm(lsn);
+        if confirmable.changed().await.is_err() {
+            return;
+        }
+    }
+}

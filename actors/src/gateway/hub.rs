@@ -1,0 +1,330 @@
+//! What all sessions of a node share: the subscriptions, the limits, the saving of cursors.
+//!
+//! Owns no task and no actor; it outlives a `Gateway` actor that had to be built anew. A cursor is
+//! saved with all others that moved, in one write.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use actix::Addr;
+use pgcapture_engine::ledger::Position;
+use tokio::{
+    sync::{Notify, OnceCell},
+    time::Instant,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Resolved, SourceResolver,
+    actor::GatewaySession,
+    error::{CaptureError, GatewayError},
+    limits::GatewayLimits,
+    status,
+    subscription::Subscription,
+};
+use crate::cursors::{CursorError, CursorStore, SubscriptionId};
+
+/// Cursors that moved are made durable together at this pace: ten small writes a second, and after
+/// a crash at most this much is delivered again.
+pub const CURSOR_SAVE_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Gauges follow at this pace: finer than any scrape, and cheap with 10,000 subscriptions.
+const REPORT_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The shared state of a gateway.
+#[derive(Debug)]
+pub(super) struct Hub {
+    resolver: Arc<dyn SourceResolver>,
+    pub(super) cursors: Arc<dyn CursorStore>,
+    pub(super) limits: GatewayLimits,
+    started: Instant,
+    subscriptions: Mutex<BTreeMap<SubscriptionId, Arc<Subscription>>>,
+    sessions: Mutex<HashMap<u64, Seated>>,
+    session_count: AtomicUsize,
+    session_number: AtomicUsize,
+    is_refusing: AtomicBool,
+    /// A session has left.
+    left: Notify,
+    saving: tokio::sync::Mutex<()>,
+    save_soon: Notify,
+    stopped: CancellationToken,
+    /// Cursors in the store.
+    cursor_count: OnceCell<AtomicUsize>,
+}
+
+#[derive(Debug)]
+struct Seated {
+    addr: Addr<GatewaySession>,
+    subscription: Option<SubscriptionId>,
+}
+
+impl Hub {
+    pub(super) fn new(
+        resolver: Arc<dyn SourceResolver>,
+        cursors: Arc<dyn CursorStore>,
+        limits: GatewayLimits,
+    ) -> Self {
+        Self {
+            resolver,
+            cursors,
+            limits,
+            started: Instant::now(),
+            subscriptions: Mutex::default(),
+            sessions: Mutex::default(),
+            session_count: AtomicUsize::new(0),
+            session_number: AtomicUsize::new(0),
+            is_refusing: AtomicBool::new(false),
+            left: Notify::new(),
+            saving: tokio::sync::Mutex::default(),
+            save_soon: Notify::new(),
+            stopped: CancellationToken::new(),
+            cursor_count: OnceCell::new(),
+        }
+    }
+
+    /// Time since the gateway started: the clock of the ledgers.
+    pub(super) fn now(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    pub(super) async fn resolve(&self, uri: &str) -> Result<Resolved, CaptureError> {
+        Ok(self.resolver.resolve(uri).await?)
+    }
+
+    pub(super) async fn resolve_id(&self, id: &SubscriptionId) -> Result<Resolved, GatewayError> {
+        let uri = if id.consumer == id.stream {
+            id.stream.clone()
+        } else {
+            format!("{}/{}", id.stream, id.consumer)
+        };
+        Ok(self.resolver.resolve(&uri).await?)
+    }
+
+    /// Returns the subscription, making it known to this node.
+    pub(super) fn subscription(&self, resolved: Resolved) -> Arc<Subscription> {
+        let Resolved { subscription, log } = resolved;
+        let mut all = lock(&self.subscriptions);
+        if let Some(known) = all.get(&subscription) {
+            known.use_log(log);
+            return Arc::clone(known);
+        }
+        let new = Arc::new(Subscription::new(subscription.clone(), log));
+        all.insert(subscription, Arc::clone(&new));
+        new
+    }
+
+    pub(super) fn subscriptions(&self) -> Vec<Arc<Subscription>> {
+        lock(&self.subscriptions).values().map(Arc::clone).collect()
+    }
+
+    /// Counts a subscription whose cursor is not in the store yet.
+    pub(super) async fn count_new_subscription(&self) -> Result<(), CaptureError> {
+        let cursors = &self.cursors;
+        let count = self
+            .cursor_count
+            .get_or_try_init(|| async {
+                let listed = cursors.list().await?;
+                Ok::<_, CursorError>(AtomicUsize::new(listed.len()))
+            })
+            .await?;
+        let most = self.limits.subscriptions_max;
+        let admitted = count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| {
+            (count < most).then_some(count + 1)
+        });
+        match admitted {
+            Ok(_) => Ok(()),
+            Err(count) => Err(CaptureError::TooMany {
+                what: "subscriptions",
+                count,
+            }),
+        }
+    }
+
+    /// Moves a subscription that no session uses; durable on return.
+    pub(super) async fn overwrite(
+        &self,
+        id: &SubscriptionId,
+        position: Position,
+    ) -> Result<(), GatewayError> {
+        let resolved = self.resolve_id(id).await?;
+        if !self.subscription(resolved).overwrite(position, false) {
+            return Err(GatewayError::Busy);
+        }
+        Ok(self.save_cursors().await?)
+    }
+
+    /// Forgets a subscription.
+    pub(super) async fn forget(&self, id: &SubscriptionId) -> Result<(), GatewayError> {
+        // No cursor is saved in between: it would come back.
+        let _saving = self.saving.lock().await;
+        lock(&self.subscriptions).remove(id);
+        self.cursors.remove(id).await?;
+        if let Some(count) = self.cursor_count.get() {
+            let listed = self.cursors.list().await?;
+            count.store(listed.len(), Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// Makes every cursor that moved durable, and lets go of subscriptions that nobody uses.
+    pub(super) async fn save_cursors(&self) -> Result<(), CursorError> {
+        let _saving = self.saving.lock().await;
+        let mut moved = Vec::new();
+        let mut cursors = Vec::new();
+        for subscription in self.subscriptions() {
+            if let Some((version, cursor)) = subscription.unsaved() {
+                cursors.push((subscription.id.clone(), cursor.clone()));
+                moved.push((subscription, version, cursor));
+            }
+        }
+        if !cursors.is_empty() {
+            self.cursors.save(cursors).await?;
+            for (subscription, version, cursor) in moved {
+                subscription.saved(version, cursor);
+            }
+        }
+        // The map's own reference is the only one: no session is about to join.
+        lock(&self.subscriptions).retain(|_, subscription| {
+            Arc::strong_count(subscription) > 1 || !subscription.is_idle()
+        });
+        Ok(())
+    }
+
+    pub(super) fn save_soon(&self) {
+        self.save_soon.notify_one();
+    }
+
+    /// Saves cursors until the gateway stops: the body of an owned task.
+    pub(super) async fn keep_saving(self: Arc<Self>) {
+        let mut reported = Duration::ZERO;
+        loop {
+            if self.now() >= reported + REPORT_INTERVAL {
+                reported = self.now();
+                status::report(&self);
+            }
+            tokio::select! {
+                () = tokio::time::sleep(CURSOR_SAVE_INTERVAL) => {}
+                () = self.save_soon.notified() => {}
+                () = self.stopped.cancelled() => return,
+            }
+            if let Err(error) = self.save_cursors().await {
+                tracing::error!(%error, "acknowledgements do not count until cursors can be saved");
+                metrics::counter!("pgcapture_cursor_save_errors_total").increment(1);
+                // A store that fails is not asked again at once.
+                tokio::time::sleep(CURSOR_SAVE_INTERVAL).await;
+            }
+        }
+    }
+
+    pub(super) fn session_count(&self) -> usize {
+        self.session_count.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn refuse_sessions(&self) {
+        self.is_refusing.store(true, Ordering::SeqCst);
+    }
+
+    pub(super) fn stop(&self) {
+        self.stopped.cancel();
+    }
+
+    pub(super) fn stopped(&self) -> CancellationToken {
+        self.stopped.clone()
+    }
+
+    /// Tells whether another session may come, and under which number.
+    pub(super) fn admit_session(&self) -> Result<u64, CaptureError> {
+        if self.is_refusing.load(Ordering::SeqCst) {
+            return Err(CaptureError::Ended(super::EndReason::Draining));
+        }
+        let count = self.session_count();
+        if count >= self.limits.sessions_max {
+            return Err(CaptureError::TooMany {
+                what: "sessions",
+                count,
+            });
+        }
+        Ok(self.session_number.fetch_add(1, Ordering::Relaxed) as u64)
+    }
+
+    /// Seats a session that has started.
+    pub(super) fn seat(self: &Arc<Self>, key: u64, addr: Addr<GatewaySession>) -> Seat {
+        let seated = Seated {
+            addr,
+            subscription: None,
+        };
+        let mut sessions = lock(&self.sessions);
+        sessions.insert(key, seated);
+        self.session_count.store(sessions.len(), Ordering::Relaxed);
+        Seat {
+            hub: Arc::clone(self),
+            key,
+        }
+    }
+
+    /// Records which subscription a session uses.
+    pub(super) fn name_session(&self, key: u64, id: &SubscriptionId) {
+        if let Some(seated) = lock(&self.sessions).get_mut(&key) {
+            seated.subscription = Some(id.clone());
+        }
+    }
+
+    /// Tells whether a session has found its subscription.
+    pub(super) fn is_named(&self, key: u64) -> bool {
+        let sessions = lock(&self.sessions);
+        sessions
+            .get(&key)
+            .is_some_and(|seated| seated.subscription.is_some())
+    }
+
+    /// Returns the sessions of a subscription, or all.
+    pub(super) fn session_addrs(&self, id: Option<&SubscriptionId>) -> Vec<Addr<GatewaySession>> {
+        lock(&self.sessions)
+            .values()
+            .filter(|seated| id.is_none() || seated.subscription.as_ref() == id)
+            .map(|seated| seated.addr.clone())
+            .collect()
+    }
+
+    /// Waits until no session of a subscription, or none at all, is left.
+    pub(super) async fn wait_until_left(&self, id: Option<&SubscriptionId>) {
+        loop {
+            let mut left = std::pin::pin!(self.left.notified());
+            left.as_mut().enable();
+            if self.session_addrs(id).is_empty() {
+                return;
+            }
+            left.await;
+        }
+    }
+}
+
+/// A session's place on the node. Its drop gives the place back.
+#[derive(Debug)]
+pub(super) struct Seat {
+    hub: Arc<Hub>,
+    key: u64,
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let mut sessions = lock(&self.hub.sessions);
+        sessions.remove(&self.key);
+        self.hub
+            .session_count
+            .store(sessions.len(), Ordering::Relaxed);
+        drop(sessions);
+        self.hub.left.notify_waiters();
+    }
+}
+
+/// The maps are changed by single calls: a panic elsewhere leaves them whole.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,110 @@
+//! What cannot be had any more is declared in the log, and nothing goes on without a decision.
+
+use pgcapture_actors::agent::{AgentHandle, AgentState};
+
+use crate::world::{World, on_node_runtime, wait_for};
+
+/// An agent that has captured row 1.
+async fn captured_one(world: &World) -> AgentHandle {
+    let agent = world.start(World::spec());
+    world.sql("INSERT INTO t VALUES (1, 'one')").await;
+    world.caught_up().await;
+    agent
+}
+
+/// Goes on after the gap and captures row 9.
+async fn accept_gap(world: &World, halted: AgentHandle) {
+    halted.drain().await;
+    let agent = world.start(World::spec());
+    wait_for(&agent, AgentState::Halted).await;
+    agent.drain().await;
+    let mut spec = World::spec();
+    spec.accepts_gap = true;
+    let agent = world.start(spec);
+    wait_for(&agent, AgentState::Following).await;
+    world.sql("INSERT INTO t VALUES (9, 'nine')").await;
+    world.caught_up().await;
+    let gaps = world.gaps().await;
+    let last = gaps.last().expect("a gap is declared");
+    assert!(last.to_lsn > last.from_lsn, "its end is known: {last:?}");
+    assert_eq!(world.inserted_ids().await.last(), Some(&9));
+    agent.drain().await;
+}
+
+#[test]
+fn a_dropped_slot_is_a_declared_gap() {
+    on_node_runtime(async {
+        let world = World::new().await;
+        let agent = captured_one(&world).await;
+        world
+            .sql(
+                "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots; \
+                  SELECT pg_drop_replication_slot('s')",
+            )
+            .await;
+        let halted = wait_for(&agent, AgentState::Halted).await;
+        assert_eq!(halted.trouble.expect("a reason").code, "PGC-S13");
+        let gaps = world.gaps().await;
+        assert_eq!(
+            (gaps.len(), gaps[0].reason.as_str(), gaps[0].to_lsn),
+            (1, "slot_dropped", 0)
+        );
+        accept_gap(&world, agent).await;
+    });
+}
+
+#[test]
+fn a_slot_moved_by_someone_else_is_a_declared_gap() {
+    on_node_runtime(async {
+        let world = World::new().await;
+        captured_one(&world).await.drain().await;
+        world.sql("INSERT INTO t VALUES (2, 'lost')").await;
+        world
+            .sql("SELECT pg_replication_slot_advance('s', pg_current_wal_flush_lsn())")
+            .await;
+        let agent = world.start(World::spec());
+        wait_for(&agent, AgentState::Halted).await;
+        assert_eq!(world.gaps().await[0].reason, "slot_ahead");
+        accept_gap(&world, agent).await;
+        assert_eq!(world.inserted_ids().await, [1, 9]);
+    });
+}
+
+#[test]
+fn a_publication_dropped_while_running_is_a_declared_gap() {
+    on_node_runtime(async {
+        let world = World::new().await;
+        let agent = captured_one(&world).await;
+        world.sql("DROP PUBLICATION p").await;
+        world.sql("INSERT INTO t VALUES (2, 'lost')").await;
+        world.sql("CREATE PUBLICATION p FOR TABLE t").await;
+        let halted = wait_for(&agent, AgentState::Halted).await;
+        assert_eq!(halted.trouble.expect("a reason").code, "PGC-S33");
+        assert_eq!(world.gaps().await[0].reason, "publication_dropped");
+        accept_gap(&world, agent).await;
+    });
+}
+
+#[test]
+fn an_invalidated_slot_is_a_declared_gap() {
+    on_node_runtime(async {
+        let world = World::new().await;
+        captured_one(&world).await.drain().await;
+        world
+            .sql("ALTER SYSTEM SET max_slot_wal_keep_size = '1MB'")
+            .await;
+        world.sql("SELECT pg_reload_conf()").await;
+        for _ in 0..4 {
+            world
+                .sql("SELECT pg_logical_emit_message(false, 'fill', repeat('x', 17000000))")
+                .await;
+            world.sql("SELECT pg_switch_wal()").await;
+        }
+        world.sql("CHECKPOINT").await;
+        let agent = world.start(World::spec());
+        let halted = wait_for(&agent, AgentState::Halted).await;
+        assert_eq!(halted.trouble.expect("a reason").code, "PGC-S14");
+        assert_eq!(world.gaps().await[0].reason, "slot_invalidated");
+        accept_gap(&world, agent).await;
+    });
+}

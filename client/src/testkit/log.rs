@@ -1,0 +1,293 @@
+//! The mock gateway's log and what it knows about its consumers.
+
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use bytes::Bytes;
+use pgcapture_proto::pgcapture::{
+    Begin, CaptureAck, CaptureInit, CaptureMessage, Change, Checkpoint, Commit, Gap, Relation,
+    Truncate, change::Operation,
+};
+use tonic::Code;
+
+use super::rows::TestRow;
+
+/// The distance between two transactions.
+const LSN_STEP: u64 = 0x100;
+/// Microseconds from 1970 to 2000.
+const POSTGRES_EPOCH_MICROS: u128 = 946_684_800_000_000;
+
+/// One answer of a consumer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Answer {
+    /// The uri of its session.
+    pub uri: String,
+    /// The LSN of the checkpoint.
+    pub lsn: u64,
+    /// The place inside the transaction.
+    pub seq: u32,
+    /// Why the change is to be delivered again; empty = acknowledged.
+    pub requeue_reason: String,
+    /// Whether it stands for everything delivered before, too.
+    pub cumulative: bool,
+}
+
+/// What is known about the consumer of one uri.
+#[derive(Debug, Default)]
+pub(super) struct Position {
+    next: usize,
+    again: VecDeque<usize>,
+    acked: HashSet<usize>,
+    /// In the order of delivery, with the session that has it.
+    in_flight: VecDeque<(u64, usize)>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Log {
+    entries: Vec<CaptureMessage>,
+    open: Vec<CaptureMessage>,
+    lsn: u64,
+    dumps: u32,
+    positions: HashMap<String, Position>,
+    pub(super) answers: Vec<Answer>,
+    pub(super) inits: Vec<CaptureInit>,
+    pub(super) authorizations: Vec<Option<String>>,
+    pub(super) rejections: VecDeque<(Code, String)>,
+    pub(super) sessions: u64,
+}
+
+impl Log {
+    pub(super) fn push(&mut self, message: CaptureMessage) {
+        self.open.push(message);
+    }
+
+    pub(super) fn commit(&mut self, time: SystemTime) {
+        self.lsn += LSN_STEP;
+        let since = time
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_micros();
+        let micros = u64::try_from(since.saturating_sub(POSTGRES_EPOCH_MICROS)).unwrap_or(0);
+        let begin = Begin {
+            final_lsn: self.lsn,
+            commit_time: micros,
+            remote_xid: 7,
+        };
+        let end_lsn = self.lsn + LSN_STEP / 2;
+        let commit = Commit {
+            commit_lsn: self.lsn,
+            end_lsn,
+            commit_time: micros,
+        };
+        let mut messages = vec![CaptureMessage {
+            begin: Some(begin),
+            ..Default::default()
+        }];
+        messages.append(&mut self.open);
+        messages.push(CaptureMessage {
+            commit: Some(commit),
+            ..Default::default()
+        });
+        for (seq, mut message) in (0..).zip(messages) {
+            message.checkpoint = Some(Checkpoint {
+                lsn: self.lsn,
+                seq,
+                data: Bytes::new(),
+            });
+            message.commit_time = micros;
+            self.entries.push(message);
+        }
+    }
+
+    pub(super) fn dump(&mut self, rows: Vec<TestRow>) {
+        self.dumps += 1;
+        let last = rows.len();
+        for (number, row) in (1..).zip(rows) {
+            let data = if number == last {
+                Bytes::from_static(&[1])
+            } else {
+                Bytes::new()
+            };
+            let mut message = change(Operation::Update, Some(row), None);
+            message.checkpoint = Some(Checkpoint {
+                lsn: 0,
+                seq: self.dumps,
+                data,
+            });
+            self.entries.push(message);
+        }
+    }
+
+    pub(super) fn gap(&mut self, reason: &str) {
+        let from_lsn = self.lsn;
+        self.lsn += LSN_STEP;
+        let gap = Gap {
+            from_lsn,
+            to_lsn: self.lsn,
+            reason: reason.to_owned(),
+            detail: String::new(),
+        };
+        let checkpoint = Some(Checkpoint {
+            lsn: self.lsn,
+            seq: 0,
+            data: Bytes::new(),
+        });
+        self.entries.push(CaptureMessage {
+            checkpoint,
+            gap: Some(gap),
+            ..Default::default()
+        });
+    }
+
+    pub(super) fn acked(&self) -> usize {
+        self.positions
+            .values()
+            .map(|position| position.acked.len())
+            .sum()
+    }
+
+    /// Everything in flight is delivered again.
+    pub(super) fn expire(&mut self) {
+        for position in self.positions.values_mut() {
+            let in_flight = std::mem::take(&mut position.in_flight);
+            position
+                .again
+                .extend(in_flight.into_iter().map(|(_, entry)| entry));
+        }
+    }
+
+    /// What a session had is delivered again to another.
+    pub(super) fn leave(&mut self, uri: &str, session: u64) {
+        let Some(position) = self.positions.get_mut(uri) else {
+            return;
+        };
+        let Position {
+            in_flight, again, ..
+        } = position;
+        let mut returned: Vec<usize> = Vec::new();
+        in_flight.retain(|(owner, entry)| {
+            let stays = *owner != session;
+            if !stays {
+                returned.push(*entry);
+            }
+            stays
+        });
+        returned.append(&mut again.drain(..).collect());
+        returned.sort_unstable();
+        again.extend(returned);
+    }
+
+    /// Takes the next message that is wanted and allowed.
+    pub(super) fn next(
+        &mut self,
+        uri: &str,
+        session: u64,
+        max_unacked: usize,
+        wanted: impl Fn(&CaptureMessage) -> bool,
+    ) -> Option<CaptureMessage> {
+        let position = self.positions.entry(uri.to_owned()).or_default();
+        let held = position
+            .in_flight
+            .iter()
+            .filter(|(owner, _)| *owner == session)
+            .count();
+        if held >= max_unacked {
+            return None;
+        }
+        loop {
+            let entry = match position.again.pop_front() {
+                Some(entry) => entry,
+                None => {
+                    position.next += 1;
+                    position.next - 1
+                }
+            };
+            let Some(message) = self.entries.get(entry) else {
+                position.next = self.entries.len();
+                return None;
+            };
+            if wanted(message) && !position.acked.contains(&entry) {
+                position.in_flight.push_back((session, entry));
+                return Some(message.clone());
+            }
+        }
+    }
+
+    pub(super) fn answer(&mut self, uri: &str, session: u64, ack: CaptureAck) {
+        let checkpoint = ack.checkpoint.unwrap_or_default();
+        let position = self.positions.entry(uri.to_owned()).or_default();
+        let found = position.in_flight.iter().position(|(owner, entry)| {
+            let at = self
+                .entries
+                .get(*entry)
+                .and_then(|message| message.checkpoint.as_ref());
+            *owner == session && at == Some(&checkpoint)
+        });
+        if let Some(at) = found {
+            let covered = if ack.cumulative { 0..=at } else { at..=at };
+            let (own, other): (Vec<_>, Vec<_>) = position
+                .in_flight
+                .drain(covered)
+                .partition(|(owner, _)| *owner == session);
+            other
+                .into_iter()
+                .rev()
+                .for_each(|entry| position.in_flight.push_front(entry));
+            let entries = own.into_iter().map(|(_, entry)| entry);
+            if ack.requeue_reason.is_empty() {
+                position.acked.extend(entries);
+            } else {
+                position.again.extend(entries);
+            }
+        }
+        self.answers.push(Answer {
+            uri: uri.to_owned(),
+            lsn: checkpoint.lsn,
+            seq: checkpoint.seq,
+            requeue_reason: ack.requeue_reason,
+            cumulative: ack.cumulative,
+        });
+    }
+}
+
+pub(super) fn change(op: Operation, new: Option<TestRow>, old: Option<TestRow>) -> CaptureMessage {
+    let named = new.as_ref().or(old.as_ref());
+    let (schema, table) = named
+        .map(|row| (row.schema.clone(), row.table.clone()))
+        .unwrap_or_default();
+    let fields = |row: Option<TestRow>| row.map(|row| row.fields).unwrap_or_default();
+    let change = Change {
+        op: op.into(),
+        schema,
+        table,
+        new: fields(new),
+        old: fields(old),
+    };
+    CaptureMessage {
+        change: Some(change),
+        ..Default::default()
+    }
+}
+
+pub(super) fn truncation(tables: &[&str]) -> CaptureMessage {
+    let relation = |name: &&str| {
+        let (schema, table) = name.split_once('.').unwrap_or(("public", name));
+        Relation {
+            schema: schema.to_owned(),
+            table: table.to_owned(),
+        }
+    };
+    let relations = tables.iter().map(relation).collect();
+    let truncate = Truncate {
+        relations,
+        cascade: false,
+        restart_identity: false,
+    };
+    CaptureMessage {
+        truncate: Some(truncate),
+        ..Default::default()
+    }
+}
