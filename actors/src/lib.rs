@@ -19,3 +19,5 @@ pub mod log;
 pub mod gateway;
 
 pub mod cursors;
+
+pub mod consensus;

@@ -1,3 +1,29 @@
 //! The node: configuration, command line, gRPC and HTTP around the actors.
+//!
+//! The modules stand in the order of a start: what the user says, what the disk holds, what runs.
+
+pub mod units;
+
+pub mod redact;
+
+pub mod config;
+
+pub mod telemetry;
+
+pub mod store;
+
+pub mod logs;
+
+pub mod resolver;
+
+pub mod sources;
 
 pub mod rpc;
+
+pub mod http;
+
+mod process;
+
+pub mod app;
+
+pub mod cli;

@@ -38,7 +38,20 @@ const TABLE: &[(&str, Code)] = &[
     ("PGC-G15", Code::InvalidArgument),
     // A mode that the other sessions do not have.
     ("PGC-G16", Code::FailedPrecondition),
+    // The node: its disk, a token, names and requests.
+    ("PGC-N01", Code::Unavailable),
+    ("PGC-N04", Code::Unavailable),
+    ("PGC-N08", Code::Unauthenticated),
+    ("PGC-N10", Code::NotFound),
+    ("PGC-N11", Code::AlreadyExists),
+    ("PGC-N12", Code::InvalidArgument),
+    ("PGC-N15", Code::DataLoss),
+    // A secret that cannot be read.
+    ("PGC-C007", Code::FailedPrecondition),
 ];
+
+/// Prefix of the codes of sources: PostgreSQL is not as it must be, and an operator mends it there.
+const SOURCE_PREFIX: &str = "PGC-S";
 
 /// Returns the gRPC code of a stable code.
 #[must_use]
@@ -46,7 +59,15 @@ pub fn grpc_code(code: &str) -> Code {
     TABLE
         .iter()
         .find(|(known, _)| *known == code)
-        .map_or(Code::Internal, |(_, grpc_code)| *grpc_code)
+        .map_or_else(|| family_code(code), |(_, grpc_code)| *grpc_code)
+}
+
+fn family_code(code: &str) -> Code {
+    if code.starts_with(SOURCE_PREFIX) {
+        Code::FailedPrecondition
+    } else {
+        Code::Internal
+    }
 }
 
 /// Makes the status of an error: `PGC-G01: what happened; next: what to do`.

@@ -39,3 +39,5 @@ pub mod capture_frame;
 pub mod backoff;
 
 pub mod codes;
+
+pub mod cluster;

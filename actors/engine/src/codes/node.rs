@@ -2,5 +2,156 @@
 
 use super::Explanation;
 
+/// Another node has the data directory.
+pub const DATA_DIR_IN_USE: Explanation = Explanation {
+    code: "PGC-N01",
+    title: "the data directory is in use by another node",
+    text: "A node holds a lock on node.lock in its data directory. Two nodes on one directory \
+           would write the same log.",
+    next: "stop the other node, or give this one its own [node] data_dir",
+};
+
+/// The data directory is of a newer version.
+pub const NEWER_STORE: Explanation = Explanation {
+    code: "PGC-N02",
+    title: "the data directory was written by a newer pgcapture",
+    text: "Formats only go forward: an older program would misread what a newer one wrote. \
+           Nothing was changed.",
+    next: "start the newer version again, or restore the directory from before the upgrade",
+};
+
+/// The data directory cannot be written.
+pub const DATA_DIR_UNWRITABLE: Explanation = Explanation {
+    code: "PGC-N03",
+    title: "the data directory cannot be written",
+    text: "The directory cannot be created, is on a read-only file system, or belongs to another \
+           user.",
+    next: "check owner and mount of [node] data_dir, or name another directory",
+};
+
+/// The store's disk is full or broken.
+pub const STORE_FAILED: Explanation = Explanation {
+    code: "PGC-N04",
+    title: "the node's store cannot be written",
+    text: "The disk under the data directory is full or failed. Acknowledgements do not count and \
+           sources cannot be changed until it takes writes again; nothing that was confirmed is \
+           lost.",
+    next: "free space or replace the disk under [node] data_dir, then restart the node",
+};
+
+/// The store's contents are damaged.
+pub const STORE_DAMAGED: Explanation = Explanation {
+    code: "PGC-N05",
+    title: "the node's store is damaged",
+    text: "node.redb does not hold what a node writes. The log of changes is kept apart from it \
+           and is not affected.",
+    next: "restore node.redb from a copy; or move it away and add the sources again: the log and \
+           the slots are found again, the positions of consumers are not",
+};
+
+/// An address cannot be bound.
+pub const ADDRESS_IN_USE: Explanation = Explanation {
+    code: "PGC-N06",
+    title: "an address cannot be listened on",
+    text: "Another program listens there, or the address is not one of this machine.",
+    next: "choose another [node] listen or metrics address, or stop the other program",
+};
+
+/// The node cannot be reached.
+pub const UNREACHABLE: Explanation = Explanation {
+    code: "PGC-N07",
+    title: "the node cannot be reached",
+    text: "No connection to the endpoint, or no answer within --timeout.",
+    next: "is the node running? try `pgcapture dev` or `pgcapture start`, or name it with \
+           --endpoint",
+};
+
+/// Token missing or wrong.
+pub const DENIED: Explanation = Explanation {
+    code: "PGC-N08",
+    title: "access denied",
+    text: "The node asks for a token, and none or a wrong one was sent.",
+    next: "pass --token-file FILE or set PGCAPTURE_TOKEN_FILE",
+};
+
+/// A destructive command without consent.
+pub const NEEDS_YES: Explanation = Explanation {
+    code: "PGC-N09",
+    title: "the command destroys something and was not confirmed",
+    text: "The command printed what it would do and did nothing.",
+    next: "run it again with --yes",
+};
+
+/// No such source, stream or consumer.
+pub const NOT_FOUND: Explanation = Explanation {
+    code: "PGC-N10",
+    title: "there is nothing of that name",
+    text: "The node knows no source, stream, slot or consumer of that name.",
+    next: "`pgcapture source ls`, `pgcapture stream ls` and `pgcapture consumer ls` list them",
+};
+
+/// A name is taken or an object is in the way.
+pub const CONFLICT: Explanation = Explanation {
+    code: "PGC-N11",
+    title: "the change conflicts with what exists",
+    text: "A source, stream or slot of that name exists with another definition, or a consumer \
+           that was to be moved has open sessions.",
+    next: "look at it with `pgcapture source show` or `pgcapture consumer show`, then choose \
+           another name or stop what uses it",
+};
+
+/// A request makes no sense.
+pub const BAD_REQUEST: Explanation = Explanation {
+    code: "PGC-N12",
+    title: "the request cannot be understood",
+    text: "A name, position, pattern or url in the request does not follow its grammar.",
+    next: "correct what the message names; `--help` shows the grammar of every argument",
+};
+
+/// PostgreSQL for `dev` cannot be started.
+pub const NO_POSTGRES: Explanation = Explanation {
+    code: "PGC-N13",
+    title: "no PostgreSQL could be started",
+    text: "`pgcapture dev` starts its own PostgreSQL from installed programs and found none that \
+           works.",
+    next: "install PostgreSQL 14 or newer (Debian: apt install postgresql), or pass --pg-bin DIR, \
+           or use a running server with --pg URL",
+};
+
+/// The stop took longer than allowed.
+pub const UNCLEAN_STOP: Explanation = Explanation {
+    code: "PGC-N14",
+    title: "the node did not stop in time",
+    text: "Sessions or agents did not end within the deadline and were cut off. Nothing is lost: \
+           the next start goes on from what is durable.",
+    next: "look at the lines before this one for what did not end",
+};
+
+/// A source's log cannot be opened.
+pub const LOG_DAMAGED: Explanation = Explanation {
+    code: "PGC-N15",
+    title: "the log of a source cannot be opened",
+    text: "Something that was durable in the log is damaged or missing. The source is not captured \
+           until an operator decides; its slot keeps the WAL meanwhile.",
+    next: "look at the file that the message names; restore it, or remove the source and add it \
+           again, which begins a new log",
+};
+
 /// Every code of the family.
-pub const ALL: &[&Explanation] = &[];
+pub const ALL: &[&Explanation] = &[
+    &DATA_DIR_IN_USE,
+    &NEWER_STORE,
+    &DATA_DIR_UNWRITABLE,
+    &STORE_FAILED,
+    &STORE_DAMAGED,
+    &ADDRESS_IN_USE,
+    &UNREACHABLE,
+    &DENIED,
+    &NEEDS_YES,
+    &NOT_FOUND,
+    &CONFLICT,
+    &BAD_REQUEST,
+    &NO_POSTGRES,
+    &UNCLEAN_STOP,
+    &LOG_DAMAGED,
+];

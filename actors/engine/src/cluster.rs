@@ -1,0 +1,301 @@
+//! What a cluster has agreed on: its sources, their epochs, the declared gaps.
+//!
+//! [`State::apply`] is the only way to change it and is deterministic: the same commands in the
+//! same order make the same state on every node, today behind one node's store, later behind Raft.
+//! Times and names come in with the command. It never reaches PostgreSQL, a file or a clock.
+//!
+//! # Invariants
+//!
+//! - The epoch of a source name only grows, even when the source is removed and added again.
+//! - No two sources share a stream, nor a slot on the same server.
+
+mod source;
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+pub use self::source::{InvalidName, OnGap, Origin, SecretRef, Source, check_name};
+use crate::{
+    checkpoint::Epoch,
+    lsn::{Lsn, PgTime},
+};
+
+/// A source keeps at most this many declared gaps; the oldest are forgotten. A gap is a disaster:
+/// whoever has a thousand looks at the newest.
+pub const GAPS_MAX: usize = 1_000;
+
+/// At most this many sources; each costs two connections and a pipeline.
+pub const SOURCES_MAX: usize = 1_000;
+
+/// The agreed state.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    /// All sources by name.
+    pub sources: BTreeMap<String, Source>,
+    /// Declared holes of each source, oldest first.
+    pub gaps: BTreeMap<String, Vec<Gap>>,
+    /// The newest epoch of every source name that ever existed.
+    pub epochs: BTreeMap<String, Epoch>,
+}
+
+/// A declared hole in a stream.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gap {
+    /// Changes after this position may be missing.
+    pub from: Lsn,
+    /// Changes before this position may be missing; `None` while the end is not known.
+    pub to: Option<Lsn>,
+    /// A stable word, such as `slot_lost`.
+    pub reason: String,
+    /// When it was declared.
+    pub declared_at: PgTime,
+}
+
+/// A wish to change the state. Applied whole or refused whole.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Command {
+    /// Adds a source. The same source again is accepted and changes nothing.
+    AddSource(Box<Source>),
+    /// Removes a source, its gaps included. Its epoch is remembered.
+    RemoveSource {
+        /// Which.
+        name: String,
+    },
+    /// Pauses a source or lets it go on. Idempotent.
+    SetPaused {
+        /// Which.
+        name: String,
+        /// Whether it shall rest.
+        paused: bool,
+    },
+    /// Begins a new epoch of a source: the right to run its agent.
+    Assign {
+        /// Which.
+        name: String,
+    },
+    /// Replaces where a source connects to; the answer to a moved server or a new password.
+    SetConnection {
+        /// Which.
+        name: String,
+        /// New address, without a password.
+        url: String,
+        /// Where the password is.
+        password: Option<SecretRef>,
+    },
+    /// Declares a hole. The same hole again changes nothing.
+    DeclareGap {
+        /// In which source.
+        name: String,
+        /// The hole.
+        gap: Gap,
+    },
+}
+
+/// What an accepted command did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// The state changed.
+    Done,
+    /// It was so already.
+    Unchanged,
+    /// The new epoch.
+    Assigned(Epoch),
+}
+
+/// Why a command was refused; the state did not change.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// There is no such source.
+    #[error("unknown source \"{name}\"; known sources: {known}")]
+    UnknownSource {
+        /// What was asked for.
+        name: String,
+        /// What exists, joined by commas, or "none yet".
+        known: String,
+    },
+    /// A different source has that name.
+    #[error("source \"{name}\" exists already with another definition")]
+    SourceExists {
+        /// The name.
+        name: String,
+    },
+    /// Another source feeds that stream.
+    #[error("stream \"{stream}\" is fed by source \"{source_name}\"")]
+    StreamTaken {
+        /// The stream.
+        stream: String,
+        /// Who feeds it.
+        source_name: String,
+    },
+    /// Another source reads that slot.
+    #[error("slot \"{slot}\" is read by source \"{source_name}\"")]
+    SlotTaken {
+        /// The slot.
+        slot: String,
+        /// Who reads it.
+        source_name: String,
+    },
+    /// A name breaks the rules.
+    #[error(transparent)]
+    InvalidName(#[from] InvalidName),
+    /// The cluster is full.
+    #[error("there are {SOURCES_MAX} sources already, which is the limit")]
+    TooManySources,
+}
+
+impl State {
+    /// Applies a command.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal`]; the state is then as it was.
+    pub fn apply(&mut self, command: Command) -> Result<Answer, Refusal> {
+        match command {
+            Command::AddSource(source) => self.add_source(*source),
+            Command::RemoveSource { name } => self.remove_source(&name),
+            Command::SetPaused { name, paused } => {
+                let source = self.source_mut(&name)?;
+                let before = std::mem::replace(&mut source.paused, paused);
+                Ok(changed(before != paused))
+            }
+            Command::Assign { name } => self.assign(&name),
+            Command::SetConnection {
+                name,
+                url,
+                password,
+            } => {
+                let source = self.source_mut(&name)?;
+                let is_new = source.url != url || source.password != password;
+                source.url = url;
+                source.password = password;
+                Ok(changed(is_new))
+            }
+            Command::DeclareGap { name, gap } => self.declare_gap(&name, gap),
+        }
+    }
+
+    /// Finds the source that feeds a stream.
+    #[must_use]
+    pub fn source_of_stream(&self, stream: &str) -> Option<&Source> {
+        self.sources.values().find(|source| source.stream == stream)
+    }
+
+    /// Finds a source.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::UnknownSource`], which names those that exist.
+    pub fn source(&self, name: &str) -> Result<&Source, Refusal> {
+        self.sources.get(name).ok_or_else(|| self.unknown(name))
+    }
+
+    /// Returns the names of all sources, joined by commas, or "none yet".
+    #[must_use]
+    pub fn known_sources(&self) -> String {
+        join(self.sources.keys().map(String::as_str))
+    }
+
+    /// Returns the names of all streams, joined by commas, or "none yet".
+    #[must_use]
+    pub fn known_streams(&self) -> String {
+        join(self.sources.values().map(|source| source.stream.as_str()))
+    }
+
+    fn unknown(&self, name: &str) -> Refusal {
+        Refusal::UnknownSource {
+            name: name.to_owned(),
+            known: self.known_sources(),
+        }
+    }
+
+    fn source_mut(&mut self, name: &str) -> Result<&mut Source, Refusal> {
+        let refusal = self.unknown(name);
+        self.sources.get_mut(name).ok_or(refusal)
+    }
+
+    fn add_source(&mut self, mut source: Source) -> Result<Answer, Refusal> {
+        check_name("source", &source.name)?;
+        check_name("stream", &source.stream)?;
+        source.epoch = self.epochs.get(&source.name).copied().unwrap_or_default();
+        if let Some(existing) = self.sources.get(&source.name) {
+            return if existing.is_same_capture(&source) {
+                Ok(Answer::Unchanged)
+            } else {
+                Err(Refusal::SourceExists { name: source.name })
+            };
+        }
+        if let Some(other) = self.source_of_stream(&source.stream) {
+            return Err(Refusal::StreamTaken {
+                stream: source.stream,
+                source_name: other.name.clone(),
+            });
+        }
+        let same_slot = |other: &&Source| other.url == source.url && other.slot == source.slot;
+        if let Some(other) = self.sources.values().find(same_slot) {
+            return Err(Refusal::SlotTaken {
+                slot: source.slot,
+                source_name: other.name.clone(),
+            });
+        }
+        if self.sources.len() >= SOURCES_MAX {
+            return Err(Refusal::TooManySources);
+        }
+        self.sources.insert(source.name.clone(), source);
+        Ok(Answer::Done)
+    }
+
+    fn remove_source(&mut self, name: &str) -> Result<Answer, Refusal> {
+        let source = self
+            .sources
+            .remove(name)
+            .ok_or_else(|| self.unknown(name))?;
+        self.epochs.insert(source.name, source.epoch);
+        self.gaps.remove(name);
+        Ok(Answer::Done)
+    }
+
+    fn assign(&mut self, name: &str) -> Result<Answer, Refusal> {
+        let source = self.source_mut(name)?;
+        source.epoch = Epoch(source.epoch.0 + 1);
+        let epoch = source.epoch;
+        self.epochs.insert(name.to_owned(), epoch);
+        Ok(Answer::Assigned(epoch))
+    }
+
+    fn declare_gap(&mut self, name: &str, gap: Gap) -> Result<Answer, Refusal> {
+        self.source(name)?;
+        let gaps = self.gaps.entry(name.to_owned()).or_default();
+        let is_known = |known: &&mut Gap| known.from == gap.from && known.reason == gap.reason;
+        if let Some(known) = gaps.iter_mut().find(is_known) {
+            let is_new = known.to != gap.to;
+            known.to = gap.to;
+            return Ok(changed(is_new));
+        }
+        gaps.push(gap);
+        if gaps.len() > GAPS_MAX {
+            gaps.remove(0);
+        }
+        Ok(Answer::Done)
+    }
+}
+
+const fn changed(is_changed: bool) -> Answer {
+    if is_changed {
+        Answer::Done
+    } else {
+        Answer::Unchanged
+    }
+}
+
+fn join<'a>(names: impl Iterator<Item = &'a str>) -> String {
+    let joined = names.collect::<Vec<_>>().join(", ");
+    if joined.is_empty() {
+        "none yet".to_owned()
+    } else {
+        joined
+    }
+}
+
+#[cfg(test)]
+mod tests;

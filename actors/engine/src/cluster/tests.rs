@@ -1,0 +1,182 @@
+//! The agreed state changes only as commands say.
+
+use super::*;
+
+fn source(name: &str) -> Source {
+    Source {
+        name: name.to_owned(),
+        stream: name.to_owned(),
+        url: format!("postgres://pgcapture@db/{name}"),
+        password: Some(SecretRef::Env("PASSWORD".to_owned())),
+        slot: format!("{name}_pgcapture"),
+        publication: format!("pgcapture_{name}"),
+        tables: vec!["public.*".to_owned()],
+        exclude: Vec::new(),
+        paused: false,
+        epoch: Epoch(0),
+        created_at: PgTime(7),
+        on_gap: OnGap::Halt,
+        origin: Origin::Command,
+        owns_publication: true,
+    }
+}
+
+fn add(state: &mut State, source: Source) -> Result<Answer, Refusal> {
+    state.apply(Command::AddSource(Box::new(source)))
+}
+
+fn assign(state: &mut State, name: &str) -> Result<Answer, Refusal> {
+    state.apply(Command::Assign {
+        name: name.to_owned(),
+    })
+}
+
+#[test]
+fn the_same_source_is_added_once() {
+    let mut state = State::default();
+    assert_eq!(add(&mut state, source("shop")), Ok(Answer::Done));
+    assert_eq!(add(&mut state, source("shop")), Ok(Answer::Unchanged));
+    let other = Source {
+        slot: "other".to_owned(),
+        ..source("shop")
+    };
+    assert_eq!(
+        add(&mut state, other),
+        Err(Refusal::SourceExists {
+            name: "shop".to_owned()
+        })
+    );
+}
+
+#[test]
+fn epochs_grow_even_across_a_removal() {
+    let mut state = State::default();
+    add(&mut state, source("shop")).unwrap();
+    assert_eq!(assign(&mut state, "shop"), Ok(Answer::Assigned(Epoch(1))));
+    assert_eq!(assign(&mut state, "shop"), Ok(Answer::Assigned(Epoch(2))));
+    let removal = Command::RemoveSource {
+        name: "shop".to_owned(),
+    };
+    assert_eq!(state.apply(removal), Ok(Answer::Done));
+    add(&mut state, source("shop")).unwrap();
+    assert_eq!(assign(&mut state, "shop"), Ok(Answer::Assigned(Epoch(3))));
+}
+
+#[test]
+fn streams_and_slots_have_one_reader() {
+    let mut state = State::default();
+    add(&mut state, source("shop")).unwrap();
+    let same_stream = Source {
+        stream: "shop".to_owned(),
+        ..source("audit")
+    };
+    assert!(matches!(
+        add(&mut state, same_stream),
+        Err(Refusal::StreamTaken { .. })
+    ));
+    let same_slot = Source {
+        url: source("shop").url,
+        slot: source("shop").slot,
+        ..source("audit")
+    };
+    assert!(matches!(
+        add(&mut state, same_slot),
+        Err(Refusal::SlotTaken { .. })
+    ));
+}
+
+#[test]
+fn a_refused_command_changes_nothing() {
+    let mut state = State::default();
+    add(&mut state, source("shop")).unwrap();
+    let before = state.clone();
+    for command in [
+        Command::RemoveSource {
+            name: "nope".to_owned(),
+        },
+        Command::SetPaused {
+            name: "nope".to_owned(),
+            paused: true,
+        },
+        Command::Assign {
+            name: "nope".to_owned(),
+        },
+        Command::AddSource(Box::new(source("../escape"))),
+    ] {
+        state.apply(command).unwrap_err();
+    }
+    assert_eq!(state, before);
+}
+
+#[test]
+fn an_unknown_source_is_told_with_the_known_ones() {
+    let mut state = State::default();
+    assert!(
+        state
+            .source("nope")
+            .unwrap_err()
+            .to_string()
+            .ends_with("none yet")
+    );
+    add(&mut state, source("shop")).unwrap();
+    add(&mut state, source("audit")).unwrap();
+    let refusal = assign(&mut state, "nope").unwrap_err();
+    assert_eq!(
+        refusal.to_string(),
+        "unknown source \"nope\"; known sources: audit, shop"
+    );
+}
+
+#[test]
+fn a_gap_is_declared_once_and_bounded() {
+    let mut state = State::default();
+    add(&mut state, source("shop")).unwrap();
+    let gap = |from: u64, to: Option<u64>| Command::DeclareGap {
+        name: "shop".to_owned(),
+        gap: Gap {
+            from: Lsn(from),
+            to: to.map(Lsn),
+            reason: "slot_lost".to_owned(),
+            declared_at: PgTime(1),
+        },
+    };
+    assert_eq!(state.apply(gap(1, None)), Ok(Answer::Done));
+    assert_eq!(state.apply(gap(1, None)), Ok(Answer::Unchanged));
+    assert_eq!(state.apply(gap(1, Some(9))), Ok(Answer::Done));
+    assert_eq!(state.gaps["shop"][0].to, Some(Lsn(9)));
+    for from in 2..2_000 {
+        state.apply(gap(from, None)).unwrap();
+    }
+    assert_eq!(state.gaps["shop"].len(), GAPS_MAX);
+    assert_eq!(state.gaps["shop"][GAPS_MAX - 1].from, Lsn(1_999));
+}
+
+#[test]
+fn secrets_are_given_by_reference_only() {
+    for (text, wanted) in [
+        ("env:PW", Some(SecretRef::Env("PW".to_owned()))),
+        ("${PW}", Some(SecretRef::Env("PW".to_owned()))),
+        (
+            "file:/run/secrets/x",
+            Some(SecretRef::File("/run/secrets/x".to_owned())),
+        ),
+        ("hunter2", None),
+        ("env:", None),
+        ("", None),
+    ] {
+        assert_eq!(text.parse().ok(), wanted, "{text}");
+    }
+    let error = "hunter2".parse::<SecretRef>().unwrap_err();
+    assert!(!error.to_string().contains("hunter2"));
+}
+
+#[test]
+fn names_are_file_names() {
+    for good in ["a", "shop", "Shop-1_x.y", "9"] {
+        assert_eq!(check_name("source", good), Ok(()), "{good}");
+    }
+    let long = "x".repeat(64);
+    for bad in ["", ".", "..", "-a", "a/b", "a b", "ä", long.as_str()] {
+        assert!(check_name("source", bad).is_err(), "{bad}");
+    }
+}

@@ -1,0 +1,214 @@
+//! A running node: the order of its start and of its stop.
+//!
+//! [`start`] reads from top to bottom as the node comes up: store, logs, gateway, agents, gRPC,
+//! HTTP, ready. [`Node::stop`] is the reverse under one deadline. Nothing here decides anything.
+
+mod exposure;
+mod server;
+
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
+use pgcapture_actors::{
+    consensus::Consensus,
+    cursors::CursorStore,
+    gateway::{GatewayHandle, GatewayLimits},
+    supervise::Task,
+};
+use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+pub use self::exposure::refuse_open_listener;
+use crate::{
+    config::Config,
+    http::{self, Pages},
+    logs::Logs,
+    resolver::StreamResolver,
+    rpc::admin::{AdminService, NodeInfo},
+    sources::{Sources, unix_now_micros},
+    store::Store,
+};
+
+/// A running node.
+#[derive(Debug)]
+pub struct Node {
+    /// Bound address of gRPC.
+    pub listen: SocketAddr,
+    /// Bound address of HTTP.
+    pub metrics: SocketAddr,
+    /// Its sources.
+    pub sources: Arc<Sources>,
+    deadline: Duration,
+    logs: Arc<Logs>,
+    gateway: GatewayHandle,
+    orders: TaskTracker,
+    reconciler: JoinHandle<()>,
+    ready: watch::Sender<bool>,
+    health: server::Health,
+    stop_agents: CancellationToken,
+    stop_servers: CancellationToken,
+    servers: [Task<()>; 2],
+}
+
+/// Starts a node; returns when it serves.
+///
+/// # Errors
+///
+/// When the data directory, the configuration's secrets or an address cannot be used; nothing runs
+/// then.
+///
+/// # Panics
+///
+/// Outside an actix `System` on a tokio runtime.
+pub async fn start(config: &Config) -> anyhow::Result<Node> {
+    http::install_metrics();
+    let credentials = server::Credentials::read(config)?;
+    let grpc_listener = bind(config.node.listen).await?;
+    let http_listener = bind(config.node.metrics).await?;
+
+    let data_dir = config.node.data_dir.clone();
+    let opened = tokio::task::spawn_blocking(move || Store::open(&data_dir)).await?;
+    let store = Arc::new(opened?);
+    let consensus: Arc<dyn Consensus> = Arc::<Store>::clone(&store);
+    let cursors: Arc<dyn CursorStore> = store;
+
+    let logs = Arc::new(Logs::new(config));
+    let sources = Arc::new(Sources::new(
+        config,
+        Arc::clone(&consensus),
+        Arc::clone(&logs),
+    ));
+    sources.open_logs().await;
+
+    let resolver = StreamResolver::new(consensus.state(), Arc::clone(&logs));
+    let gateway = GatewayHandle::start(Arc::new(resolver), cursors, gateway_limits(config));
+
+    let stop_agents = CancellationToken::new();
+    let reconciler = sources.start(stop_agents.clone());
+
+    let (ready, is_ready) = watch::channel(false);
+    let orders = TaskTracker::new();
+    let info = NodeInfo {
+        name: config.node.name.clone(),
+        started_at: unix_now_micros(),
+        data_dir: config.node.data_dir.clone(),
+        listen: grpc_listener.local_addr()?,
+        metrics: http_listener.local_addr()?,
+    };
+    let admin = AdminService {
+        info: Arc::new(info),
+        ready: is_ready.clone(),
+        consensus,
+        sources: Arc::clone(&sources),
+        logs: Arc::clone(&logs),
+        gateway: gateway.clone(),
+        orders: orders.clone(),
+    };
+    let stop_servers = CancellationToken::new();
+    let (listen, health, grpc) =
+        server::serve(grpc_listener, admin, credentials, stop_servers.clone()).await?;
+    let pages = Pages {
+        ready: is_ready,
+        sources: Arc::clone(&sources),
+    };
+    let (metrics, http) = http::serve(http_listener, pages, stop_servers.clone())?;
+
+    for (name, section) in &config.source {
+        let (sources, name, section) = (Arc::clone(&sources), name.clone(), section.clone());
+        // A source that cannot be set up must not hold up the node; the tracker owns the attempt.
+        orders.spawn(async move { sources.add_configured(&name, &section).await });
+    }
+    health.serving().await;
+    ready.send_replace(true);
+    tracing::info!(
+        node = config.node.name,
+        %listen,
+        %metrics,
+        data_dir = %config.node.data_dir.display(),
+        "ready"
+    );
+    Ok(Node {
+        listen,
+        metrics,
+        sources,
+        deadline: config.node.drain_timeout.0,
+        logs,
+        gateway,
+        orders,
+        reconciler,
+        ready,
+        health,
+        stop_agents,
+        stop_servers,
+        servers: [grpc, http],
+    })
+}
+
+impl Node {
+    /// Stops in order: no new sessions, sessions drained, agents drained and confirmed, logs
+    /// closed. Returns whether all of it ended within the configured time; what did not is cut off
+    /// and loses nothing that is durable.
+    pub async fn stop(self) -> bool {
+        let deadline = self.deadline;
+        let began = Instant::now();
+        self.ready.send_replace(false);
+        self.health.not_serving().await;
+        tracing::info!("stopping: draining sessions and agents");
+        let is_clean = tokio::time::timeout(deadline, self.drain()).await;
+        let is_clean = is_clean.unwrap_or(false);
+        let took = began.elapsed().as_millis();
+        if is_clean {
+            tracing::info!(took_ms = u64::try_from(took).unwrap_or(u64::MAX), "stopped");
+        } else {
+            let unclean = &pgcapture_engine::codes::node::UNCLEAN_STOP;
+            tracing::error!(
+                code = unclean.code,
+                next = unclean.next,
+                "{}",
+                unclean.title
+            );
+        }
+        is_clean
+    }
+
+    async fn drain(mut self) -> bool {
+        let mut is_clean = true;
+        if let Err(error) = self.gateway.drain().await {
+            tracing::error!(%error, "the last acknowledgements could not be saved");
+            is_clean = false;
+        }
+        self.orders.close();
+        self.orders.wait().await;
+        self.stop_agents.cancel();
+        is_clean &= self.reconciler.await.is_ok();
+        self.logs.close().await;
+        self.stop_servers.cancel();
+        for server in &mut self.servers {
+            is_clean &= server.join().await.is_ok();
+        }
+        is_clean
+    }
+}
+
+async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    let code = pgcapture_engine::codes::node::ADDRESS_IN_USE.code;
+    TcpListener::bind(address)
+        .await
+        .with_context(|| format!("{code}: cannot listen on {address}"))
+}
+
+fn gateway_limits(config: &Config) -> GatewayLimits {
+    let limits = &config.limits;
+    GatewayLimits {
+        sessions_max: usize::try_from(limits.sessions).unwrap_or(usize::MAX),
+        subscriptions_max: usize::try_from(limits.subscriptions).unwrap_or(usize::MAX),
+        unacked_max: limits.max_unacked,
+        in_flight_bytes_max: limits.in_flight.as_len(),
+        ack_timeout: limits.ack_timeout.map(|timeout| timeout.0),
+        ..GatewayLimits::default()
+    }
+}

@@ -1,0 +1,139 @@
+//! `pgcapture source add|ls|show|pause|resume|rm`.
+
+mod add;
+mod view;
+
+use clap::{Args, Subcommand};
+use pgcapture_proto::admin::v1::{
+    GetSourceRequest, ListSourcesRequest, PauseSourceRequest, RemoveSourceRequest,
+    ResumeSourceRequest,
+};
+
+pub(super) use self::view::{SourceView, lag_text, mark, trouble_text};
+use super::{
+    Failure, Global, connect, output,
+    watch::{self, WatchArgs},
+};
+
+/// Commands about sources.
+#[derive(Debug, Subcommand)]
+pub enum SourceCommand {
+    /// Check a database, show the SQL, create publication and slot, start capturing.
+    Add(add::AddArgs),
+    /// List sources.
+    Ls(ListArgs),
+    /// Show one source.
+    Show(ShowArgs),
+    /// Stop reading; PostgreSQL keeps WAL until the source is resumed.
+    Pause(NameArgs),
+    /// Go on where it was paused.
+    Resume(NameArgs),
+    /// Drop slot and publication, remove the log; needs --yes.
+    Rm(RemoveArgs),
+}
+
+/// Arguments of `source ls`.
+#[derive(Args, Debug)]
+pub struct ListArgs {
+    #[command(flatten)]
+    watch: WatchArgs,
+}
+
+/// Arguments of `source show`.
+#[derive(Args, Debug)]
+pub struct ShowArgs {
+    /// The source.
+    name: String,
+    #[command(flatten)]
+    watch: WatchArgs,
+}
+
+/// A source by name.
+#[derive(Args, Debug)]
+pub struct NameArgs {
+    /// The source.
+    name: String,
+}
+
+/// Arguments of `source rm`.
+#[derive(Args, Debug)]
+pub struct RemoveArgs {
+    /// The source.
+    name: String,
+    /// Do it.
+    #[arg(long)]
+    yes: bool,
+    /// Only say what would happen.
+    #[arg(long)]
+    dry_run: bool,
+    /// Leave slot and publication in PostgreSQL; the slot goes on keeping WAL.
+    #[arg(long)]
+    keep_slot: bool,
+}
+
+pub(super) async fn run(global: &Global, command: SourceCommand) -> Result<(), Failure> {
+    match command {
+        SourceCommand::Add(args) => add::run(global, args).await,
+        SourceCommand::Ls(args) => list(global, args.watch).await,
+        SourceCommand::Show(args) => show(global, args).await,
+        SourceCommand::Pause(args) => {
+            let request = PauseSourceRequest { name: args.name };
+            let mut client = connect::admin(global).await?;
+            let source = client.pause_source(request).await?.into_inner();
+            Ok(output::one(global, &SourceView::from(source))?)
+        }
+        SourceCommand::Resume(args) => {
+            let request = ResumeSourceRequest { name: args.name };
+            let mut client = connect::admin(global).await?;
+            let source = client.resume_source(request).await?.into_inner();
+            Ok(output::one(global, &SourceView::from(source))?)
+        }
+        SourceCommand::Rm(args) => remove(global, args).await,
+    }
+}
+
+async fn list(global: &Global, args: WatchArgs) -> Result<(), Failure> {
+    let client = connect::admin(global).await?;
+    watch::show(global, args, false, async || {
+        let answer = client.clone().list_sources(ListSourcesRequest {}).await?;
+        let sources = answer.into_inner().sources.into_iter();
+        Ok(sources.map(SourceView::from).collect())
+    })
+    .await
+}
+
+async fn show(global: &Global, args: ShowArgs) -> Result<(), Failure> {
+    let client = connect::admin(global).await?;
+    watch::show(global, args.watch, true, async || {
+        let name = args.name.clone();
+        let answer = client.clone().get_source(GetSourceRequest { name }).await?;
+        Ok(vec![SourceView::from(answer.into_inner())])
+    })
+    .await
+}
+
+async fn remove(global: &Global, args: RemoveArgs) -> Result<(), Failure> {
+    let mut client = connect::admin(global).await?;
+    let request = |dry_run| RemoveSourceRequest {
+        name: args.name.clone(),
+        dry_run,
+        keep_slot: args.keep_slot,
+    };
+    let plan = client.remove_source(request(true)).await?.into_inner();
+    if args.dry_run || !args.yes {
+        output::talk("would:\n");
+        output::data(&bullets(&plan.actions))?;
+        let plan = format!("source \"{}\" is still there", args.name);
+        return if args.dry_run {
+            Ok(())
+        } else {
+            Err(Failure::needs_yes(&plan))
+        };
+    }
+    let done = client.remove_source(request(false)).await?.into_inner();
+    Ok(output::data(&bullets(&done.actions))?)
+}
+
+fn bullets(lines: &[String]) -> String {
+    lines.iter().map(|line| format!("  {line}\n")).collect()
+}

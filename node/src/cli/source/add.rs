@@ -1,0 +1,144 @@
+//! `pgcapture source add`: check first, show the SQL, then do it.
+
+use clap::Args;
+use pgcapture_proto::admin::v1::{
+    AddSourceRequest, PlanSourceRequest, SourceDefinition, SourcePlan, check::Severity,
+};
+
+use super::SourceView;
+use crate::cli::{
+    Failure, Global, connect,
+    output::{self, Format},
+};
+
+/// Arguments of `source add`.
+#[derive(Args, Debug)]
+pub struct AddArgs {
+    /// Name of the source.
+    name: String,
+    /// Where PostgreSQL is: postgres://user@host/database. A password in it is kept by the node in
+    /// a file of its own and never shown again.
+    #[arg(long, env = "PGCAPTURE_SOURCE_URL", hide_env_values = true)]
+    url: String,
+    /// Where the node finds the password: env:NAME or file:/path.
+    #[arg(long, value_name = "REF")]
+    password: Option<String>,
+    /// Patterns of tables to capture.
+    #[arg(long, value_delimiter = ',', default_value = "public.*")]
+    tables: Vec<String>,
+    /// Patterns of tables to leave out.
+    #[arg(long, value_delimiter = ',')]
+    exclude: Vec<String>,
+    /// Name of the stream; default: as the source.
+    #[arg(long)]
+    stream: Option<String>,
+    /// Replication slot; default: NAME_pgcapture.
+    #[arg(long)]
+    slot: Option<String>,
+    /// Publication; default: pgcapture_NAME.
+    #[arg(long)]
+    publication: Option<String>,
+    /// Only check and show the SQL.
+    #[arg(long)]
+    dry_run: bool,
+}
+
+pub(super) async fn run(global: &Global, args: AddArgs) -> Result<(), Failure> {
+    let definition = SourceDefinition {
+        name: args.name,
+        stream: args.stream.unwrap_or_default(),
+        url: args.url,
+        password: args.password.unwrap_or_default(),
+        slot: args.slot.unwrap_or_default(),
+        publication: args.publication.unwrap_or_default(),
+        tables: args.tables,
+        exclude: args.exclude,
+    };
+    let mut client = connect::admin(global).await?;
+    let request = PlanSourceRequest {
+        definition: Some(definition.clone()),
+    };
+    let plan = client.plan_source(request).await?.into_inner();
+    show_plan(global, &plan, args.dry_run)?;
+    let errors = count(&plan, Severity::Error);
+    if errors > 0 {
+        let text = format!("{errors} check(s) failed; nothing was changed");
+        return Err(Failure {
+            exit: 3,
+            code: String::new(),
+            text,
+            next: "do what the lines above say and run the command again".to_owned(),
+        });
+    }
+    if args.dry_run {
+        return Ok(());
+    }
+    let request = AddSourceRequest {
+        definition: Some(definition),
+    };
+    let source = client.add_source(request).await?.into_inner();
+    let view = SourceView::from(source);
+    if !global.quiet {
+        output::talk(&format!(
+            "source {} is being captured; see it with: pgcapture tail {}\n",
+            view.name, view.name
+        ));
+    }
+    Ok(output::one(global, &view)?)
+}
+
+fn count(plan: &SourcePlan, severity: Severity) -> usize {
+    let checks = plan.checks.iter();
+    checks.filter(|check| check.severity() == severity).count()
+}
+
+/// A dry run's plan is the data; otherwise it is talk.
+fn show_plan(global: &Global, plan: &SourcePlan, is_data: bool) -> Result<(), Failure> {
+    let is_text = matches!(global.output, Format::Table | Format::Wide);
+    if is_data && !is_text {
+        let checks: Vec<_> = plan
+            .checks
+            .iter()
+            .map(|check| {
+                serde_json::json!({
+                    "severity": check.severity().as_str_name().to_lowercase(),
+                    "code": check.code, "text": check.text, "next": check.next,
+                })
+            })
+            .collect();
+        let value = serde_json::json!({"checks": checks, "sql": plan.sql, "tables": plan.tables});
+        return Ok(output::value(global, &value)?);
+    }
+    let mut out = format!(
+        "checks: {} passed, {} warnings, {} errors\n",
+        count(plan, Severity::Ok) + count(plan, Severity::Note),
+        count(plan, Severity::Warning),
+        count(plan, Severity::Error)
+    );
+    for check in &plan.checks {
+        let sign = match check.severity() {
+            Severity::Ok => continue,
+            Severity::Note => "i",
+            Severity::Warning => "!",
+            Severity::Error => "✗",
+        };
+        out.push_str(&format!(" {sign} {} {}\n", check.code, check.text));
+        if !check.next.is_empty() {
+            out.push_str(&format!("   next: {}\n", check.next));
+        }
+    }
+    if plan.sql.is_empty() {
+        out.push_str("nothing to create: publication and slot are there\n");
+    } else {
+        out.push_str("SQL to run on the source, in this order:\n");
+        for statement in &plan.sql {
+            out.push_str(&format!("  {statement}\n"));
+        }
+    }
+    if is_data {
+        output::data(&out)?;
+    } else if !global.quiet {
+        output::talk(&out);
+    }
+    Ok(())
+}

@@ -1,0 +1,189 @@
+//! A source and its slot as they are shown.
+
+use std::time::Duration;
+
+use pgcapture_engine::lsn::Lsn;
+use pgcapture_proto::admin::v1::{Source, SourceStatus, Trouble};
+use serde::Serialize;
+
+use crate::{
+    cli::{
+        output::{Column, View},
+        watch::{Awaited, Until},
+    },
+    units::{human_bytes, human_duration},
+};
+
+/// A source counts as caught up below this lag: an idle PostgreSQL still writes some WAL.
+const CAUGHT_UP_BYTES: u64 = 64 * 1024;
+
+/// A source.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct SourceView {
+    pub(crate) name: String,
+    stream: String,
+    state: String,
+    url: String,
+    pub(crate) slot: String,
+    publication: String,
+    tables: Vec<String>,
+    exclude: Vec<String>,
+    paused: bool,
+    pub(crate) epoch: u64,
+    received_lsn: String,
+    durable_lsn: String,
+    confirmed_lsn: String,
+    server_end_lsn: String,
+    lag_bytes: u64,
+    lag_seconds: f64,
+    wal_retained_bytes: u64,
+    source_temp_bytes_max: u64,
+    rows: u64,
+    transactions: u64,
+    rebuilds: u64,
+    trouble: Option<TroubleView>,
+    gaps: Vec<GapView>,
+    #[serde(skip)]
+    status: SourceStatus,
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct TroubleView {
+    code: String,
+    text: String,
+    next: String,
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct GapView {
+    from_lsn: String,
+    to_lsn: Option<String>,
+    reason: String,
+}
+
+impl From<Source> for SourceView {
+    fn from(source: Source) -> Self {
+        let definition = source.definition.unwrap_or_default();
+        let status = source.status.unwrap_or_default();
+        let lsn = |lsn| Lsn(lsn).to_string();
+        Self {
+            name: definition.name,
+            stream: definition.stream,
+            state: status.state.clone(),
+            url: definition.url,
+            slot: definition.slot,
+            publication: definition.publication,
+            tables: definition.tables,
+            exclude: definition.exclude,
+            paused: source.paused,
+            epoch: source.epoch,
+            received_lsn: lsn(status.received_lsn),
+            durable_lsn: lsn(status.durable_lsn),
+            confirmed_lsn: lsn(status.confirmed_lsn),
+            server_end_lsn: lsn(status.server_end_lsn),
+            lag_bytes: status.lag_bytes,
+            lag_seconds: Duration::from_micros(status.lag_micros.unsigned_abs()).as_secs_f64(),
+            wal_retained_bytes: status.wal_retained_bytes,
+            source_temp_bytes_max: status.source_temp_bytes_max,
+            rows: status.row_count,
+            transactions: status.transaction_count,
+            rebuilds: status.rebuild_count,
+            trouble: status.trouble.clone().map(|trouble| TroubleView {
+                code: trouble.code,
+                text: trouble.text,
+                next: trouble.next,
+            }),
+            gaps: source
+                .gaps
+                .into_iter()
+                .map(|gap| GapView {
+                    from_lsn: lsn(gap.from_lsn),
+                    to_lsn: (gap.to_lsn != 0).then(|| lsn(gap.to_lsn)),
+                    reason: gap.reason,
+                })
+                .collect(),
+            status,
+        }
+    }
+}
+
+impl View for SourceView {
+    const COLUMNS: &'static [Column] = &[
+        ("SOURCE", false),
+        ("STREAM", false),
+        ("STATE", false),
+        ("LAG", false),
+        ("BEHIND", false),
+        ("WAL KEPT", false),
+        ("ROWS", false),
+        ("SLOT", true),
+        ("PUBLICATION", true),
+        ("TABLES", true),
+        ("EPOCH", true),
+        ("DURABLE", true),
+        ("CONFIRMED", true),
+        ("REBUILDS", true),
+        ("URL", true),
+    ];
+
+    fn cells(&self) -> Vec<String> {
+        let (lag, behind) = lag_text(&self.status);
+        vec![
+            self.name.clone(),
+            self.stream.clone(),
+            mark(&self.state),
+            lag,
+            behind,
+            human_bytes(self.wal_retained_bytes),
+            self.rows.to_string(),
+            self.slot.clone(),
+            self.publication.clone(),
+            self.tables.join(","),
+            self.epoch.to_string(),
+            self.durable_lsn.clone(),
+            self.confirmed_lsn.clone(),
+            self.rebuilds.to_string(),
+            self.url.clone(),
+        ]
+    }
+
+    fn hint(&self) -> Option<String> {
+        trouble_text(&self.name, self.status.trouble.as_ref())
+    }
+}
+
+impl Awaited for SourceView {
+    fn reaches(&self, until: Until) -> bool {
+        let is_reading = matches!(self.state.as_str(), "following" | "catching_up");
+        match until {
+            Until::Healthy => is_reading,
+            Until::CaughtUp => is_reading && self.lag_bytes <= CAUGHT_UP_BYTES,
+        }
+    }
+}
+
+/// Marks a state that needs attention.
+pub(crate) fn mark(state: &str) -> String {
+    match state {
+        "blocked" | "halted" | "retrying" => format!("! {state}"),
+        _ => state.to_owned(),
+    }
+}
+
+/// Returns lag in bytes and time for people.
+pub(crate) fn lag_text(status: &SourceStatus) -> (String, String) {
+    if status.server_end_lsn == 0 {
+        return ("–".to_owned(), "–".to_owned());
+    }
+    let behind = Duration::from_micros(status.lag_micros.unsigned_abs());
+    (human_bytes(status.lag_bytes), human_duration(behind))
+}
+
+/// Returns the lines under a table that say what is wrong and what to do.
+pub(crate) fn trouble_text(name: &str, trouble: Option<&Trouble>) -> Option<String> {
+    let trouble = trouble?;
+    Some(format!(
+        "! {name}: {} {}\n  next: {}",
+        trouble.code, trouble.text, trouble.next
+    ))
+}

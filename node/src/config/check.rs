@@ -1,0 +1,209 @@
+//! Relations between values: each may be fine alone and wrong beside another.
+
+use pgcapture_engine::{
+    cluster::check_name,
+    codes::{self, Explanation},
+};
+
+use super::{Config, Problem, reader::Reader};
+use crate::units::Size;
+
+/// The smallest segment: below, the header and the index of a file weigh more than its rows.
+const SEGMENT_MIN: Size = Size(64 * 1024);
+
+/// The largest gRPC message, so the largest row: the protocol ends at 2 GiB, PostgreSQL's rows at 1.
+const ROW_MAX: Size = Size(1 << 30);
+
+/// Reports what cannot work.
+pub(super) fn relations(config: &Config, reader: &mut Reader) {
+    let mut checker = Checker { reader };
+    checker.agent(config);
+    checker.log(config);
+    checker.limits(config);
+    checker.node(config);
+    checker.sources(config);
+}
+
+struct Checker<'a> {
+    reader: &'a mut Reader,
+}
+
+impl Checker<'_> {
+    fn require(&mut self, holds: bool, path: &str, label: String, help: String) {
+        self.report(holds, &codes::config::RELATION, path, (label, help));
+    }
+
+    fn report(
+        &mut self,
+        holds: bool,
+        code: &'static Explanation,
+        path: &str,
+        (label, help): (String, String),
+    ) {
+        if !holds {
+            let title = format!("{path}: {}", code.title);
+            let problem = Problem::new(code, title).label(label).help(help);
+            let origin = self.reader.origin(path);
+            self.reader.problems.push(problem.at(origin));
+        }
+    }
+
+    fn agent(&mut self, config: &Config) {
+        let agent = &config.agent;
+        let (above, below) = (agent.catch_up_above, agent.follow_below);
+        self.require(
+            below < above,
+            "agent.follow_below",
+            format!("must be below agent.catch_up_above ({above})"),
+            format!(
+                "use \"{}\": with no distance the agent would switch back and forth",
+                Size(above.0 / 8)
+            ),
+        );
+        self.require(
+            agent.catch_up_chunk.0 > 0,
+            "agent.catch_up_chunk",
+            "must be more than nothing".to_owned(),
+            "use \"128MiB\"".to_owned(),
+        );
+    }
+
+    fn log(&mut self, config: &Config) {
+        let (log, row) = (&config.log, config.limits.max_row);
+        self.require(
+            log.segment >= SEGMENT_MIN,
+            "log.segment",
+            format!("must be at least {SEGMENT_MIN}"),
+            "use \"64MiB\"".to_owned(),
+        );
+        self.require(
+            log.retention.size.0 >= log.segment.0.saturating_mul(2),
+            "log.retention.size",
+            format!("must hold two segments ({} each)", log.segment),
+            format!(
+                "use at least \"{}\", or a smaller log.segment",
+                Size(log.segment.0.saturating_mul(2))
+            ),
+        );
+        self.require(
+            log.retention.size >= row,
+            "log.retention.size",
+            format!("must hold the largest row (limits.max_row = {row})"),
+            format!("use at least \"{row}\""),
+        );
+        self.require(
+            log.queue.0 > 0,
+            "log.queue",
+            "must be more than nothing".to_owned(),
+            "use \"8MiB\"".to_owned(),
+        );
+    }
+
+    fn limits(&mut self, config: &Config) {
+        let limits = &config.limits;
+        for (path, value) in [
+            ("limits.sessions", limits.sessions),
+            ("limits.subscriptions", limits.subscriptions),
+            ("limits.max_unacked", limits.max_unacked),
+        ] {
+            self.require(
+                value > 0,
+                path,
+                "must be at least 1".to_owned(),
+                "nobody could consume otherwise".to_owned(),
+            );
+        }
+        self.require(
+            limits.max_row <= ROW_MAX,
+            "limits.max_row",
+            format!("must be at most {ROW_MAX}, PostgreSQL's own limit"),
+            format!("use \"{ROW_MAX}\""),
+        );
+        self.require(
+            limits
+                .ack_timeout
+                .is_none_or(|timeout| !timeout.0.is_zero()),
+            "limits.ack_timeout",
+            "must be longer than nothing".to_owned(),
+            "use \"60s\"".to_owned(),
+        );
+    }
+
+    fn node(&mut self, config: &Config) {
+        let (listen, metrics) = (config.node.listen, config.node.metrics);
+        let overlap = listen == metrics && listen.port() != 0;
+        self.require(
+            !overlap,
+            "node.metrics",
+            "is the address of node.listen as well".to_owned(),
+            format!("use \"127.0.0.1:{}\"", super::DEFAULT_METRICS_PORT),
+        );
+        self.require(
+            metrics.ip().is_loopback(),
+            "node.metrics",
+            "must be a loopback address: metrics have no token".to_owned(),
+            format!(
+                "use \"127.0.0.1:{}\" and a proxy on this machine",
+                metrics.port()
+            ),
+        );
+        let is_pair = config.tls.cert.is_some() == config.tls.key.is_some();
+        let present = if config.tls.cert.is_some() {
+            "tls.cert"
+        } else {
+            "tls.key"
+        };
+        self.require(
+            is_pair,
+            present,
+            "certificate and key are given together".to_owned(),
+            "set both tls.cert and tls.key".to_owned(),
+        );
+        self.require(
+            config.tls.client_ca.is_none() || config.tls.cert.is_some(),
+            "tls.client_ca",
+            "needs tls.cert and tls.key".to_owned(),
+            "set both, or remove tls.client_ca".to_owned(),
+        );
+    }
+
+    fn sources(&mut self, config: &Config) {
+        for (name, source) in &config.source {
+            let path = format!("source.{name}.url");
+            let bad = |text: &str| {
+                (
+                    text.to_owned(),
+                    "url = \"postgres://user@host/db\"".to_owned(),
+                )
+            };
+            let code = &codes::config::BAD_VALUE;
+            self.report(
+                !source.url.is_empty(),
+                code,
+                &path,
+                bad("every source needs a url"),
+            );
+            let (_, password) = crate::redact::split_password(&source.url);
+            self.report(
+                password.is_none(),
+                &codes::config::SECRET,
+                &path,
+                (
+                    "a password stands in the url".to_owned(),
+                    format!(
+                        "remove it and set source.{name}.password = \"env:NAME\" or \"file:/path\""
+                    ),
+                ),
+            );
+            for (what, key, value) in [
+                ("source", "url", name),
+                ("stream", "stream", &source.stream),
+            ] {
+                if let Err(error) = check_name(what, value) {
+                    let rule = (error.to_string(), "choose another name".to_owned());
+                    self.report(false, code, &format!("source.{name}.{key}"), rule);
+                }
+            }
+        }
+    }
+}

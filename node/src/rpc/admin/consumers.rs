@@ -1,0 +1,136 @@
+//! The orders of the administration API that concern consumers.
+
+use std::collections::BTreeMap;
+
+use pgcapture_actors::gateway::{GatewayError, GatewayHandle, SubscriptionStatus};
+use pgcapture_engine::{
+    capture_options,
+    codes::{self, Explanation},
+};
+use pgcapture_proto::{
+    admin::v1::{
+        Consumer, RemoveConsumerRequest, RemoveConsumerResponse, SeekConsumerRequest,
+        SeekConsumerResponse,
+    },
+    status::status,
+};
+use tonic::Status;
+
+use super::answer::position;
+use crate::{
+    resolver::{subscription_of, uri_of},
+    sources::{SourceError, chain},
+};
+
+/// Returns the consumers of a stream; of all when it is empty.
+pub(super) async fn list(gateway: &GatewayHandle, stream: &str) -> Result<Vec<Consumer>, Status> {
+    let subscriptions = gateway.subscriptions().await.map_err(gateway_status)?;
+    let wanted = |status: &&SubscriptionStatus| stream.is_empty() || status.id.stream == stream;
+    Ok(subscriptions.iter().filter(wanted).map(consumer).collect())
+}
+
+/// Returns how many consumers each stream has.
+pub(super) async fn counts(gateway: &GatewayHandle) -> Result<BTreeMap<String, u32>, Status> {
+    let mut counts = BTreeMap::new();
+    for status in gateway.subscriptions().await.map_err(gateway_status)? {
+        *counts.entry(status.id.stream).or_default() += 1;
+    }
+    Ok(counts)
+}
+
+/// Returns one consumer.
+pub(super) async fn get(gateway: &GatewayHandle, uri: &str) -> Result<Consumer, Status> {
+    let all = list(gateway, "").await?;
+    let wanted = uri_of(&subscription_of(uri));
+    let known: Vec<_> = all.iter().map(|consumer| consumer.uri.clone()).collect();
+    let found = all.into_iter().find(|consumer| consumer.uri == wanted);
+    found.ok_or_else(|| {
+        let known = if known.is_empty() {
+            "none yet".to_owned()
+        } else {
+            known.join(", ")
+        };
+        let what = format!("unknown consumer \"{uri}\"; known consumers: {known}");
+        refuse(&codes::node::NOT_FOUND, what)
+    })
+}
+
+/// Moves a consumer, or checks that it could be moved. A consumer that does not exist is made.
+pub(super) async fn seek(
+    gateway: &GatewayHandle,
+    request: SeekConsumerRequest,
+) -> Result<SeekConsumerResponse, Status> {
+    let start = capture_options::start(&request.to)
+        .map_err(|what| refuse(&codes::node::BAD_REQUEST, what))?;
+    let before = get(gateway, &request.uri).await;
+    let before = before.ok().and_then(|consumer| consumer.floor);
+    if request.dry_run {
+        let after = None;
+        return Ok(SeekConsumerResponse { before, after });
+    }
+    let id = subscription_of(&request.uri);
+    gateway.seek(&id, start).await.map_err(gateway_status)?;
+    tracing::info!(
+        consumer = request.uri,
+        to = request.to,
+        "an operator moved a consumer"
+    );
+    let after = get(gateway, &request.uri).await;
+    let after = after.ok().and_then(|consumer| consumer.floor);
+    Ok(SeekConsumerResponse { before, after })
+}
+
+/// Forgets a consumer, or says where it stands.
+pub(super) async fn remove(
+    gateway: &GatewayHandle,
+    request: RemoveConsumerRequest,
+) -> Result<RemoveConsumerResponse, Status> {
+    let consumer = get(gateway, &request.uri).await?;
+    if !request.dry_run {
+        let id = subscription_of(&request.uri);
+        gateway.remove(&id).await.map_err(gateway_status)?;
+        tracing::info!(consumer = request.uri, "an operator removed a consumer");
+    }
+    Ok(RemoveConsumerResponse {
+        floor: consumer.floor,
+    })
+}
+
+/// Forgets every consumer of a stream.
+pub(super) async fn remove_all(gateway: &GatewayHandle, stream: &str) -> Result<(), SourceError> {
+    let store = |error: GatewayError| SourceError::Store {
+        text: format!("the consumers cannot be removed: {}", chain(&error)),
+    };
+    for status in gateway.subscriptions().await.map_err(store)? {
+        if status.id.stream == stream {
+            gateway.remove(&status.id).await.map_err(store)?;
+        }
+    }
+    Ok(())
+}
+
+fn consumer(status: &SubscriptionStatus) -> Consumer {
+    let lag = status.lag.unwrap_or_default().as_micros();
+    let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+    Consumer {
+        uri: uri_of(&status.id),
+        stream: status.id.stream.clone(),
+        name: status.id.consumer.clone(),
+        floor: Some(position(status.floor)),
+        session_count: count(status.session_count),
+        unacked_count: u64::from(count(status.unacked)),
+        lag_bytes: status.lag_bytes.unwrap_or(0),
+        lag_micros: i64::try_from(lag).unwrap_or(i64::MAX),
+        mode: status.mode.as_str().to_owned(),
+        redelivered_count: status.redelivered_count,
+    }
+}
+
+fn refuse(explanation: &'static Explanation, what: String) -> Status {
+    status(explanation.code, what, explanation.next)
+}
+
+fn gateway_status(error: GatewayError) -> Status {
+    let explanation = error.explanation();
+    status(explanation.code, chain(&error), explanation.next)
+}

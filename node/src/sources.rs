@@ -1,0 +1,308 @@
+//! Starts and stops the agents of this node as the agreed state wants.
+//!
+//! The reconciler compares the state with what runs: a source that is new or resumed gets an epoch,
+//! its log and an agent; one that is paused, removed or connects elsewhere is drained. Whatever
+//! fails is kept as the source's trouble and tried again. It never changes what the state wants.
+//!
+//! # Invariants
+//!
+//! - At most one agent a source.
+//! - An agent runs only under an epoch that was agreed on for this very start.
+
+mod definition;
+mod operations;
+mod secrets;
+mod setup;
+mod status;
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use pgcapture_actors::{
+    agent::{self, AgentHandle, AgentLimits, AgentSpec, Trouble},
+    consensus::Consensus,
+    postgres,
+};
+use pgcapture_engine::{
+    checkpoint::Epoch,
+    cluster::{Answer, Command, SecretRef, Source, State},
+    codes,
+};
+use tokio::{sync::watch, task::JoinHandle};
+use tokio_util::sync::CancellationToken;
+
+use self::secrets::Secrets;
+pub(crate) use self::status::{chain, lag, lag_bytes, unix_now_micros};
+pub use self::{
+    definition::Definition,
+    operations::SourceError,
+    setup::{Check, SourcePlan},
+};
+use crate::{config::Config, logs::Logs};
+
+/// How long the reconciler waits before it tries again what failed. An operator who mends a
+/// password file sees the effect at once; a broken one costs a log line each time.
+const RETRY_AFTER: Duration = Duration::from_secs(5);
+
+/// An agent that does not drain within this time is dropped: its epoch keeps it harmless.
+const DRAIN_MAX: Duration = Duration::from_secs(10);
+
+/// The sources of this node.
+#[derive(Debug)]
+pub struct Sources {
+    consensus: Arc<dyn Consensus>,
+    logs: Arc<Logs>,
+    secrets: Secrets,
+    node: String,
+    limits: AgentLimits,
+    running: watch::Sender<BTreeMap<String, Running>>,
+    troubles: Mutex<BTreeMap<String, Trouble>>,
+}
+
+/// A running agent and what it was started for.
+#[derive(Clone, Debug)]
+struct Running {
+    handle: AgentHandle,
+    epoch: Epoch,
+    url: String,
+    password: Option<SecretRef>,
+}
+
+impl Running {
+    fn fits(&self, source: &Source) -> bool {
+        !source.paused && self.url == source.url && self.password == source.password
+    }
+}
+
+impl Sources {
+    /// Makes the sources of a node; nothing runs before [`Self::start`].
+    #[must_use]
+    pub fn new(config: &Config, consensus: Arc<dyn Consensus>, logs: Arc<Logs>) -> Self {
+        let agent = &config.agent;
+        Self {
+            consensus,
+            logs,
+            secrets: Secrets::new(config.node.data_dir.join("secrets")),
+            node: config.node.name.clone(),
+            limits: AgentLimits {
+                row_bytes_max: config.limits.max_row.as_len(),
+                catch_up_above: agent.catch_up_above.0,
+                follow_below: agent.follow_below.0,
+                catch_up_chunk: agent.catch_up_chunk.0,
+                blocked_release: agent.blocked_release.0,
+            },
+            running: watch::Sender::default(),
+            troubles: Mutex::default(),
+        }
+    }
+
+    /// Starts the reconciler on the current arbiter; it ends after `stop` with every agent drained.
+    ///
+    /// # Panics
+    ///
+    /// Outside an actix `System`.
+    pub fn start(self: &Arc<Self>, stop: CancellationToken) -> JoinHandle<()> {
+        let sources = Arc::clone(self);
+        actix::spawn(async move { sources.reconcile_until(stop).await })
+    }
+
+    /// Opens the log of every source that the state knows, so that consumers can read before any
+    /// agent runs. What fails is kept as the source's trouble.
+    pub async fn open_logs(&self) {
+        let state = Arc::clone(&self.consensus.state().borrow());
+        for name in state.sources.keys() {
+            self.open_log(name).await;
+        }
+    }
+
+    async fn reconcile_until(&self, stop: CancellationToken) {
+        let mut state = self.consensus.state();
+        while !stop.is_cancelled() {
+            let wanted = Arc::clone(&state.borrow_and_update());
+            let is_done = self.reconcile(&wanted).await;
+            let retry = async {
+                if is_done {
+                    std::future::pending::<()>().await;
+                }
+                tokio::time::sleep(RETRY_AFTER).await;
+            };
+            tokio::select! {
+                changed = state.changed() => if changed.is_err() { break },
+                () = retry => (),
+                () = stop.cancelled() => (),
+            }
+        }
+        let all: Vec<String> = self.running.borrow().keys().cloned().collect();
+        self.drain(all).await;
+    }
+
+    /// Makes what runs fit the state; returns whether nothing is left to try again.
+    async fn reconcile(&self, state: &State) -> bool {
+        let is_unwanted = |(name, running): &(&String, &Running)| {
+            let source = state.sources.get(*name);
+            !source.is_some_and(|source| running.fits(source))
+        };
+        let unwanted: Vec<String> = {
+            let running = self.running.borrow();
+            let unwanted = running.iter().filter(is_unwanted);
+            unwanted.map(|(name, _)| name.clone()).collect()
+        };
+        self.drain(unwanted).await;
+        self.keep_troubles_of(state);
+        let mut is_done = true;
+        for source in state.sources.values() {
+            let has_log = self.open_log(&source.name).await;
+            let runs = self.running.borrow().contains_key(&source.name);
+            if source.paused || runs {
+                is_done &= has_log;
+            } else {
+                is_done &= has_log && self.start_agent(source).await;
+            }
+        }
+        is_done
+    }
+
+    async fn open_log(&self, name: &str) -> bool {
+        if self.logs.get(name).is_some() {
+            return true;
+        }
+        let (logs, source) = (Arc::clone(&self.logs), name.to_owned());
+        let opened = tokio::task::spawn_blocking(move || logs.open(&source).map(drop)).await;
+        let trouble = match opened {
+            Ok(Ok(())) => return true,
+            Ok(Err(error)) => status::log_trouble(&error),
+            Err(error) => status::defect(&error),
+        };
+        self.set_trouble(name, trouble);
+        false
+    }
+
+    async fn start_agent(&self, source: &Source) -> bool {
+        match self.try_start_agent(source).await {
+            Ok(()) => {
+                self.troubles().remove(&source.name);
+                true
+            }
+            Err(trouble) => {
+                self.set_trouble(&source.name, trouble);
+                false
+            }
+        }
+    }
+
+    async fn try_start_agent(&self, source: &Source) -> Result<(), Trouble> {
+        let missing = || {
+            let closed = &codes::node::STORE_FAILED;
+            status::trouble(closed, "the log of the source is not open".to_owned())
+        };
+        let log = self.logs.get(&source.name).ok_or_else(missing)?;
+        let config = self.connection(source)?;
+        let assign = Command::Assign {
+            name: source.name.clone(),
+        };
+        let epoch = match self.consensus.propose(assign).await {
+            Ok(Answer::Assigned(epoch)) => epoch,
+            Ok(Answer::Done | Answer::Unchanged) => return Err(missing()),
+            Err(error) => return Err(status::propose_trouble(&error)),
+        };
+        let spec = AgentSpec {
+            source: source.name.clone(),
+            node: self.node.clone(),
+            epoch,
+            slot: source.slot.clone(),
+            publication: source.publication.clone(),
+            limits: self.limits.clone(),
+        };
+        tracing::info!(
+            source = source.name,
+            slot = source.slot,
+            epoch = epoch.0,
+            "starting the agent of a source"
+        );
+        let running = Running {
+            handle: start_agent_of(spec, config, log),
+            epoch,
+            url: source.url.clone(),
+            password: source.password.clone(),
+        };
+        let name = source.name.clone();
+        self.running
+            .send_modify(|all| drop(all.insert(name, running)));
+        Ok(())
+    }
+
+    /// Returns where the source connects to, with its password.
+    fn connection(&self, source: &Source) -> Result<postgres::Config, Trouble> {
+        let config = postgres::Config::parse(&source.url)
+            .map_err(|error| status::trouble(error.explanation(), error.to_string()))?;
+        let Some(reference) = &source.password else {
+            return Ok(config);
+        };
+        let password = crate::config::read_secret(reference)
+            .map_err(|error| status::trouble(&codes::config::SECRET, error.to_string()))?;
+        Ok(config.with_password(postgres::Secret::new(password)))
+    }
+
+    /// Drains agents, all at once, and forgets them.
+    async fn drain(&self, names: Vec<String>) {
+        let drains = names.iter().filter_map(|name| {
+            let running = self.running.borrow().get(name).cloned()?;
+            Some(async move {
+                tracing::info!(source = name.as_str(), "draining the agent of a source");
+                let drained = tokio::time::timeout(DRAIN_MAX, running.handle.drain()).await;
+                if drained.is_err() {
+                    tracing::warn!(
+                        source = name.as_str(),
+                        "the agent did not drain in time and is cut off; nothing durable is lost"
+                    );
+                }
+            })
+        });
+        futures_util::future::join_all(drains).await;
+        if !names.is_empty() {
+            self.running
+                .send_modify(|all| all.retain(|name, _| !names.contains(name)));
+        }
+    }
+
+    /// Waits until no agent of the source runs.
+    async fn wait_until_stopped(&self, name: &str) {
+        let mut running = self.running.subscribe();
+        // The sender lives in self: the wait cannot fail.
+        drop(running.wait_for(|all| !all.contains_key(name)).await);
+    }
+
+    fn set_trouble(&self, name: &str, trouble: Trouble) {
+        let before = self.troubles().insert(name.to_owned(), trouble.clone());
+        if before.as_ref() != Some(&trouble) {
+            tracing::error!(
+                source = name,
+                code = trouble.code,
+                next = trouble.next,
+                "cannot capture: {}",
+                trouble.text
+            );
+        }
+    }
+
+    fn keep_troubles_of(&self, state: &State) {
+        self.troubles()
+            .retain(|name, _| state.sources.contains_key(name));
+    }
+
+    /// A panic under the lock leaves the map as it was: go on.
+    fn troubles(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Trouble>> {
+        self.troubles.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn start_agent_of(
+    spec: AgentSpec,
+    _config: postgres::Config,
+    log: Arc<dyn pgcapture_actors::log::ChangeLog>,
+) -> AgentHandle {
+    agent::start(spec, log)
+}

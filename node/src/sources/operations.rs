@@ -1,0 +1,335 @@
+//! What an operator does with sources: plan, add, pause, resume, remove.
+//!
+//! Each works step by step so that a failure in the middle leaves what can be tried again: the
+//! state knows a source only after its slot exists, and forgets it only after the slot is gone.
+
+use std::{sync::Arc, time::Duration};
+
+use pgcapture_actors::{
+    agent::AgentState,
+    consensus::ProposeError,
+    postgres::{self, PgError},
+};
+use pgcapture_engine::{
+    cluster::{Answer, Command, Origin, Refusal, Source},
+    codes::{self, Explanation},
+    lsn::PgTime,
+};
+
+use super::{
+    Definition, SourcePlan, Sources,
+    setup::{self, Made},
+    status::{chain, unix_now_micros},
+};
+use crate::config::SourceSection;
+
+/// `source add` answers after this long even when the agent is not reading yet.
+const FIRST_STATUS_MAX: Duration = Duration::from_secs(5);
+
+/// Why an operation on a source failed.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum SourceError {
+    /// The agreed state refuses.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The wish makes no sense.
+    #[error("{text}")]
+    Invalid {
+        /// What to correct.
+        text: String,
+    },
+    /// PostgreSQL, or the way to it.
+    #[error("{text}")]
+    Postgres {
+        /// What it means.
+        explanation: &'static Explanation,
+        /// What happened.
+        text: String,
+    },
+    /// The checks found something that must be mended first.
+    #[error("{text}")]
+    Checks {
+        /// The first of them.
+        explanation: &'static Explanation,
+        /// All of them.
+        text: String,
+        /// What to do about the first.
+        next: String,
+    },
+    /// The node's own disk.
+    #[error("{text}")]
+    Store {
+        /// What happened.
+        text: String,
+    },
+}
+
+impl SourceError {
+    /// Returns what the error means.
+    #[must_use]
+    pub const fn explanation(&self) -> &'static Explanation {
+        match self {
+            Self::Refused(Refusal::UnknownSource { .. }) => &codes::node::NOT_FOUND,
+            Self::Refused(
+                Refusal::SourceExists { .. }
+                | Refusal::StreamTaken { .. }
+                | Refusal::SlotTaken { .. }
+                | Refusal::TooManySources,
+            ) => &codes::node::CONFLICT,
+            Self::Refused(Refusal::InvalidName(_)) | Self::Invalid { .. } => {
+                &codes::node::BAD_REQUEST
+            }
+            Self::Postgres { explanation, .. } | Self::Checks { explanation, .. } => explanation,
+            Self::Store { .. } => &codes::node::STORE_FAILED,
+        }
+    }
+
+    /// Returns what to do.
+    #[must_use]
+    pub fn next(&self) -> &str {
+        match self {
+            Self::Checks { next, .. } => next,
+            Self::Refused(_)
+            | Self::Invalid { .. }
+            | Self::Postgres { .. }
+            | Self::Store { .. } => self.explanation().next,
+        }
+    }
+}
+
+impl From<PgError> for SourceError {
+    fn from(error: PgError) -> Self {
+        Self::Postgres {
+            explanation: error.explanation(),
+            text: chain(&error),
+        }
+    }
+}
+
+impl From<ProposeError> for SourceError {
+    fn from(error: ProposeError) -> Self {
+        match error {
+            ProposeError::Refused(refusal) => Self::Refused(refusal),
+            ProposeError::Store { reason } => Self::Store { text: reason },
+        }
+    }
+}
+
+impl Sources {
+    /// Returns a source of the agreed state.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::UnknownSource`], which names those that exist.
+    pub fn get(&self, name: &str) -> Result<Source, SourceError> {
+        let state = Arc::clone(&self.consensus.state().borrow());
+        Ok(state.source(name)?.clone())
+    }
+
+    /// Checks a database and says what adding it would run; changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// When the database cannot be looked at; what is wrong with it is part of the plan.
+    pub async fn plan(&self, definition: &Definition) -> Result<SourcePlan, SourceError> {
+        let config = definition.connection()?;
+        Ok(setup::plan(definition, &config).await?)
+    }
+
+    /// Sets a source up and starts capturing. The same definition again changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`SourceError`]; what was made in PostgreSQL for a failed attempt is dropped again.
+    pub async fn add(&self, mut definition: Definition) -> Result<Source, SourceError> {
+        if let Some(existing) = self.existing(&definition) {
+            return existing;
+        }
+        let config = definition.connection()?;
+        let plan = setup::plan(&definition, &config).await?;
+        refuse_errors(&plan)?;
+        if let Some(password) = definition.inline.take() {
+            let kept = self.secrets.keep(&definition.name, password.expose());
+            let store = |error: std::io::Error| SourceError::Store {
+                text: format!("the password cannot be kept: {error}"),
+            };
+            definition.password = Some(kept.map_err(store)?);
+        }
+        setup::create(&definition, &config, &plan).await?;
+        let now = PgTime::from_unix_micros(unix_now_micros());
+        let source = definition.into_source(now, plan.makes_publication);
+        let command = Command::AddSource(Box::new(source.clone()));
+        if let Err(error) = self.consensus.propose(command).await {
+            let made = Made {
+                slot: plan.makes_slot.then_some(&source.slot),
+                publication: plan.makes_publication.then_some(&source.publication),
+            };
+            setup::drop_made(&config, &made).await;
+            return Err(error.into());
+        }
+        tracing::info!(
+            source = source.name,
+            slot = source.slot,
+            publication = source.publication,
+            "added a source"
+        );
+        self.wait_for_first_status(&source.name).await;
+        Ok(source)
+    }
+
+    /// Adds what the configuration declares and is not there yet. What fails is logged with its
+    /// next step and does not stop the node.
+    pub async fn add_configured(&self, name: &str, section: &SourceSection) {
+        let definition = Definition::new(name, section.clone(), "", Origin::Config);
+        let added = match definition {
+            Ok(definition) => self.add(definition).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = added {
+            tracing::error!(
+                source = name,
+                code = error.explanation().code,
+                next = error.next(),
+                "cannot add a source of the configuration: {error}"
+            );
+        }
+    }
+
+    /// Pauses a source, or lets it go on; returns once its agent has ended or begun.
+    ///
+    /// # Errors
+    ///
+    /// [`SourceError`].
+    pub async fn set_paused(&self, name: &str, paused: bool) -> Result<Source, SourceError> {
+        let command = Command::SetPaused {
+            name: name.to_owned(),
+            paused,
+        };
+        let answer = self.consensus.propose(command).await?;
+        if paused {
+            self.wait_until_stopped(name).await;
+        } else {
+            self.wait_for_first_status(name).await;
+        }
+        if answer != Answer::Unchanged {
+            tracing::info!(source = name, paused, "a source was paused or resumed");
+        }
+        self.get(name)
+    }
+
+    /// Says what [`Self::detach`] and [`Self::forget`] will do.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::UnknownSource`].
+    pub fn removal_plan(&self, name: &str, keep_slot: bool) -> Result<Vec<String>, SourceError> {
+        let source = self.get(name)?;
+        let mut actions = vec![format!("stop the agent of source {name}")];
+        if keep_slot {
+            actions.push(format!(
+                "leave slot {} in PostgreSQL: it goes on keeping WAL",
+                source.slot
+            ));
+        } else {
+            actions.push(format!("drop slot {}", source.slot));
+            if source.owns_publication {
+                actions.push(format!("drop publication {}", source.publication));
+            }
+        }
+        actions.push(format!("remove the consumers of stream {}", source.stream));
+        actions.push(format!("remove the log of stream {}", source.stream));
+        Ok(actions)
+    }
+
+    /// Stops the agent and drops slot and publication; the source stays known, paused.
+    ///
+    /// # Errors
+    ///
+    /// When PostgreSQL cannot be reached: try again, or keep the slot.
+    pub async fn detach(&self, name: &str, keep_slot: bool) -> Result<Source, SourceError> {
+        let source = self.set_paused(name, true).await?;
+        if !keep_slot {
+            let config = self.connection(&source);
+            let config: postgres::Config = config.map_err(|trouble| SourceError::Postgres {
+                explanation: codes::find(trouble.code).unwrap_or(&codes::config::SECRET),
+                text: trouble.text,
+            })?;
+            let made = Made {
+                slot: Some(&source.slot),
+                publication: source.owns_publication.then_some(&source.publication),
+            };
+            setup::drop_objects(&config, &made).await?;
+        }
+        Ok(source)
+    }
+
+    /// Forgets a detached source, its log and its password.
+    ///
+    /// # Errors
+    ///
+    /// [`SourceError::Store`] when the state or the files refuse.
+    pub async fn forget(&self, source: &Source) -> Result<(), SourceError> {
+        let name = source.name.clone();
+        self.consensus
+            .propose(Command::RemoveSource { name })
+            .await?;
+        let store = |error: std::io::Error| SourceError::Store {
+            text: format!("files of the source cannot be removed: {error}"),
+        };
+        self.logs.remove(&source.name).await.map_err(store)?;
+        let forgotten = self.secrets.forget(&source.name, source.password.as_ref());
+        forgotten.map_err(store)?;
+        tracing::info!(source = source.name, slot = source.slot, "removed a source");
+        Ok(())
+    }
+
+    /// Answers for a source of that name that is there already.
+    fn existing(&self, definition: &Definition) -> Option<Result<Source, SourceError>> {
+        let state = Arc::clone(&self.consensus.state().borrow());
+        let existing = state.sources.get(&definition.name)?;
+        let wanted = definition.clone().into_source(existing.created_at, false);
+        Some(if existing.is_same_capture(&wanted) {
+            Ok(existing.clone())
+        } else {
+            let name = definition.name.clone();
+            Err(Refusal::SourceExists { name }.into())
+        })
+    }
+
+    /// Waits until the agent reads or is in trouble, but not for long.
+    async fn wait_for_first_status(&self, name: &str) {
+        let wait = async {
+            let mut running = self.running.subscribe();
+            drop(running.wait_for(|all| all.contains_key(name)).await);
+            let status = running.borrow().get(name).map(|it| it.handle.status());
+            let Some(mut status) = status else {
+                return;
+            };
+            let is_known = status.wait_for(|status| {
+                status.state != AgentState::Starting || status.trouble.is_some()
+            });
+            drop(is_known.await);
+        };
+        // The caller shows whatever the status is by then.
+        drop(tokio::time::timeout(FIRST_STATUS_MAX, wait).await);
+    }
+}
+
+fn refuse_errors(plan: &SourcePlan) -> Result<(), SourceError> {
+    let errors = plan.checks.iter().filter(|check| !check.is_warning);
+    let errors: Vec<_> = errors
+        .filter_map(|check| Some((check.problem?, check)))
+        .collect();
+    let Some((explanation, first)) = errors.first() else {
+        return Ok(());
+    };
+    let texts: Vec<_> = errors
+        .iter()
+        .map(|(problem, check)| format!("{} {}", problem.code, check.text))
+        .collect();
+    Err(SourceError::Checks {
+        explanation,
+        text: texts.join("; "),
+        next: first.next.clone(),
+    })
+}
