@@ -21,10 +21,10 @@ use pgcapture_engine::{
 };
 use tokio::{sync::watch, time::sleep};
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 pub use self::error::AgentError;
-use self::pipeline::PipelineParts;
+use self::{pipeline::PipelineParts, take_over::OUR_APPLICATION};
 use crate::{
     log::ChangeLog,
     postgres::{Config, Remedy},
@@ -221,7 +221,7 @@ pub fn start(spec: AgentSpec, config: Config, log: Arc<dyn ChangeLog>) -> AgentH
     let (status_tx, status) = watch::channel(AgentStatus::default());
     let drain = CancellationToken::new();
     let source = spec.source.clone();
-    let application_name = format!("pgcapture/{}/{}", spec.node, spec.epoch);
+    let application_name = format!("{OUR_APPLICATION}{}/{}", spec.node, spec.epoch);
     let parts = PipelineParts {
         spec: Arc::new(spec),
         config: config.with_application_name(&application_name),
@@ -243,8 +243,9 @@ async fn run(parts: PipelineParts) {
     let mut backoff = Backoff::new(RETRY_FIRST, RETRY_MAX);
     while !parts.drain.is_cancelled() {
         let started = tokio::time::Instant::now();
-        let Err(error) = pipeline::run(&parts).await else {
-            break;
+        let error = match pipeline::run(&parts).await {
+            Err(error) if !parts.drain.is_cancelled() => error,
+            Ok(()) | Err(_) => break,
         };
         if started.elapsed() > HEALTHY_AFTER {
             backoff.reset();
@@ -277,6 +278,10 @@ fn settle(parts: &PipelineParts, error: &AgentError, backoff: &mut Backoff) -> O
                 "the pipeline failed; building it again"
             );
             (AgentState::Retrying, Some(pause))
+        }
+        Remedy::AskOperator if parts.status.borrow().trouble.as_ref() == Some(&trouble) => {
+            debug!(source, code, "still waiting for an operator");
+            (AgentState::Retrying, Some(ASK_INTERVAL))
         }
         Remedy::AskOperator => {
             error!(

@@ -6,6 +6,8 @@
 
 pub mod supervise;
 
+pub(crate) mod clock;
+
 pub mod postgres;
 
 pub mod agent;

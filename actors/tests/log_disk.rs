@@ -302,3 +302,51 @@ async fn a_batch_larger_than_a_segment_and_the_queue_is_taken() {
         log.close().await;
     }
 }
+
+#[tokio::test]
+async fn a_write_that_fails_ends_the_log_and_loses_nothing_durable() {
+    let parent = tempfile::tempdir().unwrap();
+    let (directory, elsewhere) = (parent.path().join("log"), parent.path().join("elsewhere"));
+    let log = open(&directory).unwrap();
+    let mut writer = log.open_writer(Epoch(1)).await.unwrap();
+    append_all(&mut writer, 1..=20, 5).await;
+    let mut reader = log.open_reader(Start::Latest).await.unwrap();
+    // Nothing can be created any more, and that is not a matter of space.
+    fs::rename(&directory, &elsewhere).unwrap();
+    let mut number = 21;
+    let error = loop {
+        let batch = transaction(number, 5);
+        match writer.append(batch).await {
+            Ok(()) => number += 1,
+            Err(error) => break error,
+        }
+    };
+    assert!(
+        matches!(&error, LogError::Closed { reason } if reason.starts_with("PGC-L02: ")),
+        "{error}"
+    );
+    assert!(matches!(writer.flush().await, Err(LogError::Closed { .. })));
+    assert!(matches!(
+        log.open_writer(Epoch(2)).await,
+        Err(LogError::Closed { .. })
+    ));
+    wait_for(&log, |health| matches!(health, LogHealth::Failed { .. })).await;
+    // Readers get what was durable, from memory or from files, and are then told.
+    let durable = log.tail().borrow().last.unwrap().lsn.0 / 100;
+    let mut last = 20;
+    let end = loop {
+        match tokio::time::timeout(PATIENCE, reader.next()).await.unwrap() {
+            Ok(batch) => last = batch.span.unwrap().1.lsn.0 / 100,
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(last, durable);
+    assert!(matches!(end, LogError::Closed { .. }), "{end}");
+    drop(log);
+
+    fs::rename(&elsewhere, &directory).unwrap();
+    let log = open(&directory).unwrap();
+    let mut reader = log.open_reader(Start::Earliest).await.unwrap();
+    let seen = read_durable(&mut reader).await;
+    assert_eq!(seen, checkpoints(1..=durable, 5));
+}

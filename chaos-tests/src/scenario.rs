@@ -106,6 +106,8 @@ struct Experiment {
     stop: watch::Sender<bool>,
     observers: JoinSet<Result<()>>,
     rng: StdRng,
+    /// The node did not come back: there is nothing more to break or to read.
+    is_given_up: bool,
 }
 
 impl Experiment {
@@ -139,6 +141,7 @@ impl Experiment {
             stop,
             observers,
             rng: StdRng::seed_from_u64(plan.seed),
+            is_given_up: false,
         })
     }
 
@@ -161,6 +164,9 @@ impl Experiment {
         self.recorder.record(Event::Load(load.stop().await?))?;
         self.journal.finish()?;
         self.resolve_unknown(journal).await?;
+        if self.is_given_up {
+            return self.stop_observers().await;
+        }
         self.catch_up().await?;
         self.stop_observers().await?;
         let endpoint = self.world.node.address().endpoint();
@@ -195,7 +201,7 @@ impl Experiment {
         let mut installed = 0;
         let mut lsn_before = self.progress.borrow().lsn;
         for _ in 0..plan.faults * ATTEMPTS_PER_FAULT {
-            if installed == plan.faults {
+            if installed == plan.faults || self.is_given_up {
                 break;
             }
             let (shortest, longest) = plan.pause_ms;
@@ -238,8 +244,8 @@ impl Experiment {
     async fn await_recovery(&mut self) -> Result<()> {
         let lsn = self.source_lsn().await?;
         if let Err(error) = self.world.node.ready().await {
-            self.trouble("liveness/node_not_ready", format!("{error:#}"))?;
-            bail!("the node does not come back: {error:#}");
+            self.is_given_up = true;
+            return self.trouble("liveness/node_not_ready", format!("{error:#}"));
         }
         let recovered = self.progress.wait_for(|progress| progress.lsn > lsn);
         if timeout(RECOVERED_WITHIN, recovered).await.is_err() {

@@ -12,6 +12,7 @@ use pgcapture::{Client, Result, Row};
 #[pgcapture(table = "public.orders")]
 struct Order {
     #[pgcapture(key)]
+    #[expect(dead_code, reason = "shown by Debug only")]
     id: i64,
 }
 

@@ -16,6 +16,7 @@ use tokio::sync::Notify;
 #[pgcapture(table = "public.orders")]
 struct Order {
     #[pgcapture(key)]
+    #[expect(dead_code, reason = "shown by Debug only")]
     id: i64,
 }
 
@@ -23,6 +24,7 @@ struct Order {
 #[pgcapture(table = "public.items")]
 struct Item {
     #[pgcapture(key)]
+    #[expect(dead_code, reason = "shown by Debug only")]
     id: i64,
 }
 

@@ -5,7 +5,12 @@
 //! as its base type. A value in text form is turned into the binary form of that type first.
 //! Errors name the table, the column and the types, never the value.
 
-use std::{any::type_name, error::Error as StdError, fmt::Write as _, str::FromStr};
+use std::{
+    any::type_name,
+    error::Error as StdError,
+    fmt::{self, Write as _},
+    str::FromStr,
+};
 
 use bytes::BytesMut;
 use postgres_types::{FromSql, IsNull, ToSql, Type};
@@ -67,25 +72,56 @@ pub enum DecodeErrorKind {
 
 /// A change that does not fit the type it was to become.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot decode column {column} ({pg_type}) of {schema}.{table} as {rust_type}")]
+#[error("cannot decode {place}")]
 pub struct DecodeError {
+    place: Box<Place>,
+    #[source]
+    kind: DecodeErrorKind,
+}
+
+/// Which column was to become what.
+#[derive(Debug)]
+struct Place {
     schema: String,
     table: String,
     column: String,
     pg_type: String,
     rust_type: &'static str,
-    #[source]
-    kind: DecodeErrorKind,
 }
 
-impl DecodeError {
-    pub(crate) fn missing(row: &RawRow, column: &str) -> Self {
+impl Place {
+    fn new(row: &RawRow, column: &str, pg_type: String, rust_type: &'static str) -> Self {
         Self {
             schema: row.schema().to_owned(),
             table: row.table().to_owned(),
             column: column.to_owned(),
-            pg_type: "not sent".to_owned(),
-            rust_type: "a required field",
+            pg_type,
+            rust_type,
+        }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            schema,
+            table,
+            column,
+            pg_type,
+            rust_type,
+        } = self;
+        write!(
+            f,
+            "column {column} ({pg_type}) of {schema}.{table} as {rust_type}"
+        )
+    }
+}
+
+impl DecodeError {
+    pub(crate) fn missing(row: &RawRow, column: &str) -> Self {
+        let place = Place::new(row, column, "not sent".to_owned(), "a required field");
+        Self {
+            place: Box::new(place),
             kind: DecodeErrorKind::Missing,
         }
     }
@@ -100,12 +136,9 @@ impl DecodeError {
             },
         };
         named.expect("writing to a string succeeds");
+        let place = Place::new(row, column, pg_type, type_name::<T>());
         Self {
-            schema: row.schema().to_owned(),
-            table: row.table().to_owned(),
-            column: column.to_owned(),
-            pg_type,
-            rust_type: type_name::<T>(),
+            place: Box::new(place),
             kind: DecodeErrorKind::Value(error),
         }
     }
@@ -113,31 +146,31 @@ impl DecodeError {
     /// The schema of the table.
     #[must_use]
     pub fn schema(&self) -> &str {
-        &self.schema
+        &self.place.schema
     }
 
     /// The table, without its schema.
     #[must_use]
     pub fn table(&self) -> &str {
-        &self.table
+        &self.place.table
     }
 
     /// The column.
     #[must_use]
     pub fn column(&self) -> &str {
-        &self.column
+        &self.place.column
     }
 
     /// PostgreSQL's name of the column's type, as far as it is known.
     #[must_use]
     pub fn pg_type(&self) -> &str {
-        &self.pg_type
+        &self.place.pg_type
     }
 
     /// The Rust type that it was to become.
     #[must_use]
     pub fn rust_type(&self) -> &str {
-        self.rust_type
+        self.place.rust_type
     }
 
     /// What is wrong.

@@ -135,7 +135,7 @@ impl<T: Row> Events<T> {
             };
             match typed::<T>(raw, Answer::One) {
                 Typed::Event(event) => return Poll::Ready(Some(Ok(event))),
-                other => {
+                other @ (Typed::Unwanted(_) | Typed::Bad(..) | Typed::Gap(..)) => {
                     if let Err(error) = self.settle(other) {
                         return Poll::Ready(Some(Err(error)));
                     }

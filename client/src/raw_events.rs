@@ -329,7 +329,12 @@ impl RawEvents {
                     xid: begin.remote_xid,
                 })
             }
-            body => rare(body)?,
+            body @ (Body::Commit(_)
+            | Body::Truncate(_)
+            | Body::Logical(_)
+            | Body::Gap(_)
+            | Body::Batch(_)
+            | Body::Unknown) => rare(body)?,
         };
         if commit_micros == 0 && !ticket.checkpoint().is_dump() {
             commit_micros = self.transaction_micros;

@@ -15,7 +15,10 @@ const INTERVAL: Duration = Duration::from_millis(30);
 
 async fn debounced(gateway: &Gateway) -> Debounced<Order, i64> {
     let stream = client(gateway).consumer("c").stream("orders").truncates();
-    let events = stream.subscribe::<Order>().await.unwrap();
+    let events = stream
+        .subscribe::<Order>()
+        .await
+        .expect("the mock gateway serves");
     events.debounce(INTERVAL, |row| row.get("id"))
 }
 

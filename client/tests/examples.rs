@@ -1,5 +1,10 @@
 //! The examples run as they are, against the mock gateway.
 
+#![expect(
+    clippy::duplicate_mod,
+    reason = "each example has the module of arguments"
+)]
+
 macro_rules! example {
     ($name:ident, $path:literal) => {
         #[allow(

@@ -47,10 +47,10 @@ async fn order_is_kept_per_key_while_keys_run_side_by_side() {
                 for _ in 0..id_of(&event) {
                     tokio::task::yield_now().await;
                 }
-                let customer = match event.change() {
-                    pgcapture::Change::Update { new, .. } => new.customer.clone(),
-                    _ => None,
+                let pgcapture::Change::Update { new, .. } = event.change() else {
+                    panic!("only updates were made: {event:?}");
                 };
+                let customer = new.customer.clone();
                 seen.lock()
                     .unwrap()
                     .entry(id_of(&event))

@@ -8,6 +8,7 @@
 use std::{sync::Arc, time::Duration};
 
 use actix::ArbiterHandle;
+use metrics::histogram;
 use pgcapture_engine::{
     codes::source as codes,
     decoder::{Decoder as PgoutputDecoder, DecoderOptions},
@@ -29,6 +30,7 @@ use super::{
     take_over::{self, TakenSlot},
 };
 use crate::{
+    clock,
     decoder::{Decoder, DecoderHandle, meter::DecodeMeter, slot_reader::SlotReader},
     log::{ChangeLog, Tail},
     postgres::Config,
@@ -105,7 +107,9 @@ async fn read(
         publication_oid: taken.publication_oid,
     };
     let mut watcher = spawn(TaskKind::SlotWatch, source, watch.run());
+    // The reader's own word comes first: it ends its actor, which the others then miss.
     let ended = tokio::select! {
+        biased;
         ended = ended => match ended {
             Ok(result) => result.map(|()| Ended::Drained),
             Err(_) => Err(AgentError::ActorGone("decoder")),
@@ -163,8 +167,14 @@ fn build_reader(
 
 /// Tells the decoder what the log has made durable, until either is gone.
 async fn tell_durable(mut tail: watch::Receiver<Tail>, decoder: DecoderHandle) -> AgentError {
+    let latency = histogram!("pgcapture_event_latency_seconds", "stage" => "log");
+    let mut newest = tail.borrow().commit_time;
     loop {
         let durable = *tail.borrow_and_update();
+        if durable.commit_time > newest {
+            newest = durable.commit_time;
+            latency.record(clock::seconds_since(newest));
+        }
         if let Err(error) = decoder.durable(durable).await {
             return error;
         }

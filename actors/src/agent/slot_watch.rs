@@ -47,13 +47,12 @@ impl SlotWatch {
     async fn look(&self) -> Result<Option<Lost>, PgError> {
         let spec = &self.spec;
         let mut connection = Connection::connect(&self.config, Replication::Off).await?;
-        let publication = catalog::publication_oid(&mut connection, &spec.publication).await?;
-        if publication != Some(self.publication_oid) {
+        let publication = catalog::publication(&mut connection, &spec.publication).await?;
+        if publication.map(|publication| publication.oid) != Some(self.publication_oid) {
             return Ok(Some(Lost::publication(spec)));
         }
-        if let Some(slot) = catalog::slot_state(&mut connection, &spec.slot).await? {
-            let retained =
-                slot.retained_bytes(catalog::current_wal_flush_lsn(&mut connection).await?);
+        if let Some(slot) = catalog::slot(&mut connection, &spec.slot).await? {
+            let retained = slot.retained_bytes;
             self.status
                 .send_modify(|status| status.wal_retained_bytes = retained);
             gauge!("pgcapture_slot_wal_retained_bytes", "source" => spec.source.clone())

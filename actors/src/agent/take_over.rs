@@ -24,10 +24,14 @@ use crate::{
     log::Tail,
     postgres::{
         Connection, PgError, Replication,
-        catalog::{self, SlotState},
+        catalog::{self, ServerInfo, SlotState},
     },
     publisher::PublisherHandle,
 };
+
+/// How every connection of an agent begins to call itself; see `application_name` in
+/// [`super::start`].
+pub(super) const OUR_APPLICATION: &str = "pgcapture/";
 
 /// A slot that may be read from now on.
 #[derive(Clone, Debug)]
@@ -49,40 +53,39 @@ pub(super) async fn take_slot(
     let spec = &parts.spec;
     let is_new_log = tail.resume_lsn == Lsn::ZERO && tail.last.is_none();
     let mut connection = Connection::connect(&parts.config, Replication::Off).await?;
-    catalog::check_server(&mut connection).await?;
-    let publication_oid = match catalog::publication_oid(&mut connection, &spec.publication).await?
-    {
-        Some(oid) => oid,
+    let server = check_server(&mut connection).await?;
+    let publication_oid = match catalog::publication(&mut connection, &spec.publication).await? {
+        Some(publication) => publication.oid,
         None if is_new_log => {
             let what = format!("publication \"{}\" does not exist", spec.publication);
             return Err(PgError::check(&codes::PUBLICATION_MISSING, what).into());
         }
         None => return Err(declare_open(parts, publisher, Lost::publication(spec)).await),
     };
-    let server_end_lsn = catalog::current_wal_flush_lsn(&mut connection).await?;
-    let resume_lsn = match find_position(spec, &mut connection, is_new_log).await? {
-        _ if gap::is_open_at(&tail) => pass_gap(parts, publisher, tail, Lost::before()).await?,
-        Ok(confirmed) if is_new_log => {
-            // From here on a slot that moves without us is noticed.
-            publisher
-                .publish(Batch::progress(confirmed, tail.commit_time))
-                .await?;
-            confirmed
-        }
-        Ok(confirmed) if confirmed <= tail.resume_lsn => tail.resume_lsn,
-        Ok(confirmed) => {
-            let detail = format!(
-                "slot \"{}\" was moved to {confirmed} by someone else",
-                spec.slot
-            );
-            let lost = Lost::new(&codes::POSITION_AHEAD, "slot_ahead", detail);
-            pass_gap(parts, publisher, tail, lost).await?
-        }
-        Err(lost) => pass_gap(parts, publisher, tail, lost).await?,
-    };
+    let resume_lsn =
+        match find_position(spec, &mut connection, parts.config.database(), is_new_log).await? {
+            _ if gap::is_open_at(&tail) => pass_gap(parts, publisher, tail, Lost::before()).await?,
+            Ok(confirmed) if is_new_log => {
+                // From here on a slot that moves without us is noticed.
+                publisher
+                    .publish(Batch::progress(confirmed, tail.commit_time))
+                    .await?;
+                confirmed
+            }
+            Ok(confirmed) if confirmed <= tail.resume_lsn => tail.resume_lsn,
+            Ok(confirmed) => {
+                let detail = format!(
+                    "slot \"{}\" was moved to {confirmed} by someone else",
+                    spec.slot
+                );
+                let lost = Lost::new(&codes::POSITION_AHEAD, "slot_ahead", detail);
+                pass_gap(parts, publisher, tail, lost).await?
+            }
+            Err(lost) => pass_gap(parts, publisher, tail, lost).await?,
+        };
     Ok(TakenSlot {
         resume_lsn,
-        server_end_lsn,
+        server_end_lsn: server.flush_lsn,
         publication_oid,
     })
 }
@@ -123,10 +126,11 @@ impl Lost {
 async fn find_position(
     spec: &AgentSpec,
     connection: &mut Connection,
+    database: &str,
     is_new_log: bool,
 ) -> Result<Result<Lsn, Lost>, AgentError> {
-    match catalog::slot_state(connection, &spec.slot).await? {
-        Some(slot) => check_slot(connection, spec.slot.as_str(), &slot).await,
+    match catalog::slot(connection, &spec.slot).await? {
+        Some(slot) => check_slot(connection, &spec.slot, &slot, database).await,
         None if is_new_log => {
             let what = format!("slot \"{}\" does not exist", spec.slot);
             Err(PgError::check(&codes::SLOT_MISSING, what).into())
@@ -138,15 +142,14 @@ async fn find_position(
     }
 }
 
-/// Returns the slot's position, or that its changes are lost; frees it from an older walsender of
-/// ours.
+/// Returns the slot's position, or that its changes are lost; frees it from an older agent of ours.
 async fn check_slot(
     connection: &mut Connection,
     name: &str,
     slot: &SlotState,
+    database: &str,
 ) -> Result<Result<Lsn, Lost>, AgentError> {
-    slot.check_usable(name)?;
-    if let Some(reason) = slot.invalidation() {
+    if let Some(reason) = &slot.invalidation_reason {
         let detail = format!("slot \"{name}\" was invalidated by the server ({reason})");
         return Ok(Err(Lost::new(
             &codes::SLOT_INVALIDATED,
@@ -154,19 +157,37 @@ async fn check_slot(
             detail,
         )));
     }
-    if let Some(pid) = slot.active_pid {
-        let holder = slot.active_application.as_deref().unwrap_or_default();
-        if !holder.starts_with("pgcapture/") {
-            let what = format!("slot \"{name}\" is read by \"{holder}\" (PID {pid})");
-            return Err(PgError::check(&codes::SLOT_IN_USE, what).into());
+    slot.check(database)?;
+    if let Some(holder) = catalog::slot_holder(connection, name).await? {
+        if !holder.application_name.starts_with(OUR_APPLICATION) {
+            return Err(catalog::slot_in_use_error(name, &holder).into());
         }
+        let (pid, holder) = (holder.pid, holder.application_name);
         warn!(
             slot = name,
-            pid, holder, "taking the slot from an older walsender"
+            pid, holder, "taking the slot from an older agent"
         );
         catalog::terminate_walsender(connection, name).await?;
     }
-    Ok(Ok(slot.confirmed_flush_lsn))
+    Ok(Ok(slot.confirmed_flush_lsn.unwrap_or_default()))
+}
+
+/// Checks what a slot needs of its server.
+async fn check_server(connection: &mut Connection) -> Result<ServerInfo, AgentError> {
+    let server = catalog::server_info(connection).await?;
+    if server.wal_level != "logical" {
+        let what = format!("wal_level is {}, not logical", server.wal_level);
+        return Err(PgError::check(&codes::WAL_LEVEL, what).into());
+    }
+    Ok(server)
+}
+
+/// Drops the slot if it is still there and makes it anew; returns where it starts.
+async fn recreate_slot(parts: &PipelineParts) -> Result<Lsn, AgentError> {
+    let mut connection = Connection::connect(&parts.config, Replication::Off).await?;
+    let name = parts.spec.slot.as_str();
+    catalog::drop_slot(&mut connection, name, true).await?;
+    Ok(catalog::create_slot(&mut connection, name).await?)
 }
 
 /// Goes on after a gap when that was allowed: makes the slot anew, so that it holds a position that
@@ -180,7 +201,7 @@ async fn pass_gap(
     if !parts.spec.accepts_gap {
         return Err(declare_open(parts, publisher, lost).await);
     }
-    let created = catalog::recreate_slot(&parts.config, &parts.spec.slot).await?;
+    let created = recreate_slot(parts).await?;
     let gap = Gap {
         from: tail.resume_lsn,
         to: Some(created),

@@ -50,7 +50,7 @@ impl SlotReader {
     ) -> Result<Ended, AgentError> {
         let mut position = copy.position();
         loop {
-            let server_end = catalog::current_wal_flush_lsn(control).await?;
+            let server_end = catalog::server_info(control).await?.flush_lsn;
             self.report(server_end);
             if self.decide_mode() == SlotMode::Follow {
                 self.settle(control).await?;

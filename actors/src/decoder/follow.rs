@@ -99,10 +99,14 @@ impl SlotReader {
     }
 
     /// Ends a stream in order: what was decoded becomes durable, is confirmed, and the server is
-    /// told that we leave.
+    /// told that we leave. In the middle of a transaction it would send all of it first: then the
+    /// connection is just closed, nothing is left to confirm.
     async fn let_go(&mut self, stream: ReplicationStream) -> Result<(), AgentError> {
         self.publish_decoded().await?;
         let durable = self.wait_until_durable().await?;
+        if self.decoder.is_in_transaction() {
+            return Ok(());
+        }
         stream.status().confirm(durable);
         drop(stream.stop().await?);
         Ok(())

@@ -3,6 +3,8 @@
 use metrics::{Counter, Histogram, counter, histogram};
 use pgcapture_engine::{batch::Batch, decoder::DecoderCounters};
 
+use crate::clock;
+
 /// The metrics of one source's decoder.
 pub(crate) struct DecodeMeter {
     before: DecoderCounters,
@@ -14,6 +16,7 @@ pub(crate) struct DecodeMeter {
     transactions: Counter,
     dropped: Counter,
     batch_entries: Histogram,
+    latency: Histogram,
 }
 
 impl DecodeMeter {
@@ -31,6 +34,7 @@ impl DecodeMeter {
             transactions: counter!("pgcapture_decode_transactions_total", "source" => label()),
             dropped: counter!("pgcapture_log_dedup_dropped_total", "source" => label()),
             batch_entries: histogram!("pgcapture_decode_batch_entries", "source" => label()),
+            latency: histogram!("pgcapture_event_latency_seconds", "stage" => "decode"),
         }
     }
 
@@ -52,6 +56,7 @@ impl DecodeMeter {
             .increment(now.dropped_count - before.dropped_count);
         if batch.entry_count > 0 {
             self.batch_entries.record(f64::from(batch.entry_count));
+            self.latency.record(clock::seconds_since(batch.commit_time));
         }
     }
 }

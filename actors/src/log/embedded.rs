@@ -33,11 +33,7 @@ use std::{
 
 use async_trait::async_trait;
 use pgcapture_engine::{
-    batch::Batch,
-    checkpoint::Epoch,
-    lsn::PgTime,
-    retention::Retention,
-    segment::{Preparation, SegmentHeader},
+    batch::Batch, checkpoint::Epoch, lsn::PgTime, retention::Retention, segment::SegmentHeader,
 };
 use tokio::sync::watch;
 
@@ -239,7 +235,7 @@ impl Drop for EmbeddedLog {
     }
 }
 
-/// Makes the first segment of a new log. A batch in it is never removed as "not following".
+/// Makes the first segment of a new log: allocated, not zeroed, so that opening does not wait.
 fn first_segment(directory: &Path, spare: &mut Spare) -> Result<Recovered, LogError> {
     let header = SegmentHeader {
         number: 1,
@@ -247,7 +243,6 @@ fn first_segment(directory: &Path, spare: &mut Spare) -> Result<Recovered, LogEr
         ..SegmentHeader::default()
     };
     let (segment, file) = begin(directory, spare, header, 0)?;
-    spare.prepare(Preparation::Zeroed);
     Ok(Recovered {
         segments: VecDeque::from([segment]),
         tail: Tail::default(),

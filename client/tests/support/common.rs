@@ -42,7 +42,9 @@ pub fn order_row(id: i64, customer: &str, note: &str) -> TestRow {
 }
 
 pub fn client(gateway: &Gateway) -> Client {
-    Client::builder(gateway.endpoints()).build().unwrap()
+    Client::builder(gateway.endpoints())
+        .build()
+        .expect("the mock gateway serves")
 }
 
 pub fn id_of(event: &Event<Order>) -> i64 {
@@ -50,7 +52,7 @@ pub fn id_of(event: &Event<Order>) -> i64 {
         Change::Insert(order) | Change::Snapshot(order) | Change::Update { new: order, .. } => {
             order.id
         }
-        Change::Delete { key } => -key.get::<i64>("id").unwrap(),
+        Change::Delete { key } => -key.get::<i64>("id").expect("the mock gateway serves"),
         Change::Truncate => 0,
     }
 }
@@ -61,10 +63,10 @@ pub async fn ids(events: &mut Events<Order>, count: usize) -> Vec<i64> {
     for _ in 0..count {
         let event = within(events.try_next())
             .await
-            .unwrap()
+            .expect("the mock gateway serves")
             .expect("the stream goes on");
         ids.push(id_of(&event));
-        event.ack().await.unwrap();
+        event.ack().await.expect("the mock gateway serves");
     }
     ids
 }

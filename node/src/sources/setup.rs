@@ -4,15 +4,20 @@
 //! publication existed fails for good up to PostgreSQL 17. Every statement is in the plan, so that
 //! it can be shown before it runs.
 
-mod checks;
-mod tables;
-
 use pgcapture_actors::postgres::{
-    Config, Connection, PgError, Replication, quote_ident, quote_literal,
+    Config, Connection, PgError, Replication,
+    catalog::{
+        PreflightRequest, SourceRequest, TableChoice, drop_slot, plan_source, preflight,
+        server_info,
+    },
+    quote_ident,
 };
-use pgcapture_engine::codes::Explanation;
+use pgcapture_engine::codes::{Explanation, node, source};
 
-use super::Definition;
+use super::{Definition, chain};
+
+/// Tables without a replica identity that are named one by one; more are counted.
+const NAMED_MAX: usize = 20;
 
 /// What was found and what would be done.
 #[derive(Clone, Debug, Default)]
@@ -50,7 +55,7 @@ impl SourcePlan {
         checks.any(|check| check.problem.is_some() && !check.is_warning)
     }
 
-    pub(super) fn passed(&mut self, text: impl Into<String>) {
+    fn passed(&mut self, text: impl Into<String>) {
         self.checks.push(Check {
             problem: None,
             text: text.into(),
@@ -59,22 +64,12 @@ impl SourcePlan {
         });
     }
 
-    pub(super) fn failed(
-        &mut self,
-        problem: &'static Explanation,
-        text: impl Into<String>,
-        next: impl Into<String>,
-    ) {
-        let next = next.into();
+    fn found(&mut self, problem: &'static Explanation, text: String, is_warning: bool) {
         self.checks.push(Check {
             problem: Some(problem),
-            text: text.into(),
-            next: if next.is_empty() {
-                problem.next.to_owned()
-            } else {
-                next
-            },
-            is_warning: false,
+            text,
+            next: problem.next.to_owned(),
+            is_warning,
         });
     }
 }
@@ -83,27 +78,72 @@ impl SourcePlan {
 pub(super) async fn plan(definition: &Definition, config: &Config) -> Result<SourcePlan, PgError> {
     let mut connection = Connection::connect(config, Replication::Off).await?;
     let mut plan = SourcePlan::default();
-    checks::server(&mut connection, &mut plan).await?;
-    let has_publication = checks::publication(&mut connection, definition, &mut plan).await?;
-    let tables = tables::matching(&mut connection, definition, &mut plan).await?;
-    let has_slot = checks::slot(&mut connection, definition, &mut plan).await?;
-    plan.makes_publication = !has_publication;
-    plan.makes_slot = !has_slot;
-    if !has_publication {
-        plan.sql.push(format!(
-            "CREATE PUBLICATION {} FOR TABLE {} WITH (publish_via_partition_root = true);",
-            quote_ident(&definition.publication),
-            tables.join(", ")
-        ));
+    let info = server_info(&mut connection).await?;
+    plan.passed(format!(
+        "PostgreSQL {}.{}, wal_level {}, {} of {} slots used",
+        info.version / 10_000,
+        info.version % 10_000,
+        info.wal_level,
+        info.slot_count,
+        info.slot_count_max
+    ));
+    let request = PreflightRequest {
+        slot: definition.slot.clone(),
+        publication: definition.publication.clone(),
+        database: config.database().to_owned(),
+        must_exist: false,
+        system_identifier: None,
+    };
+    for problem in preflight(&mut connection, &request).await? {
+        plan.found(problem.explanation(), chain(&problem), false);
     }
-    if !has_slot {
-        plan.sql.push(format!(
-            "SELECT pg_create_logical_replication_slot({}, 'pgoutput');",
-            quote_literal(&definition.slot)
-        ));
-    }
-    plan.tables = tables;
+    let request = SourceRequest {
+        slot: definition.slot.clone(),
+        publication: definition.publication.clone(),
+        tables: definition.tables.clone(),
+        excludes: definition.exclude.clone(),
+    };
+    let found = plan_source(&mut connection, &request).await?;
+    plan.makes_publication = found.publication.is_none();
+    plan.makes_slot = found.slot.is_none();
+    plan.sql = found.statements;
+    plan.judge_tables(&found.choice);
     Ok(plan)
+}
+
+impl SourcePlan {
+    fn judge_tables(&mut self, choice: &TableChoice) {
+        let name =
+            |schema: &str, table: &str| format!("{}.{}", quote_ident(schema), quote_ident(table));
+        let chosen = choice.chosen.iter();
+        self.tables = chosen
+            .map(|table| name(&table.schema, &table.name))
+            .collect();
+        if self.tables.is_empty() {
+            let text = "no table matches the patterns".to_owned();
+            self.found(&node::BAD_REQUEST, text, false);
+        } else {
+            self.passed(format!("{} table(s) match", self.tables.len()));
+        }
+        for pattern in &choice.unmatched {
+            let text = format!("pattern \"{pattern}\" matches no table");
+            self.found(&node::BAD_REQUEST, text, true);
+        }
+        for table in choice.without_identity.iter().take(NAMED_MAX) {
+            let name = name(&table.schema, &table.name);
+            self.checks.push(Check {
+                problem: Some(&source::IDENTITY_MISSING),
+                text: format!("{name} is left out: it has no replica identity"),
+                next: format!("ALTER TABLE {name} REPLICA IDENTITY FULL; then add the source"),
+                is_warning: true,
+            });
+        }
+        let more = choice.without_identity.len().saturating_sub(NAMED_MAX);
+        if more > 0 {
+            let text = format!("{more} more tables are left out for the same reason");
+            self.found(&source::IDENTITY_MISSING, text, true);
+        }
+    }
 }
 
 /// Runs the plan. When a later statement fails, what the earlier ones made is dropped again.
@@ -142,8 +182,13 @@ pub(super) struct Made<'a> {
 /// gone already is no error.
 pub(super) async fn drop_objects(config: &Config, made: &Made<'_>) -> Result<(), PgError> {
     let mut connection = Connection::connect(config, Replication::Off).await?;
-    for statement in drop_sql(made) {
-        connection.query(&statement).await?;
+    if let Some(slot) = made.slot {
+        // Our own agent has ended; whoever else holds the slot is not ours to end.
+        drop_slot(&mut connection, slot, false).await?;
+    }
+    if let Some(publication) = made.publication {
+        let sql = format!("DROP PUBLICATION IF EXISTS {}", quote_ident(publication));
+        connection.query(&sql).await?;
     }
     Ok(())
 }
@@ -153,19 +198,4 @@ pub(super) async fn drop_made(config: &Config, made: &Made<'_>) {
     if let Err(error) = drop_objects(config, made).await {
         tracing::warn!(%error, "cannot drop what a failed set-up had made");
     }
-}
-
-/// Returns the statements of [`drop_objects`].
-pub(super) fn drop_sql(made: &Made<'_>) -> Vec<String> {
-    let slot = made.slot.map(|slot| {
-        format!(
-            "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots \
-             WHERE slot_name = {};",
-            quote_literal(slot)
-        )
-    });
-    let publication = made
-        .publication
-        .map(|name| format!("DROP PUBLICATION IF EXISTS {};", quote_ident(name)));
-    slot.into_iter().chain(publication).collect()
 }

@@ -138,8 +138,8 @@ pub(super) fn read_at_most(file: &File, buffer: &mut [u8], offset: u64) -> io::R
     Ok(filled)
 }
 
-/// Creates a file of `length` allocated bytes, all zero. With `is_cancelled` also writes the zeros,
-/// unless it turns true in between.
+/// Creates a file of `length` allocated bytes, all zero. With `zeroing` the zeros are written and
+/// synced too, until it tells that nobody wants the file any more.
 pub(super) fn create_allocated(
     path: &Path,
     length: u64,
@@ -157,7 +157,10 @@ pub(super) fn create_allocated(
         return Ok(file);
     };
     let mut at = 0;
-    while at < length && !is_cancelled() {
+    while at < length {
+        if is_cancelled() {
+            return Ok(file);
+        }
         let piece = ZEROS
             .len()
             .min(usize::try_from(length - at).unwrap_or(ZEROS.len()));
