@@ -23,6 +23,7 @@ mod session;
 mod start;
 mod status;
 mod subscription;
+mod writer;
 
 use std::{fmt::Debug, sync::Arc};
 
@@ -37,8 +38,9 @@ pub use self::{
     error::{CaptureError, EndReason, GatewayError, RequestError},
     hub::CURSOR_SAVE_INTERVAL,
     limits::GatewayLimits,
-    session::{Chunk, Deliveries, RequestSource, Requested},
+    session::{Deliveries, RequestSource, Requested},
     status::SubscriptionStatus,
+    writer::Chunk,
 };
 use crate::{
     cursors::{CursorStore, SubscriptionId},

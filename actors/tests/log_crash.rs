@@ -33,11 +33,12 @@ use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use rows::{commit_lsn, read_durable, transaction};
 
 const DIRECTORY: &str = "PGCAPTURE_TEST_LOG_DIRECTORY";
-const ROUNDS: u32 = 40;
+const ROUNDS: u32 = 25;
 
 fn open(directory: &Path) -> Result<Arc<EmbeddedLog>, LogError> {
     let options = EmbeddedLogOptions {
         segment_bytes: 256 << 10,
+        queue_bytes_max: 256 << 10,
         ..EmbeddedLogOptions::default()
     };
     EmbeddedLog::open(directory, options)

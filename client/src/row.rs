@@ -17,6 +17,18 @@ use crate::{columns::Columns, decode::DecodeError};
 /// }
 /// assert_eq!((Order::SCHEMA, Order::TABLE, Order::KEY), ("public", "orders", &["id"][..]));
 /// ```
+///
+/// A field whose type PostgreSQL cannot fill does not compile:
+///
+/// ```compile_fail,E0277
+/// struct Money;
+///
+/// #[derive(pgcapture::Row)]
+/// #[pgcapture(table = "public.orders")]
+/// struct Order {
+///     total: Option<Money>,
+/// }
+/// ```
 pub trait Row: Sized {
     /// The schema of the table.
     const SCHEMA: &'static str;

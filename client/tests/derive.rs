@@ -1,4 +1,4 @@
-//! What the derive makes of columns, and what it says about mistakes.
+//! What the derive makes of columns.
 
 use std::str::FromStr;
 
@@ -110,9 +110,4 @@ async fn all_shapes_of_columns_decode_from_what_postgres_sends() {
         (Wide::SCHEMA, Wide::TABLE, Wide::KEY),
         ("sales", "big_orders", &["orderId"][..])
     );
-}
-
-#[test]
-fn mistakes_are_explained_where_they_are_written() {
-    trybuild::TestCases::new().compile_fail("tests/ui/*.rs");
 }

@@ -15,9 +15,10 @@ use tokio::sync::mpsc;
 use super::{
     error::CaptureError,
     feed::Feed,
-    session::{Flow, FrameWriter, Outbound},
+    session::{Flow, Outbound},
     start,
     subscription::{Pulled, Rows},
+    writer::FrameWriter,
 };
 use crate::log::ChangeLog;
 

@@ -120,3 +120,80 @@ fn shape(written: &Type) -> Shape<'_> {
         _ => Shape::Required,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use syn::parse_quote;
+
+    use super::*;
+
+    fn mistake(input: DeriveInput) -> String {
+        row(&input).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_struct_without_table_is_told_how_to_name_it() {
+        let text = mistake(parse_quote! { struct Order { id: i64 } });
+        assert_eq!(
+            text,
+            "say which table: #[pgcapture(table = \"public.orders\")]"
+        );
+    }
+
+    #[test]
+    fn only_structs_with_named_fields_are_rows() {
+        let text = mistake(parse_quote! { enum Order { A } });
+        assert_eq!(text, "Row can only be derived for a struct");
+        let text = mistake(parse_quote! { #[pgcapture(table = "o")] struct Order(i64); });
+        assert_eq!(
+            text,
+            "Row needs named fields: each field is the column of its name"
+        );
+    }
+
+    #[test]
+    fn unknown_attributes_are_answered_with_the_known_ones() {
+        let text = mistake(parse_quote! {
+            #[pgcapture(table = "o")]
+            struct Order { #[pgcapture(jsn)] id: i64 }
+        });
+        assert!(
+            text.ends_with("a field takes rename, key, json, parse, default, skip"),
+            "{text}"
+        );
+        let text = mistake(parse_quote! { #[pgcapture(tabel = "o")] struct Order { id: i64 } });
+        assert!(text.ends_with("a struct takes table, rename_all"), "{text}");
+    }
+
+    #[test]
+    fn contradictions_and_bad_names_are_refused() {
+        let text = mistake(parse_quote! { #[pgcapture(table = "a.b.c")] struct Order { id: i64 } });
+        assert!(text.starts_with("a table is written"), "{text}");
+        let text = mistake(parse_quote! {
+            #[pgcapture(table = "o", rename_all = "Snake")] struct Order { id: i64 }
+        });
+        assert!(text.starts_with("unknown case"), "{text}");
+        let text = mistake(parse_quote! {
+            #[pgcapture(table = "o")] struct Order { #[pgcapture(skip, json)] id: i64 }
+        });
+        assert!(text.contains("a skipped field is no column"), "{text}");
+        let text = mistake(parse_quote! {
+            #[pgcapture(table = "o")]
+            struct Order { id: i64, #[pgcapture(rename = "id")] other: i64 }
+        });
+        assert_eq!(text, "another field already reads the column id");
+    }
+
+    #[test]
+    fn column_names_follow_the_rule_and_raw_identifiers_lose_their_mark() {
+        let input = parse_quote! {
+            #[pgcapture(table = "o", rename_all = "camelCase")]
+            struct Order { r#type: i64, unit_price: i64 }
+        };
+        let code = row(&input).unwrap().to_string();
+        assert!(
+            code.contains("\"type\"") && code.contains("\"unitPrice\""),
+            "{code}"
+        );
+    }
+}

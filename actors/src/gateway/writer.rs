@@ -1,0 +1,77 @@
+//! Turns rows into the frames that a consumer asked for: one by one, or many in a message.
+//!
+//! Owns one buffer that chunks are split from; the rows themselves are copied once, untouched.
+
+use bytes::{Bytes, BytesMut};
+use pgcapture_engine::{
+    capture_frame::{Outgoing, push_batch, push_message},
+    capture_options::CaptureOptions,
+    ledger::{ParcelBody, Slot},
+    lsn::PgTime,
+};
+
+use super::subscription::{Pulled, Rows};
+
+/// Messages for the transport: whole gRPC frames of `CaptureMessage`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Chunk {
+    /// The frames.
+    pub bytes: Bytes,
+    /// How many messages they deliver.
+    pub message_count: usize,
+}
+
+/// Writes rows as the consumer wants them.
+pub(super) struct FrameWriter {
+    buffer: BytesMut,
+    batch_size: usize,
+    with_commit_time: bool,
+}
+
+impl FrameWriter {
+    pub(super) fn new(options: &CaptureOptions) -> Self {
+        Self {
+            buffer: BytesMut::new(),
+            batch_size: options.batch_size as usize,
+            with_commit_time: options.with_commit_time,
+        }
+    }
+
+    pub(super) fn write(&mut self, pulled: &Pulled) -> Chunk {
+        match &pulled.rows {
+            Rows::Part(body) => {
+                self.buffer.reserve(body.bytes.len());
+                self.write_rows(body.slots.iter().map(|slot| (&**body, slot)))
+            }
+            Rows::Again(rows) => self.write_rows(rows.iter().map(|(body, slot)| (&**body, slot))),
+        }
+    }
+
+    fn write_rows<'b>(
+        &mut self,
+        rows: impl ExactSizeIterator<Item = (&'b ParcelBody, &'b Slot)>,
+    ) -> Chunk {
+        let with_commit_time = self.with_commit_time;
+        let message_count = rows.len();
+        let messages = rows.map(|(body, slot)| Outgoing {
+            checkpoint: slot.checkpoint,
+            payload: body.payload(slot),
+            commit_time: (with_commit_time && slot.commit_time != PgTime(0))
+                .then_some(slot.commit_time),
+        });
+        if self.batch_size == 0 {
+            for message in messages {
+                push_message(&mut self.buffer, &message);
+            }
+        } else {
+            let messages: Vec<_> = messages.collect();
+            for batch in messages.chunks(self.batch_size) {
+                push_batch(&mut self.buffer, batch);
+            }
+        }
+        Chunk {
+            bytes: self.buffer.split().freeze(),
+            message_count,
+        }
+    }
+}

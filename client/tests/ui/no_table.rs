@@ -1,8 +1,0 @@
-use pgcapture::Row;
-
-#[derive(Row)]
-struct Order {
-    id: i64,
-}
-
-fn main() {}
