@@ -92,7 +92,6 @@ impl Sources {
                 catch_up_above: agent.catch_up_above.0,
                 follow_below: agent.follow_below.0,
                 catch_up_chunk: agent.catch_up_chunk.0,
-                blocked_release: agent.blocked_release.0,
             },
             running: watch::Sender::default(),
             troubles: Mutex::default(),
@@ -214,6 +213,8 @@ impl Sources {
             epoch,
             slot: source.slot.clone(),
             publication: source.publication.clone(),
+            is_binary: true,
+            accepts_gap: false,
             limits: self.limits.clone(),
         };
         tracing::info!(
@@ -301,8 +302,8 @@ impl Sources {
 
 fn start_agent_of(
     spec: AgentSpec,
-    _config: postgres::Config,
+    config: postgres::Config,
     log: Arc<dyn pgcapture_actors::log::ChangeLog>,
 ) -> AgentHandle {
-    agent::start(spec, log)
+    agent::start(spec, config, log)
 }
