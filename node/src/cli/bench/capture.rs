@@ -21,7 +21,7 @@ use pgcapture_engine::lsn::Lsn;
 use super::{
     Global,
     child::{Child, Task},
-    consumer::{self, Done, Opened},
+    consumer::{self, ClientKind, Done, Opened},
     database::{Database, DatabaseArgs},
     measure::{Spread, own_cpu, resident_mib},
     node_side::{STREAM, Served, open_log, spec},
@@ -82,6 +82,9 @@ pub(super) struct CaptureArgs {
     /// Rounds; the result is their median.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
+    /// What the consumer of end-to-end is made of.
+    #[arg(long, value_enum, default_value_t = ClientKind::Generated)]
+    client: ClientKind,
     #[command(flatten)]
     database: DatabaseArgs,
 }
@@ -138,6 +141,7 @@ async fn measure(
         benchmark: "capture",
         what: What {
             mode: Some(args.mode.as_str()),
+            client: (args.mode == Mode::EndToEnd).then_some(args.client.as_str()),
             table: Some(args.table.as_str()),
             rows: Some(load.changes),
             transaction_rows: Some(args.tx_rows),
@@ -219,7 +223,7 @@ async fn round(
             let tail = async |agent: &AgentHandle| reached(&log, agent, load.end).await;
             to_log(args.mode, database, Arc::<EmbeddedLog>::clone(&log), tail).await?
         }
-        Mode::EndToEnd => to_consumer(args.mode, database, directory.path(), &log, load).await?,
+        Mode::EndToEnd => to_consumer(args, database, directory.path(), &log, load).await?,
     };
     log.close().await;
     database.drop_run_slot().await?;
@@ -246,7 +250,7 @@ async fn to_log(
 
 /// The same with a consumer at the other end.
 async fn to_consumer(
-    mode: Mode,
+    args: &CaptureArgs,
     database: &Database,
     directory: &Path,
     log: &Arc<EmbeddedLog>,
@@ -259,6 +263,7 @@ async fn to_consumer(
         uri: STREAM.to_owned(),
         changes: load.changes,
         batch: 0,
+        client: args.client,
         latency_from: None,
     };
     let mut child = Child::start(&Task::Consume(order)).await?;
@@ -269,7 +274,7 @@ async fn to_consumer(
             trouble = trouble(agent) => Err(trouble),
         }
     };
-    let cost = to_log(mode, database, log, received).await?;
+    let cost = to_log(args.mode, database, log, received).await?;
     child.end().await?;
     served.stop().await?;
     Ok(cost)

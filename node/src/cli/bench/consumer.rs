@@ -7,10 +7,13 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, bail};
 use bytes::{Bytes, BytesMut};
+use clap::ValueEnum;
 use hdrhistogram::Histogram;
 use http_body_util::{BodyExt as _, StreamBody};
-use pgcapture_proto::pgcapture::{CaptureMessage, field};
-use prost::Message as _;
+use pgcapture_proto::pgcapture::{
+    CaptureAck, CaptureRequest, Change, capture_request, db_log_gateway_client::DbLogGatewayClient,
+    field,
+};
 use prost_types::{Value, value::Kind};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
@@ -21,11 +24,7 @@ use tonic::{
 };
 use tower::{Service as _, ServiceExt as _};
 
-use super::{
-    child,
-    frames::{self, Delivered},
-    measure,
-};
+use super::{child, frames, measure};
 
 /// Windows of a client that expects much.
 const STREAM_WINDOW_BYTES: u32 = 4 << 20;
@@ -33,6 +32,12 @@ const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
 
 /// Acknowledgement frames on their way to the connection; each holds what one read brought.
 const ACKS_QUEUE_MAX: usize = 64;
+
+/// Acknowledgements on their way to the connection, each a message.
+const ACK_MESSAGES_QUEUE_MAX: usize = 4_096;
+
+/// Largest message that the generated client takes.
+const MESSAGE_BYTES_MAX: usize = 64 << 20;
 
 /// A stream that is silent for this long will not bring the rest.
 const SILENCE_MAX: Duration = Duration::from_secs(120);
@@ -54,8 +59,29 @@ pub(super) struct Order {
     pub(super) changes: u64,
     /// Changes in a message; 0 takes them one by one.
     pub(super) batch: u32,
+    /// What the consumer is made of.
+    pub(super) client: ClientKind,
     /// Measure how old each row's first timestamp is, from this change on.
     pub(super) latency_from: Option<u64>,
+}
+
+/// What a measuring consumer is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+pub(super) enum ClientKind {
+    /// The generated tonic client: every change is decoded, every acknowledgement is a message.
+    Generated,
+    /// Frames read by hand, only the checkpoint is looked at: the cost of the node alone.
+    Raw,
+}
+
+impl ClientKind {
+    /// Returns the word of the command line.
+    pub(super) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Generated => "generated",
+            Self::Raw => "raw",
+        }
+    }
 }
 
 /// The stream is open.
@@ -149,27 +175,81 @@ pub(super) async fn run(order: &Order) -> anyhow::Result<()> {
     let batch = Value {
         kind: Some(Kind::NumberValue(f64::from(order.batch))),
     };
-    let init = frames::open(&order.uri, [("Start", start), ("BatchSize", batch)]);
-    let mut stream = Stream::open(channel, init).await?;
-    child::answer(&Opened {})?;
+    let init = frames::init(&order.uri, [("Start", start), ("BatchSize", batch)]);
     let mut tally = Tally::new(order)?;
-    while tally.changes < order.changes {
-        stream.receive().await?;
-        let mut acks = BytesMut::new();
-        while let Some(message) = stream.next() {
-            let delivered = frames::look(&message)?;
-            tally.count(delivered, &message)?;
-            delivered.acknowledge(&mut acks);
-        }
-        if !acks.is_empty() {
-            stream.send(acks.freeze()).await?;
-        }
+    match order.client {
+        ClientKind::Raw => raw(order, channel, init, &mut tally).await?,
+        ClientKind::Generated => generated(order, channel, init, &mut tally).await?,
     }
     child::answer(&Done {
         seconds: began.elapsed().as_secs_f64(),
         cpu_seconds: measure::own_cpu().as_secs_f64(),
         latency: tally.latency(),
     })
+}
+
+async fn raw(
+    order: &Order,
+    channel: Channel,
+    init: CaptureRequest,
+    tally: &mut Tally,
+) -> anyhow::Result<()> {
+    let mut stream = Stream::open(channel, frames::request(&init)).await?;
+    child::answer(&Opened {})?;
+    while tally.changes < order.changes {
+        stream.receive().await?;
+        let mut acks = BytesMut::new();
+        while let Some(message) = stream.next() {
+            let delivered = frames::look(&message)?;
+            tally.count(delivered.position()?, delivered.changes)?;
+            delivered.acknowledge(&mut acks);
+        }
+        if !acks.is_empty() {
+            stream.send(acks.freeze()).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn generated(
+    order: &Order,
+    channel: Channel,
+    init: CaptureRequest,
+    tally: &mut Tally,
+) -> anyhow::Result<()> {
+    let mut client = DbLogGatewayClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
+    let (requests, outbound) = mpsc::channel(ACK_MESSAGES_QUEUE_MAX);
+    requests.send(init).await?;
+    let mut stream = client
+        .capture(ReceiverStream::new(outbound))
+        .await?
+        .into_inner();
+    child::answer(&Opened {})?;
+    while tally.changes < order.changes {
+        let message = tokio::time::timeout(SILENCE_MAX, stream.message()).await;
+        let message = message.context("the stream is silent")??;
+        let mut message = message.context("the stream ended")?;
+        let batch = message.batch.take();
+        let changes = batch.as_ref().map_or(1, |batch| batch.messages.len());
+        let is_batch = batch.is_some();
+        if let Some(last) = batch.and_then(|mut batch| batch.messages.pop()) {
+            message = last;
+        }
+        let checkpoint = message.checkpoint.context("no checkpoint in the message")?;
+        let position = (checkpoint.lsn, u64::from(checkpoint.seq));
+        tally.count(position, u64::try_from(changes)?)?;
+        tally.record(message.change.as_ref())?;
+        let ack = CaptureAck {
+            checkpoint: Some(checkpoint),
+            cumulative: is_batch,
+            ..CaptureAck::default()
+        };
+        let request = CaptureRequest {
+            r#type: Some(capture_request::Type::Ack(ack)),
+        };
+        requests.send(request).await.context("the stream ended")?;
+    }
+    Ok(())
 }
 
 /// What was received so far.
@@ -192,15 +272,19 @@ impl Tally {
         })
     }
 
-    fn count(&mut self, delivered: Delivered<'_>, message: &Bytes) -> anyhow::Result<()> {
-        let position = delivered.position()?;
+    fn count(&mut self, position: (u64, u64), changes: u64) -> anyhow::Result<()> {
         if position <= self.last {
             bail!("position {position:?} came after {:?}", self.last);
         }
         self.last = position;
-        self.changes += delivered.changes;
+        self.changes += changes;
+        Ok(())
+    }
+
+    /// Records how old a change is, if that is asked for.
+    fn record(&mut self, change: Option<&Change>) -> anyhow::Result<()> {
         if let Some(latencies) = &mut self.latencies {
-            let age = age_of(message)?;
+            let age = age_of(change.context("no change in the message")?)?;
             if self.changes > self.latency_from {
                 latencies.saturating_record(u64::try_from(age.as_micros())?);
             }
@@ -220,13 +304,11 @@ impl Tally {
 }
 
 /// How long ago a row's `changed_at` was.
-fn age_of(message: &Bytes) -> anyhow::Result<Duration> {
+fn age_of(change: &Change) -> anyhow::Result<Duration> {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?;
-    let change = CaptureMessage::decode(message.clone())?.change;
-    let fields = change.context("no change in the message")?.new;
-    let mut fields = fields.into_iter();
+    let mut fields = change.new.iter();
     let written = fields.find(|field| field.name == "changed_at");
-    let Some(field::Value::Binary(bytes)) = written.and_then(|field| field.value) else {
+    let Some(field::Value::Binary(bytes)) = written.and_then(|field| field.value.as_ref()) else {
         bail!("a row without a time");
     };
     let micros = u64::from_be_bytes(bytes.as_ref().try_into().context("eight bytes")?);

@@ -3,7 +3,7 @@
 //! Owns what a measurement makes in it: a schema, a publication, slots. The base slot is created
 //! before the load and never read; every run reads a fresh copy, so that all runs read the same.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
@@ -70,7 +70,7 @@ pub(super) struct Database {
     pub(super) version: String,
     /// `tcp` or `unix`, or `url` for a server that the user named.
     pub(super) socket: &'static str,
-    /// `pg_recvlogical`, if it lies where we look.
+    /// `pg_recvlogical`; by its name alone when it was not found.
     pub(super) peer_program: PathBuf,
     /// Connection string of the peer, without a password.
     pub(super) peer_url: String,
@@ -114,7 +114,7 @@ impl Database {
             config,
             version: String::new(),
             socket: args.socket.as_str(),
-            peer_program: server.bin_dir().join("pg_recvlogical"),
+            peer_program: peer_program(Some(server.bin_dir())),
             peer_url,
             password: None,
             server: Some(server),
@@ -123,12 +123,11 @@ impl Database {
 
     fn named(url: &str, bin_dir: Option<&PathBuf>) -> anyhow::Result<Self> {
         let (peer_url, password) = crate::redact::split_password(url);
-        let program = PathBuf::from("pg_recvlogical");
         Ok(Self {
             config: Config::parse(url).context("the url of --url cannot be read")?,
             version: String::new(),
             socket: "url",
-            peer_program: bin_dir.map_or(program, |directory| directory.join("pg_recvlogical")),
+            peer_program: peer_program(bin_dir.map(PathBuf::as_path)),
             peer_url,
             password: password.map(Secret::new),
             server: None,
@@ -216,6 +215,18 @@ impl Database {
         }
         Ok(())
     }
+}
+
+/// Looks beside `postgres`, behind a link to it as well, and leaves the rest to `PATH`.
+fn peer_program(directory: Option<&Path>) -> PathBuf {
+    let program = Path::new("pg_recvlogical");
+    let linked = directory.and_then(|directory| directory.join("postgres").canonicalize().ok());
+    let linked = linked.as_deref().and_then(Path::parent);
+    let places = [directory, linked].into_iter().flatten();
+    let mut found = places.map(|place| place.join(program));
+    found
+        .find(|file| file.is_file())
+        .unwrap_or_else(|| program.to_owned())
 }
 
 fn text_of(rows: Vec<Vec<Option<String>>>) -> anyhow::Result<String> {

@@ -108,13 +108,13 @@ fn take<'a>(rest: &mut &'a [u8]) -> anyhow::Result<&'a [u8]> {
     Ok(taken)
 }
 
-/// Returns the frame that opens a stream.
-pub(super) fn open(
+/// Returns the request that opens a stream.
+pub(super) fn init(
     uri: &str,
     parameters: impl IntoIterator<Item = (&'static str, Value)>,
-) -> Bytes {
+) -> CaptureRequest {
     let fields = parameters.into_iter();
-    let request = CaptureRequest {
+    CaptureRequest {
         r#type: Some(capture_request::Type::Init(CaptureInit {
             uri: uri.to_owned(),
             parameters: Some(Struct {
@@ -123,7 +123,11 @@ pub(super) fn open(
                     .collect(),
             }),
         })),
-    };
+    }
+}
+
+/// Returns the frame of a request.
+pub(super) fn request(request: &CaptureRequest) -> Bytes {
     let mut out = BytesMut::new();
     out.put_u8(0);
     out.put_u32(u32::try_from(request.encoded_len()).unwrap_or(u32::MAX));
@@ -185,7 +189,7 @@ mod tests {
 
     #[test]
     fn half_a_frame_is_no_message() {
-        let mut received = BytesMut::from(&open("u", [])[..4]);
+        let mut received = BytesMut::from(&request(&init("u", []))[..4]);
         assert_eq!(next_message(&mut received), None);
     }
 }

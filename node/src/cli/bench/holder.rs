@@ -55,8 +55,8 @@ pub(super) async fn run(order: &Order) -> anyhow::Result<()> {
             kind: Some(Kind::StringValue("earliest".to_owned())),
         };
         let uri = format!("{}/{number}", order.stream);
-        let init = frames::open(&uri, [("Start", start)]);
-        streams.push(Stream::open(channel.clone(), init).await?);
+        let init = frames::init(&uri, [("Start", start)]);
+        streams.push(Stream::open(channel.clone(), frames::request(&init)).await?);
     }
     child::answer(&Opened {
         seconds: began.elapsed().as_secs_f64(),

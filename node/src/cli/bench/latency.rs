@@ -17,7 +17,7 @@ use super::{
     Global,
     capture::trouble,
     child::{Child, Task},
-    consumer::{self, Done, Opened},
+    consumer::{self, ClientKind, Done, Opened},
     database::{Database, DatabaseArgs},
     measure::{Spread, own_cpu, resident_mib},
     node_side::{STREAM, Served, open_log, spec},
@@ -124,6 +124,7 @@ async fn round(args: &LatencyArgs, database: &Database, data: &Path) -> anyhow::
         uri: STREAM.to_owned(),
         changes: count,
         batch: 0,
+        client: ClientKind::Generated,
         latency_from: Some(u64::from(args.rate) * WARM_UP_SECONDS),
     }))
     .await?;

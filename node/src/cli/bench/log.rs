@@ -15,7 +15,7 @@ use prost::Message as _;
 use super::{
     Global,
     child::{Child, Task},
-    consumer::{self, Done, Opened},
+    consumer::{self, ClientKind, Done, Opened},
     measure::{Spread, own_cpu, resident_mib},
     node_side::{STREAM, Served, open_log},
     progress::Progress,
@@ -47,6 +47,9 @@ pub(super) struct LogArgs {
     /// How the consumer gets its changes.
     #[arg(long, value_enum, default_value_t = Delivery::Single)]
     delivery: Delivery,
+    /// What the consumer is made of.
+    #[arg(long, value_enum, default_value_t = ClientKind::Generated)]
+    client: ClientKind,
     /// Changes of a run.
     #[arg(long, default_value_t = 2_000_000, value_parser = clap::value_parser!(u64).range(1..))]
     rows: u64,
@@ -79,16 +82,17 @@ pub(super) async fn run(global: &Global, args: &LogArgs, data: &Path) -> anyhow:
     served.stop().await?;
     log.close().await;
     drop(progress);
-    let (delivery, transaction_rows) = match args.delivery {
-        Delivery::Single => ("single", TRANSACTION_CHANGES),
-        Delivery::Batch => ("batch", TRANSACTION_CHANGES),
+    let delivery = match args.delivery {
+        Delivery::Single => "single",
+        Delivery::Batch => "batch",
     };
     let report = Report {
         benchmark: "log",
         what: What {
             delivery: Some(delivery),
+            client: Some(args.client.as_str()),
             rows: Some(args.rows),
-            transaction_rows: Some(transaction_rows),
+            transaction_rows: Some(TRANSACTION_CHANGES),
             ..What::of_runs(args.runs)
         },
         cpu_seconds_per_million: Spread::of(costs).map(|spread| spread.median),
@@ -110,6 +114,7 @@ async fn read(served: &Served, args: &LogArgs, round: u32) -> anyhow::Result<(Do
             Delivery::Single => 0,
             Delivery::Batch => BATCH_SIZE,
         },
+        client: args.client,
         latency_from: None,
     };
     let cpu = own_cpu();

@@ -69,6 +69,9 @@ pub(super) struct What {
     /// `single` or `batch`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) delivery: Option<&'static str>,
+    /// `generated` or `raw`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) client: Option<&'static str>,
     /// `narrow` or `wide`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) table: Option<&'static str>,
@@ -165,6 +168,7 @@ impl Report {
         let mut words = vec![self.benchmark.to_owned()];
         words.extend(what.mode.map(str::to_owned));
         words.extend(what.delivery.map(str::to_owned));
+        words.extend(what.client.map(|client| format!("{client} client")));
         words.extend(what.table.map(|table| format!("{table} table")));
         words.extend(what.rows.map(|rows| format!("{rows} changes")));
         let rows = what.transaction_rows;
