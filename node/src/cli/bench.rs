@@ -108,7 +108,7 @@ fn scratch(data: &Path) -> anyhow::Result<tempfile::TempDir> {
 
 fn warn_of_memory(data: &Path) {
     let found = rustix::fs::statfs(data);
-    if found.is_ok_and(|found| i64::from(found.f_type) == TMPFS) {
+    if found.is_ok_and(|found| found.f_type == TMPFS) {
         output::talk(&format!(
             "WARNING: {} lies in memory; the log is not written to a disk. Use --data.\n",
             data.display()

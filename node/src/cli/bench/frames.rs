@@ -76,14 +76,14 @@ pub(super) fn next_message(received: &mut BytesMut) -> Option<Bytes> {
 
 /// Looks into a `CaptureMessage`.
 pub(super) fn look(message: &[u8]) -> anyhow::Result<Delivered<'_>> {
-    match message.first() {
-        Some(&FIELD_1) => Ok(Delivered {
-            checkpoint: take(&mut &message[1..])?,
+    match message.split_first() {
+        Some((&FIELD_1, mut rest)) => Ok(Delivered {
+            checkpoint: take(&mut rest)?,
             changes: 1,
             is_batch: false,
         }),
-        Some(&BATCH) => {
-            let mut batch = take(&mut &message[1..])?;
+        Some((&BATCH, mut rest)) => {
+            let mut batch = take(&mut rest)?;
             let (mut changes, mut last) = (0, &[][..]);
             while let Some((&FIELD_1, mut rest)) = batch.split_first() {
                 last = take(&mut rest)?;
