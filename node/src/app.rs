@@ -92,15 +92,9 @@ pub async fn start(config: &Config) -> anyhow::Result<Node> {
 
     let (ready, is_ready) = watch::channel(false);
     let orders = TaskTracker::new();
-    let info = NodeInfo {
-        name: config.node.name.clone(),
-        started_at: unix_now_micros(),
-        data_dir: config.node.data_dir.clone(),
-        listen: grpc_listener.local_addr()?,
-        metrics: http_listener.local_addr()?,
-    };
+    let addresses = (grpc_listener.local_addr()?, http_listener.local_addr()?);
     let admin = AdminService {
-        info: Arc::new(info),
+        info: Arc::new(node_info(config, addresses)),
         ready: is_ready.clone(),
         consensus,
         sources: Arc::clone(&sources),
@@ -117,11 +111,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Node> {
     };
     let (metrics, http) = http::serve(http_listener, pages, stop_servers.clone())?;
 
-    for (name, section) in &config.source {
-        let (sources, name, section) = (Arc::clone(&sources), name.clone(), section.clone());
-        // A source that cannot be set up must not hold up the node; the tracker owns the attempt.
-        orders.spawn(async move { sources.add_configured(&name, &section).await });
-    }
+    add_configured(config, &sources, &orders);
     health.serving().await;
     ready.send_replace(true);
     tracing::info!(
@@ -191,6 +181,25 @@ impl Node {
             is_clean &= server.join().await.is_ok();
         }
         is_clean
+    }
+}
+
+/// Adds what the configuration declares. A source that cannot be set up must not hold up the node;
+/// the tracker owns the attempt.
+fn add_configured(config: &Config, sources: &Arc<Sources>, orders: &TaskTracker) {
+    for (name, section) in &config.source {
+        let (sources, name, section) = (Arc::clone(sources), name.clone(), section.clone());
+        orders.spawn(async move { sources.add_configured(&name, &section).await });
+    }
+}
+
+fn node_info(config: &Config, (listen, metrics): (SocketAddr, SocketAddr)) -> NodeInfo {
+    NodeInfo {
+        name: config.node.name.clone(),
+        started_at: unix_now_micros(),
+        data_dir: config.node.data_dir.clone(),
+        listen,
+        metrics,
     }
 }
 

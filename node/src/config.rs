@@ -14,7 +14,6 @@ use std::{
     collections::BTreeMap,
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
-    time::Duration,
 };
 
 use pgcapture_engine::cluster::SecretRef;
@@ -138,8 +137,6 @@ pub struct Agent {
     pub follow_below: Size,
     /// WAL distance of one COPY call; bounds the temporary space on the source.
     pub catch_up_chunk: Size,
-    /// The slot is given back when the log has taken nothing for this long.
-    pub blocked_release: Span,
 }
 
 /// A source as code.
@@ -189,7 +186,12 @@ impl Config {
         let mut document = Document::default();
         let mut problems = Vec::new();
         for file in files {
-            problems.extend(document.add_file(Path::new(file)).err());
+            problems.extend(
+                document
+                    .add_file(Path::new(file))
+                    .err()
+                    .map(|problem| *problem),
+            );
         }
         if !problems.is_empty() {
             let files = document.files;
@@ -208,7 +210,7 @@ impl Config {
     pub fn from_text(name: &str, text: &str) -> Result<Self, ConfigError> {
         let mut document = Document::default();
         if let Err(problem) = document.add_text(name.to_owned(), text.to_owned()) {
-            let (problems, files) = (vec![problem], document.files);
+            let (problems, files) = (vec![*problem], document.files);
             return Err(ConfigError { problems, files });
         }
         Self::read(Reader::new(document))
@@ -268,8 +270,6 @@ impl Config {
             catch_up_above: reader.get("agent.catch_up_above", Size(256 << 20)),
             follow_below: reader.get("agent.follow_below", Size(32 << 20)),
             catch_up_chunk: reader.get("agent.catch_up_chunk", Size(128 << 20)),
-            blocked_release: reader
-                .get("agent.blocked_release", Span(Duration::from_millis(1_500))),
         };
         let names = reader.sections("source");
         let sections = names.into_iter();

@@ -27,8 +27,7 @@ use pgcapture_actors::{
     postgres,
 };
 use pgcapture_engine::{
-    checkpoint::Epoch,
-    cluster::{Answer, Command, SecretRef, Source, State},
+    cluster::{Answer, Command, OnGap, SecretRef, Source, State},
     codes,
 };
 use tokio::{sync::watch, task::JoinHandle};
@@ -66,7 +65,6 @@ pub struct Sources {
 #[derive(Clone, Debug)]
 struct Running {
     handle: AgentHandle,
-    epoch: Epoch,
     url: String,
     password: Option<SecretRef>,
 }
@@ -214,7 +212,7 @@ impl Sources {
             slot: source.slot.clone(),
             publication: source.publication.clone(),
             is_binary: true,
-            accepts_gap: false,
+            accepts_gap: source.on_gap == OnGap::Continue,
             limits: self.limits.clone(),
         };
         tracing::info!(
@@ -224,8 +222,7 @@ impl Sources {
             "starting the agent of a source"
         );
         let running = Running {
-            handle: start_agent_of(spec, config, log),
-            epoch,
+            handle: agent::start(spec, config, log),
             url: source.url.clone(),
             password: source.password.clone(),
         };
@@ -298,12 +295,4 @@ impl Sources {
     fn troubles(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Trouble>> {
         self.troubles.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn start_agent_of(
-    spec: AgentSpec,
-    config: postgres::Config,
-    log: Arc<dyn pgcapture_actors::log::ChangeLog>,
-) -> AgentHandle {
-    agent::start(spec, config, log)
 }

@@ -351,20 +351,15 @@ fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, StoreError> {
 }
 
 fn open_error(error: redb::DatabaseError, path: &Path) -> StoreError {
-    let (action, path) = ("open", path.to_owned());
-    match redb::Error::from(error) {
-        redb::Error::Io(source) => StoreError::Unwritable {
+    let (action, path, what) = ("open", path.to_owned(), error.to_string());
+    if let redb::Error::Io(source) = redb::Error::from(error) {
+        return StoreError::Unwritable {
             action,
             path,
             source,
-        },
-        redb::Error::UpgradeRequired(version) => StoreError::Damaged {
-            what: format!("redb file format {version} is not known"),
-        },
-        other => StoreError::Damaged {
-            what: other.to_string(),
-        },
+        };
     }
+    StoreError::Damaged { what }
 }
 
 #[expect(

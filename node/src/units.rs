@@ -133,7 +133,7 @@ impl fmt::Display for Span {
 }
 
 fn print(f: &mut fmt::Formatter<'_>, value: u64, units: &[(&str, u64)], zero: &str) -> fmt::Result {
-    let fits = |(_, factor): &&(&str, u64)| value != 0 && value % factor == 0;
+    let fits = |(_, factor): &&(&str, u64)| value != 0 && value.is_multiple_of(*factor);
     match units.iter().find(fits) {
         Some((name, factor)) => write!(f, "{}{name}", value / factor),
         None => write!(f, "{value}{zero}"),

@@ -98,7 +98,7 @@ async fn read(
     let reader = build_reader(parts, at, taken, publisher, confirmable);
     let reader = spawn(TaskKind::SlotReader, source, reader.run());
     let (decoder, ended) = Decoder::start(&parts.arbiter, reader, confirmable_tx);
-    let tell = tell_durable(parts.log.tail(), decoder.clone());
+    let tell = tell_durable(parts.log.tail(), decoder.clone(), Arc::clone(&parts.status));
     let mut teller = spawn(TaskKind::DurableTail, source, tell);
     let watch = SlotWatch {
         spec: Arc::clone(&parts.spec),
@@ -165,8 +165,12 @@ fn build_reader(
     }
 }
 
-/// Tells the decoder what the log has made durable, until either is gone.
-async fn tell_durable(mut tail: watch::Receiver<Tail>, decoder: DecoderHandle) -> AgentError {
+/// Tells the decoder, and whoever watches, what the log has made durable, until either is gone.
+async fn tell_durable(
+    mut tail: watch::Receiver<Tail>,
+    decoder: DecoderHandle,
+    status: Arc<watch::Sender<AgentStatus>>,
+) -> AgentError {
     let latency = histogram!("pgcapture_event_latency_seconds", "stage" => "log");
     let mut newest = tail.borrow().commit_time;
     loop {
@@ -178,6 +182,11 @@ async fn tell_durable(mut tail: watch::Receiver<Tail>, decoder: DecoderHandle) -
         if let Err(error) = decoder.durable(durable).await {
             return error;
         }
+        status.send_modify(|status| {
+            status.durable_lsn = durable.resume_lsn;
+            status.confirmed_lsn = durable.resume_lsn.max(status.confirmed_lsn);
+            status.commit_time = durable.commit_time;
+        });
         if tail.changed().await.is_err() {
             return AgentError::ActorGone("log");
         }

@@ -74,8 +74,6 @@ impl SlotReader {
             self.mode.chunk_finished(transaction_count > 0);
             let confirmable = *self.confirmable.borrow();
             advance_slot(control, &self.spec.slot, confirmable).await?;
-            self.status
-                .send_modify(|status| status.confirmed_lsn = confirmable);
         }
     }
 

@@ -164,16 +164,11 @@ impl SlotReader {
             .last_checkpoint()
             .map_or(Lsn::ZERO, |last| last.lsn);
         let received = received.max(self.decoder.resume_lsn());
-        let tail = *self.tail.borrow();
         let (rows, transactions) = (counters.row_count(), counters.transaction_count);
         let server_end = self.server_end;
-        let confirmed = *self.confirmable.borrow();
         self.status.send_modify(|status| {
             status.received_lsn = received;
-            status.durable_lsn = tail.resume_lsn;
-            status.confirmed_lsn = confirmed;
             status.server_end_lsn = server_end;
-            status.commit_time = tail.commit_time;
             status.row_count = rows;
             status.transaction_count = transactions;
         });

@@ -15,10 +15,10 @@ use tokio::sync::mpsc;
 use super::{
     error::CaptureError,
     feed::Feed,
-    session::{Flow, Outbound},
+    session::Flow,
     start,
     subscription::{Pulled, Rows},
-    writer::FrameWriter,
+    writer::{Chunk, FrameWriter},
 };
 use crate::log::ChangeLog;
 
@@ -33,7 +33,7 @@ pub(super) async fn deliver(
     log: &Arc<dyn ChangeLog>,
     options: &CaptureOptions,
     flow: &Flow,
-    outbound: &mpsc::Sender<Outbound>,
+    outbound: &mpsc::Sender<Chunk>,
 ) -> Result<(), CaptureError> {
     let end = options.end.map(|end| match end {
         EndAt::Tail => log.tail().borrow().last.unwrap_or_default(),
@@ -73,7 +73,7 @@ pub(super) async fn deliver(
             commit_time: part.commit_time,
         });
         flow.spend(chunk.message_count);
-        permit.send(Outbound::Chunk(chunk));
+        permit.send(chunk);
     }
     Ok(())
 }

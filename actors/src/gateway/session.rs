@@ -22,7 +22,7 @@ use pgcapture_engine::{
     ledger::{Ack, Terms},
 };
 use pgcapture_proto::pgcapture::CaptureInit;
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use super::{
     error::{CaptureError, EndReason, RequestError},
@@ -71,27 +71,14 @@ pub enum Requested {
     End,
 }
 
-/// What goes to the transport.
-pub(super) enum Outbound {
-    Chunk(Chunk),
-    End(Result<(), CaptureError>),
-}
-
 /// What a session delivers. Ends with `None` when the consumer ended it, with an error otherwise.
 /// Dropping it ends the session.
 #[derive(Debug)]
 pub struct Deliveries {
-    outbound: mpsc::Receiver<Outbound>,
+    outbound: mpsc::Receiver<Chunk>,
+    /// Why it ended; beside the queue, so that a consumer that does not read cannot hold it up.
+    end: oneshot::Receiver<Result<(), CaptureError>>,
     is_ended: bool,
-}
-
-impl std::fmt::Debug for Outbound {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Chunk(chunk) => write!(f, "Chunk({} messages)", chunk.message_count),
-            Self::End(end) => write!(f, "End({end:?})"),
-        }
-    }
 }
 
 impl Stream for Deliveries {
@@ -101,12 +88,13 @@ impl Stream for Deliveries {
         if self.is_ended {
             return Poll::Ready(None);
         }
-        let item = match std::task::ready!(self.outbound.poll_recv(cx)) {
-            Some(Outbound::Chunk(chunk)) => return Poll::Ready(Some(Ok(chunk))),
-            Some(Outbound::End(Ok(()))) => None,
-            Some(Outbound::End(Err(error))) => Some(Err(error)),
+        if let Some(chunk) = std::task::ready!(self.outbound.poll_recv(cx)) {
+            return Poll::Ready(Some(Ok(chunk)));
+        }
+        let item = match self.end.try_recv() {
+            Ok(end) => end.err().map(Err),
             // The task went away without a word: it panicked.
-            None => Some(Err(CaptureError::Failed)),
+            Err(_) => Some(Err(CaptureError::Failed)),
         };
         self.is_ended = true;
         Poll::Ready(item)
@@ -116,18 +104,22 @@ impl Stream for Deliveries {
 /// A session before it is started.
 pub(super) struct Session {
     requests: Box<dyn RequestSource>,
-    outbound: mpsc::Sender<Outbound>,
+    outbound: mpsc::Sender<Chunk>,
+    end: oneshot::Sender<Result<(), CaptureError>>,
 }
 
 /// Makes a session and the end that its transport keeps.
 pub(super) fn pair(requests: Box<dyn RequestSource>) -> (Session, Deliveries) {
     let (outbound_tx, outbound) = mpsc::channel(CHUNKS_WAITING_MAX);
+    let (end_tx, end) = oneshot::channel();
     let session = Session {
         requests,
         outbound: outbound_tx,
+        end: end_tx,
     };
     let deliveries = Deliveries {
         outbound,
+        end,
         is_ended: false,
     };
     (session, deliveries)
@@ -143,6 +135,7 @@ pub(super) async fn serve(
     let Session {
         mut requests,
         outbound,
+        end: end_tx,
     } = session;
     let end = tokio::select! {
         end = run(requests.as_mut(), &outbound, &hub, key, order.clone()) => end,
@@ -156,8 +149,9 @@ pub(super) async fn serve(
         let code = error.explanation().code;
         tracing::info!(code, %error, "ended a session");
     }
-    // A consumer that went away meanwhile needs no reason.
-    drop(outbound.send(Outbound::End(end)).await);
+    if end_tx.send(end).is_err() {
+        tracing::debug!("the consumer went away before it was told why");
+    }
 }
 
 async fn ordered_while_opening(
@@ -182,7 +176,7 @@ async fn ordered(order: &mut watch::Receiver<Option<EndReason>>) -> EndReason {
 
 async fn run(
     requests: &mut dyn RequestSource,
-    outbound: &mpsc::Sender<Outbound>,
+    outbound: &mpsc::Sender<Chunk>,
     hub: &Arc<Hub>,
     key: u64,
     order: watch::Receiver<Option<EndReason>>,
@@ -303,7 +297,7 @@ impl Serving<'_> {
     async fn run(
         &self,
         requests: &mut dyn RequestSource,
-        outbound: &mpsc::Sender<Outbound>,
+        outbound: &mpsc::Sender<Chunk>,
         mut order: watch::Receiver<Option<EndReason>>,
     ) -> Result<(), CaptureError> {
         let mut listener = Listener::new(requests, self.flow, Some(self.membership));
@@ -327,7 +321,7 @@ impl Serving<'_> {
         Err(CaptureError::Ended(reason))
     }
 
-    async fn deliver(&self, outbound: &mpsc::Sender<Outbound>) -> Result<(), CaptureError> {
+    async fn deliver(&self, outbound: &mpsc::Sender<Chunk>) -> Result<(), CaptureError> {
         let mut filter = Filter::new(self.options.clone());
         let mut writer = FrameWriter::new(self.options);
         let meters = &self.membership.subscription.meters;
@@ -344,7 +338,7 @@ impl Serving<'_> {
             let chunk = writer.write(&pulled);
             self.flow.spend(chunk.message_count);
             meters.delivered(chunk.message_count, chunk.bytes.len(), pulled.commit_time);
-            permit.send(Outbound::Chunk(chunk));
+            permit.send(chunk);
         }
     }
 

@@ -1,6 +1,6 @@
 //! The embedded log: checksummed segment files in one directory, no broker.
 //!
-//! One owned thread writes ([`writer`]): it takes everything that was accepted, writes and syncs
+//! One owned thread writes (`writer`): it takes everything that was accepted, writes and syncs
 //! once, and publishes the tail. Readers follow the tail from memory and read files behind it.
 //! The format and the decisions lie in `pgcapture_engine::segment`.
 //!

@@ -45,6 +45,7 @@ pub(in crate::postgres) struct Session {
     server_version: u32,
     is_standby: Option<bool>,
     is_read_only: Option<bool>,
+    pub(in crate::postgres) has_streamed: bool,
 }
 
 /// An open connection.

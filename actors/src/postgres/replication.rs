@@ -11,7 +11,6 @@ mod status;
 use std::time::Duration;
 
 use pgcapture_engine::{lsn::Lsn, read_pace::ReadPaceOptions};
-use postgres_protocol::message::backend::Message;
 use tokio_util::sync::CancellationToken;
 
 pub use self::{
@@ -28,7 +27,7 @@ use super::{
         framing::{FRAME_BYTES_MAX, malformed},
         reader::Reader,
         transport::Transport,
-        wire::{Wire, parse, server_error},
+        wire::{Wire, error_in},
     },
     error::PgError,
     quote_ident, quote_literal,
@@ -108,15 +107,18 @@ impl Connection {
         self,
         options: &ReplicationOptions,
     ) -> Result<ReplicationStream, PgError> {
-        let (mut wire, session) = self.into_parts();
+        let (mut wire, mut session) = self.into_parts();
+        // Up to 18 a walsender does not forget that it was told to end, and a second stream of a
+        // logical slot would end with its first message (measured on 15).
+        if std::mem::replace(&mut session.has_streamed, true) {
+            let what = "a connection follows a slot once; open another".to_owned();
+            return Err(PgError::Protocol(what));
+        }
         wire.send_query(&options.command()).await?;
         let frame = wire.frame().await?;
         // CopyBothResponse is a message that postgres-protocol does not know.
         if frame.tag != b'W' {
-            return Err(match parse(frame)? {
-                Message::ErrorResponse(body) => server_error(&body),
-                _ => malformed("answer to START_REPLICATION"),
-            });
+            return Err(error_in(frame));
         }
         wire.inbound.limit_frames(options.message_bytes_max);
         let cut = CutOnDrop(Some(wire.transport.clone()));
@@ -195,17 +197,15 @@ impl ReplicationStream {
         let frame = wire.inbound.next(&wire.transport).await?;
         match tag {
             b'N' | b'S' | b'A' => Ok(()),
-            b'E' => match parse(frame)? {
-                Message::ErrorResponse(body) => Err(server_error(&body)),
-                _ => Err(malformed("error")),
-            },
+            b'E' => Err(error_in(frame)),
             // A server that shuts down ends the stream in good order.
             b'c' | b'C' => Err(PgError::Closed),
             _ => Err(malformed("message in a replication stream")),
         }
     }
 
-    /// Ends the stream and returns the connection, ready for SQL or another stream. Events on the
+    /// Ends the stream and returns the connection, ready for SQL (another stream needs another
+    /// connection); the slot is free then. Events on the
     /// way are thrown away: the server sends them again from the confirmed position. Call it
     /// between transactions; in the middle of a large one it may not end in time.
     ///
@@ -240,12 +240,7 @@ async fn until_ready(wire: &mut Wire) -> Result<(), PgError> {
         match frame.tag {
             b'Z' => return Ok(()),
             b'd' | b'c' | b'C' => {}
-            b'E' => {
-                return match parse(frame)? {
-                    Message::ErrorResponse(body) => Err(server_error(&body)),
-                    _ => Err(malformed("error")),
-                };
-            }
+            b'E' => return Err(error_in(frame)),
             _ => return Err(malformed("end of a replication stream")),
         }
     }

@@ -96,8 +96,9 @@ impl World {
     /// The end of the server's WAL.
     pub(crate) async fn wal_end(&self) -> Lsn {
         let rows = self.sql("SELECT pg_current_wal_flush_lsn()").await;
-        rows[0][0]
-            .as_deref()
+        let row = rows.first().expect("a row");
+        row.first()
+            .and_then(Option::as_deref)
             .expect("an LSN")
             .parse()
             .expect("an LSN")
@@ -141,7 +142,7 @@ impl World {
             }
         }
         assert!(
-            entries.windows(2).all(|pair| pair[0].0 < pair[1].0),
+            entries.is_sorted_by(|one, next| one.0 < next.0),
             "checkpoints grow"
         );
         entries
@@ -172,7 +173,8 @@ impl World {
 }
 
 fn id(change: &Change) -> i64 {
-    let Some(field::Value::Binary(bytes)) = &change.new[0].value else {
+    let first = change.new.first().expect("a column");
+    let Some(field::Value::Binary(bytes)) = &first.value else {
         panic!("a binary id")
     };
     i64::from_be_bytes(bytes.as_ref().try_into().expect("eight bytes"))

@@ -94,8 +94,7 @@ impl Node {
         command
             .arg("--endpoint")
             .arg(self.address.endpoint())
-            .args(["source", "add", name, "--url", url, "--tables", tables])
-            .arg("--yes");
+            .args(["source", "add", name, "--url", url, "--tables", tables]);
         let output = command.output().context("run source add")?;
         let said = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "source add failed: {said}");

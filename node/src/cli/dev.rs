@@ -32,6 +32,9 @@ use crate::{
 /// Name of the source and of its stream.
 const STREAM: &str = "orders";
 
+/// Slot and publication in a server that is not ours: not the names that a real source would have.
+const FOREIGN_NAME: &str = "pgcapture_dev";
+
 /// The port of metrics is this far above the port of clients.
 const METRICS_OFFSET: u16 = 90;
 
@@ -63,7 +66,7 @@ pub struct DevArgs {
 
 /// Commands about a running `dev`.
 #[derive(Clone, Copy, Debug, Subcommand)]
-pub enum DevCommand {
+pub(crate) enum DevCommand {
     /// Print addresses and state; `-o env` for a shell.
     Status,
 }
@@ -80,7 +83,11 @@ pub(super) async fn run(global: &Global, args: DevArgs) -> Result<(), Failure> {
         _ = terminate.recv() => return Err(Failure::interrupted()),
         _ = tokio::signal::ctrl_c() => return Err(Failure::interrupted()),
     };
-    output::talk(&dev.block(began));
+    // The block is what the command is asked for: to stdout, where scripts find it. A stdout that
+    // is gone is no reason to end.
+    if let Err(error) = output::data(&dev.block(began)) {
+        output::talk(&format!("cannot print the addresses: {error}\n"));
+    }
     let stop_load = CancellationToken::new();
     let mut load = args
         .load
@@ -91,10 +98,10 @@ pub(super) async fn run(global: &Global, args: DevArgs) -> Result<(), Failure> {
     }
     output::talk("stopping …\n");
     stop_load.cancel();
-    if let Some(load) = &mut load {
-        if let Err(end) = load.join().await {
-            tracing::warn!(%end, "the load did not end well");
-        }
+    if let Some(load) = &mut load
+        && let Err(end) = load.join().await
+    {
+        tracing::warn!(%end, "the load did not end well");
     }
     dev.stop().await
 }
@@ -258,12 +265,13 @@ async fn prepare(
         shop::ShopError::Url(bad) => Failure::new(2, bad.explanation(), bad.to_string()),
         shop::ShopError::Postgres(error) => postgres_failure(error),
     })?;
+    let name = if server.is_some() { "" } else { FOREIGN_NAME };
     let section = SourceSection {
         url,
         password: None,
         stream: STREAM.to_owned(),
-        slot: String::new(),
-        publication: String::new(),
+        slot: name.to_owned(),
+        publication: name.to_owned(),
         tables: vec![format!("{}.*", shop.schema())],
         exclude: Vec::new(),
     };

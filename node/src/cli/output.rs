@@ -95,7 +95,11 @@ pub(super) fn value<T: Serialize + ?Sized>(global: &Global, value: &T) -> io::Re
             Value::Array(items) => items
                 .iter()
                 .for_each(|item| line(&mut out, &item.to_string())),
-            other => line(&mut out, &other.to_string()),
+            one @ (Value::Null
+            | Value::Bool(_)
+            | Value::Number(_)
+            | Value::String(_)
+            | Value::Object(_)) => line(&mut out, &one.to_string()),
         },
         Format::Yaml => yaml(&mut out, &json, 0),
         Format::Env => env(&mut out, "PGCAPTURE", &json),
@@ -180,7 +184,12 @@ fn yaml(out: &mut String, value: &Value, depth: usize) {
             yaml(out, value, depth + 1);
         }
         // JSON's scalars and empty collections are YAML as they are.
-        scalar => line(out, &format!("{head} {scalar}")),
+        Value::Null
+        | Value::Bool(_)
+        | Value::Number(_)
+        | Value::String(_)
+        | Value::Array(_)
+        | Value::Object(_) => line(out, &format!("{head} {value}")),
     };
     match value {
         Value::Object(map) => map
@@ -189,7 +198,9 @@ fn yaml(out: &mut String, value: &Value, depth: usize) {
         Value::Array(items) => items
             .iter()
             .for_each(|item| entry(format!("{indent}-"), item)),
-        scalar => line(out, &format!("{indent}{scalar}")),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {
+            line(out, &format!("{indent}{value}"));
+        }
     }
 }
 

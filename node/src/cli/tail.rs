@@ -132,7 +132,12 @@ fn parameters(args: &TailArgs) -> Struct {
         ("Start".to_owned(), text(from)),
     ]);
     if !args.table.is_empty() {
-        fields.insert("Tables".to_owned(), list(&args.table));
+        // `orders` means a table of that name in any schema.
+        let patterns = args.table.iter().map(|table| match table.contains('.') {
+            true => table.clone(),
+            false => format!("*.{table}"),
+        });
+        fields.insert("Tables".to_owned(), list(&patterns.collect::<Vec<_>>()));
     }
     if !args.op.is_empty() {
         fields.insert("Operations".to_owned(), list(&args.op));

@@ -62,18 +62,18 @@ pub enum Origin {
 
 impl Document {
     /// Adds a file on top.
-    pub(super) fn add_file(&mut self, path: &Path) -> Result<(), Problem> {
+    pub(super) fn add_file(&mut self, path: &Path) -> Result<(), Box<Problem>> {
         let text = std::fs::read_to_string(path).map_err(|error| {
-            Problem::new(
+            Box::new(Problem::new(
                 &codes::config::UNREADABLE,
                 format!("cannot read {}: {error}", path.display()),
-            )
+            ))
         })?;
         self.add_text(path.display().to_string(), text)
     }
 
     /// Adds the text of a file on top.
-    pub(super) fn add_text(&mut self, name: String, text: String) -> Result<(), Problem> {
+    pub(super) fn add_text(&mut self, name: String, text: String) -> Result<(), Box<Problem>> {
         let file = self.files.len();
         self.files.push(SourceText {
             name,
@@ -86,9 +86,8 @@ impl Document {
                 key: at.clone(),
                 value: at,
             };
-            Problem::new(&codes::config::SYNTAX, "not valid TOML")
-                .label(error.message().to_owned())
-                .at(origin)
+            let problem = Problem::new(&codes::config::SYNTAX, "not valid TOML");
+            Box::new(problem.label(error.message()).at(origin))
         })?;
         self.add_table(file, "", table.get_ref());
         Ok(())

@@ -114,7 +114,7 @@ fn render_one(out: &mut String, problem: &Problem, files: &[SourceText]) -> std:
             }
         }
         Origin::Env(name) => {
-            writeln!(out, "   ╰── environment variable {name}: {}", problem.label)?
+            writeln!(out, "   ╰── environment variable {name}: {}", problem.label)?;
         }
         Origin::Flag(flag) => writeln!(out, "   ╰── flag {flag}: {}", problem.label)?,
         Origin::Default if problem.label.is_empty() => (),

@@ -252,7 +252,11 @@ fn collect(
                 collect(&path, value, paths);
             }
         }
-        _ => {
+        serde_json::Value::Null
+        | serde_json::Value::Bool(_)
+        | serde_json::Value::Number(_)
+        | serde_json::Value::String(_)
+        | serde_json::Value::Array(_) => {
             paths.insert(prefix.to_owned());
         }
     }

@@ -132,6 +132,12 @@ impl Sources {
     ///
     /// When the database cannot be looked at; what is wrong with it is part of the plan.
     pub async fn plan(&self, definition: &Definition) -> Result<SourcePlan, SourceError> {
+        if let Some(existing) = self.existing(definition) {
+            existing?;
+            let mut plan = SourcePlan::default();
+            plan.passed("the source is captured already, exactly as asked");
+            return Ok(plan);
+        }
         let config = definition.connection()?;
         Ok(setup::plan(definition, &config).await?)
     }
@@ -325,7 +331,7 @@ fn refuse_errors(plan: &SourcePlan) -> Result<(), SourceError> {
     };
     let texts: Vec<_> = errors
         .iter()
-        .map(|(problem, check)| format!("{} {}", problem.code, check.text))
+        .map(|(_, check)| check.text.as_str())
         .collect();
     Err(SourceError::Checks {
         explanation,

@@ -55,7 +55,7 @@ impl SourcePlan {
         checks.any(|check| check.problem.is_some() && !check.is_warning)
     }
 
-    fn passed(&mut self, text: impl Into<String>) {
+    pub(super) fn passed(&mut self, text: impl Into<String>) {
         self.checks.push(Check {
             problem: None,
             text: text.into(),

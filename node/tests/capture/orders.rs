@@ -60,6 +60,26 @@ fn a_drain_does_not_wait_for_consumers_that_never_answer() {
 }
 
 #[test]
+fn a_drain_does_not_wait_for_consumers_that_never_read() {
+    run(async {
+        let mut node = node_with(GatewayLimits {
+            drain_grace: Duration::from_millis(30),
+            ..GatewayLimits::default()
+        })
+        .await;
+        let mut stuck = node.join("shop", &[]).await;
+        for lsn in 1..=8 {
+            node.publish_large(lsn, 64, 16 * 1024).await;
+        }
+        node.status_when("shop", |status| status.retained_bytes > 2 << 20)
+            .await;
+        let drained = tokio::time::timeout(Duration::from_secs(5), node.gateway.drain()).await;
+        drained.expect("the gateway lets go").unwrap();
+        assert_eq!(stuck.end().await.code(), Code::Unavailable);
+    });
+}
+
+#[test]
 fn a_seek_ends_sessions_and_moves_the_subscription() {
     run(async {
         let mut node = node().await;

@@ -3,6 +3,11 @@
 //! A password in the clear is sent only over TLS or a unix socket. The password is read from the
 //! [`Config`] and appears in no error.
 
+#![expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "a message that is not expected is an error, whichever of the thirty it is"
+)]
+
 use bytes::BytesMut;
 use fallible_iterator::FallibleIterator as _;
 use postgres_protocol::{

@@ -1,5 +1,10 @@
 //! `COPY … TO STDOUT`: chunks of rows, borrowed from the read buffer.
 
+#![expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "a message that is not expected is an error, whichever of the thirty it is"
+)]
+
 use super::{
     framing::{Frame, malformed},
     wire::{Wire, parse, server_error},

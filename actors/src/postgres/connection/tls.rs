@@ -44,9 +44,12 @@ pub(super) async fn negotiate(
     let mut request = bytes::BytesMut::new();
     postgres_protocol::message::frontend::ssl_request(&mut request);
     socket.write_all(&request).await.map_err(PgError::Io)?;
-    let answer = socket.read_u8().await.map_err(|error| match error.kind() {
-        io::ErrorKind::UnexpectedEof => PgError::Closed,
-        _ => PgError::Io(error),
+    let answer = socket.read_u8().await.map_err(|error| {
+        if error.kind() == io::ErrorKind::UnexpectedEof {
+            PgError::Closed
+        } else {
+            PgError::Io(error)
+        }
     })?;
     match (answer, config.ssl_mode) {
         (b'S', _) => {}

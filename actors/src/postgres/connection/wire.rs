@@ -3,6 +3,11 @@
 //! Turns frames into messages, server errors into [`PgError::Server`], and swallows what may come
 //! at any time (notices, parameter changes).
 
+#![expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "a message that is not expected is an error, whichever of the thirty it is"
+)]
+
 use bytes::BytesMut;
 use fallible_iterator::FallibleIterator as _;
 use postgres_protocol::message::{
@@ -155,6 +160,15 @@ pub(in crate::postgres) fn parse(frame: Frame<'_>) -> Result<Message, PgError> {
     // Errors of the parser carry no data of the message.
     let message = Message::parse(&mut bytes).map_err(|error| malformed(&error.to_string()))?;
     message.ok_or_else(|| malformed("message"))
+}
+
+/// Turns a frame that should be an error response into the error.
+pub(in crate::postgres) fn error_in(frame: Frame<'_>) -> PgError {
+    match parse(frame) {
+        Ok(Message::ErrorResponse(body)) => server_error(&body),
+        Ok(_) => malformed("message; an error was expected"),
+        Err(error) => error,
+    }
 }
 
 /// Reads an error response.

@@ -35,11 +35,22 @@ pub(super) fn find(told: Option<&Path>) -> Result<PathBuf, LocalServerError> {
     };
     let found = candidates.iter().find(|directory| has_programs(directory));
     match found {
-        Some(directory) => Ok(directory.clone()),
+        Some(directory) => Ok(real(directory)),
         None => Err(LocalServerError::NoBinaries {
             searched: candidates,
         }),
     }
+}
+
+/// Follows links: `/usr/bin/postgres` may lead to the directory that has all the other programs and
+/// the libraries beside them.
+fn real(directory: &Path) -> PathBuf {
+    let program = fs::canonicalize(directory.join("postgres")).ok();
+    let target = program
+        .as_deref()
+        .and_then(Path::parent)
+        .filter(|real| has_programs(real));
+    target.unwrap_or(directory).to_owned()
 }
 
 fn has_programs(directory: &Path) -> bool {

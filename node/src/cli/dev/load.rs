@@ -84,7 +84,7 @@ async fn write_until(load: Load, shop: &Shop, stop: &CancellationToken) -> Resul
         due += rows_per_tick;
         let mut sql = String::new();
         while due >= 1.0 {
-            due -= f64::from(push_transaction(&mut sql));
+            due -= f64::from(push_statement(&mut sql));
         }
         if !sql.is_empty() {
             connection.query(&sql).await?;
@@ -92,8 +92,9 @@ async fn write_until(load: Load, shop: &Shop, stop: &CancellationToken) -> Resul
     }
 }
 
-/// Appends one transaction and returns how many rows it changes.
-fn push_transaction(sql: &mut String) -> u32 {
+/// Appends one statement and returns how many rows it changes, about; what is sent together is one
+/// transaction.
+fn push_statement(sql: &mut String) -> u32 {
     let mut random = rand::rng();
     let dice = random.random_range(0..100);
     match dice {
@@ -169,9 +170,9 @@ mod tests {
     }
 
     #[test]
-    fn transactions_are_single_statements() {
+    fn every_push_is_one_statement() {
         let mut sql = String::new();
-        let rows: u32 = (0..200).map(|_| push_transaction(&mut sql)).sum();
+        let rows: u32 = (0..200).map(|_| push_statement(&mut sql)).sum();
         assert!(rows >= 200);
         assert_eq!(sql.matches(";\n").count(), 200);
     }

@@ -268,9 +268,9 @@ fn operation(change: &Change) -> &'static str {
 }
 
 fn key_text(key: &Map<String, Value>) -> String {
-    let pairs = key.iter().map(|(name, value)| match value {
-        Value::String(text) => format!("{name}={text}"),
-        other => format!("{name}={other}"),
+    let pairs = key.iter().map(|(name, value)| match value.as_str() {
+        Some(text) => format!("{name}={text}"),
+        None => format!("{name}={value}"),
     });
     pairs.collect::<Vec<_>>().join(",")
 }

@@ -1,0 +1,163 @@
+//! The command line against a real `pgcapture dev`: outputs, exit codes, a clean end.
+
+#[path = "cli/harness.rs"]
+mod harness;
+
+use harness::{Running, free_directory, run};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dev_shows_its_parts_and_leaves_nothing_behind() {
+    let directory = free_directory();
+    let data = directory.path().to_str().unwrap();
+    let mut dev = Running::start(&[
+        "dev",
+        "--port",
+        "0",
+        "--data",
+        data,
+        "--load",
+        "orders:100/s",
+    ]);
+    let dev_text = dev.wait_for("NOT FOR PRODUCTION").await;
+    assert!(
+        dev_text.contains("try:  pgcapture tail orders"),
+        "{dev_text}"
+    );
+    let endpoint = dev.endpoint();
+    let ask = |args: &[&str]| run(&endpoint, args);
+
+    let status = ask(&["dev", "status", "-o", "env"]).expect(0);
+    assert!(status.contains("PGCAPTURE_STREAM='orders'"), "{status}");
+    assert!(status.contains("PGCAPTURE_READY=true"), "{status}");
+    let sources = ask(&["source", "ls"]).expect(0);
+    assert!(sources.starts_with("SOURCE  STREAM"), "{sources}");
+    let slots: serde_json::Value =
+        serde_json::from_str(&ask(&["slot", "ls", "-o", "json"]).expect(0)).unwrap();
+    assert_eq!(slots[0]["slot"], "orders_pgcapture");
+    ask(&["slot", "show", "nope"]).expect(4);
+    ask(&["source", "show", "nope"]).expect(4);
+    ask(&["stream", "show", "nope"]).expect(4);
+    ask(&["consumer", "show", "nope"]).expect(4);
+    ask(&["tail", "nope"]).expect(4);
+    ask(&["tail", "orders", "-f", "%q"]).expect(2);
+    let seen = ask(&[
+        "tail", "orders", "--from", "earliest", "-n", "20", "--table", "orders",
+    ])
+    .expect(0);
+    assert_eq!(seen.lines().count(), 20, "{seen}");
+    assert!(seen.contains("INSERT public.orders id="), "{seen}");
+    ask(&["slot", "ls", "--until", "healthy"]).expect(0);
+    ask(&["tail", "orders", "--from", "earliest", "--exit-at-end"]).expect(0);
+    ask(&["consumer", "seek", "orders/new", "--to", "nowhere", "--yes"]).expect(2);
+    ask(&["consumer", "seek", "orders/new", "--to", "earliest"]).expect(7);
+
+    let paused = ask(&["source", "pause", "orders", "-o", "json"]).expect(0);
+    assert!(paused.contains("\"state\": \"paused\""), "{paused}");
+    ask(&["source", "pause", "orders"]).expect(0);
+    ask(&["source", "resume", "orders"]).expect(0);
+
+    let refused = ask(&["source", "rm", "orders"]);
+    assert!(
+        refused.talk.contains("next: run it again with --yes"),
+        "{}",
+        refused.talk
+    );
+    refused.expect(7);
+    let removed = ask(&["source", "rm", "orders", "--yes"]).expect(0);
+    assert!(removed.contains("drop slot orders_pgcapture"), "{removed}");
+    ask(&["source", "rm", "orders", "--yes"]).expect(4);
+
+    assert_eq!(dev.stop().await, Some(0));
+    let left: Vec<_> = std::fs::read_dir(directory.path()).unwrap().collect();
+    assert!(left.is_empty(), "{left:?}");
+    run(&endpoint, &["--timeout", "1s", "source", "ls"]).expect(6);
+}
+
+#[test]
+fn commands_that_need_no_node_work_alone() {
+    let alone = |args: &[&str]| run("127.0.0.1:1", args);
+    assert!(
+        alone(&["explain", "c005"])
+            .expect(0)
+            .starts_with("PGC-C005: unknown key")
+    );
+    alone(&["explain", "PGC-X99"]).expect(4);
+    assert!(alone(&["explain", "-o", "json"]).expect(0).starts_with('['));
+    assert!(
+        alone(&["completion", "bash"])
+            .expect(0)
+            .contains("pgcapture")
+    );
+    assert!(
+        alone(&["config", "schema"])
+            .expect(0)
+            .contains("catch_up_above")
+    );
+    assert!(alone(&["config", "show"]).expect(0).contains("[node]"));
+    alone(&["frobnicate"]).expect(2);
+    alone(&["source", "ls", "--endpoint", "ftp://x"]).expect(2);
+}
+
+#[test]
+fn config_check_tells_what_is_wrong() {
+    let directory = free_directory();
+    let file = directory.path().join("pgcapture.toml");
+    let path = file.to_str().unwrap();
+    std::fs::write(&file, "[limits]\nsessions = 5\n").unwrap();
+    run("", &["config", "check", "-c", path]).expect(0);
+    run("", &["start", "--check", "-c", path]).expect(0);
+    std::fs::write(&file, "[limit]\nsessions = 5\n").unwrap();
+    let refused = run("", &["config", "check", "-c", path]);
+    assert!(
+        refused.talk.contains("did you mean \"limits.sessions\"?"),
+        "{}",
+        refused.talk
+    );
+    refused.expect(2);
+    let open = run("", &["start", "--check", "--listen", "0.0.0.0:7700"]);
+    assert!(open.talk.contains("PGC-C006"), "{}", open.talk);
+    open.expect(2);
+    let allowed = run(
+        "",
+        &["start", "--check", "--listen", "0.0.0.0:7700", "--insecure"],
+    );
+    assert!(
+        allowed.talk.contains("without protection"),
+        "{}",
+        allowed.talk
+    );
+    allowed.expect(0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_nodes_on_one_directory_are_refused() {
+    let directory = free_directory();
+    let data = directory.path().to_str().unwrap();
+    let args = [
+        "start",
+        "--data-dir",
+        data,
+        "--listen",
+        "127.0.0.1:0",
+        "--metrics",
+        "127.0.0.1:0",
+    ];
+    let mut first = Running::start(&args);
+    first.wait_for("is ready").await;
+    let second = run("", &args);
+    assert!(second.talk.contains("PGC-N01"), "{}", second.talk);
+    second.expect(1);
+    assert_eq!(first.stop().await, Some(0));
+    let read_only = [
+        "start",
+        "--data-dir",
+        "/proc/nowhere",
+        "--listen",
+        "127.0.0.1:0",
+        "--metrics",
+        "127.0.0.1:0",
+    ];
+    let refused = run("", &read_only);
+    assert!(refused.talk.contains("PGC-N03"), "{}", refused.talk);
+    refused.expect(1);
+}
