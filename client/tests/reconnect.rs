@@ -43,6 +43,7 @@ async fn the_next_node_takes_over() {
         .await
         .unwrap();
     assert_eq!(ids(&mut events, 1).await, [1]);
+    gateway.wait_for_acks(1).await;
     gateway.stop_node(0).stop_node(2);
     gateway.insert(order_row(2, "ann", "x")).commit();
     assert_eq!(ids(&mut events, 1).await, [2]);
