@@ -2,7 +2,7 @@
 
 use std::{
     io::{BufRead as _, BufReader},
-    process::{Command as StdCommand, Stdio},
+    process::Command as StdCommand,
     time::Duration,
 };
 
