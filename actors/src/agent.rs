@@ -11,15 +11,25 @@ mod pipeline;
 mod slot_watch;
 mod take_over;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use actix::Arbiter;
 use pgcapture_engine::{
     backoff::Backoff,
     checkpoint::Epoch,
+    codes,
     lsn::{Lsn, PgTime},
 };
-use tokio::{sync::watch, time::sleep};
+use tokio::{
+    sync::{Notify, watch},
+    time::sleep,
+};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
@@ -186,6 +196,7 @@ pub struct Trouble {
 pub struct AgentHandle {
     status: watch::Receiver<AgentStatus>,
     drain: CancellationToken,
+    decision: Arc<GapDecision>,
     _task: Arc<Task<()>>,
 }
 
@@ -210,6 +221,29 @@ impl AgentHandle {
     }
 }
 
+/// An operator's word that one gap may be passed.
+#[derive(Debug, Default)]
+struct GapDecision {
+    is_accepted: AtomicBool,
+    made: Notify,
+}
+
+impl AgentHandle {
+    /// Lets an agent that has halted at a gap go on after it, this once: the next gap halts it
+    /// again. Returns whether it has halted at a gap; the second call changes nothing.
+    #[must_use]
+    pub fn accept_gap(&self) -> bool {
+        let status = self.status.borrow();
+        let code = status.trouble.as_ref().map_or("", |trouble| trouble.code);
+        let is_at_gap = status.state == AgentState::Halted && codes::source::GAP.contains(&code);
+        if is_at_gap {
+            self.decision.is_accepted.store(true, Ordering::SeqCst);
+            self.decision.made.notify_one();
+        }
+        is_at_gap
+    }
+}
+
 /// Starts the agent of a source; it runs until drained. Its actors live on the arbiter of the
 /// calling thread, its tasks on the current runtime.
 ///
@@ -220,6 +254,7 @@ impl AgentHandle {
 pub fn start(spec: AgentSpec, config: Config, log: Arc<dyn ChangeLog>) -> AgentHandle {
     let (status_tx, status) = watch::channel(AgentStatus::default());
     let drain = CancellationToken::new();
+    let decision = Arc::new(GapDecision::default());
     let source = spec.source.clone();
     let application_name = format!("{OUR_APPLICATION}{}/{}", spec.node, spec.epoch);
     let parts = PipelineParts {
@@ -229,11 +264,13 @@ pub fn start(spec: AgentSpec, config: Config, log: Arc<dyn ChangeLog>) -> AgentH
         arbiter: Arbiter::current(),
         status: Arc::new(status_tx),
         drain: drain.clone(),
+        decision: Arc::clone(&decision),
     };
     let task = spawn(TaskKind::Agent, &source, run(parts));
     AgentHandle {
         status,
         drain,
+        decision,
         _task: Arc::new(task),
     }
 }
@@ -253,6 +290,7 @@ async fn run(parts: PipelineParts) {
         let pause = settle(&parts, &error, &mut backoff);
         tokio::select! {
             () = parts.drain.cancelled() => {}
+            () = parts.decision.made.notified() => {}
             () = pause_for(pause) => {}
         }
     }
@@ -265,7 +303,8 @@ async fn run(parts: PipelineParts) {
 /// Tells what happened and returns how long to wait; `None` waits for an operator for ever.
 fn settle(parts: &PipelineParts, error: &AgentError, backoff: &mut Backoff) -> Option<Duration> {
     let source = parts.spec.source.as_str();
-    let (code, trouble) = (error.code(), error.trouble());
+    let (code, mut trouble) = (error.code(), error.trouble());
+    trouble.next = trouble.next.replace(codes::source::NAME, source);
     let text = trouble.text.clone();
     let (state, pause) = match error.remedy() {
         Remedy::Retry | Remedy::Rebuild => {
@@ -294,6 +333,8 @@ fn settle(parts: &PipelineParts, error: &AgentError, backoff: &mut Backoff) -> O
             (AgentState::Retrying, Some(ASK_INTERVAL))
         }
         Remedy::Halt => {
+            // What was accepted was another gap, or none.
+            parts.decision.is_accepted.store(false, Ordering::SeqCst);
             error!(
                 source,
                 code,

@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use super::{
-    AgentSpec, AgentStatus,
+    AgentSpec, AgentStatus, GapDecision,
     error::AgentError,
     slot_watch::SlotWatch,
     take_over::{self, TakenSlot},
@@ -51,6 +51,7 @@ pub(super) struct PipelineParts {
     pub(super) arbiter: ArbiterHandle,
     pub(super) status: Arc<watch::Sender<AgentStatus>>,
     pub(super) drain: CancellationToken,
+    pub(super) decision: Arc<GapDecision>,
 }
 
 /// Runs one life. `Ok` means drained: everything decoded is durable and confirmed.
@@ -146,6 +147,10 @@ fn build_reader(
         chunk_bytes: limits.catch_up_chunk,
         ..SlotModeOptions::default()
     });
+    let spec = AgentSpec {
+        is_binary: taken.is_binary,
+        ..AgentSpec::clone(&parts.spec)
+    };
     let backlog = taken.server_end_lsn.bytes_since(taken.resume_lsn);
     mode.decide(backlog, true, Duration::ZERO);
     SlotReader {
@@ -160,7 +165,7 @@ fn build_reader(
         drain: parts.drain.clone(),
         started: Instant::now(),
         server_end: taken.server_end_lsn,
-        spec: Arc::clone(&parts.spec),
+        spec: Arc::new(spec),
         config: parts.config.clone(),
     }
 }

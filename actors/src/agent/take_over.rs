@@ -6,6 +6,8 @@
 //! halts or goes on, as it was told. A walsender of an older pgcapture is terminated; a foreign one
 //! is left alone.
 
+use std::sync::atomic::Ordering;
+
 use metrics::counter;
 use pgcapture_engine::{
     batch::Batch,
@@ -42,6 +44,8 @@ pub(super) struct TakenSlot {
     pub(super) server_end_lsn: Lsn,
     /// Identity of the publication: one that was dropped and made anew has another.
     pub(super) publication_oid: u32,
+    /// Whether every captured type can be sent in binary form.
+    pub(super) is_binary: bool,
 }
 
 /// Checks the source and takes the slot. `tail` is the log's durable end.
@@ -83,7 +87,9 @@ pub(super) async fn take_slot(
             }
             Err(lost) => pass_gap(parts, publisher, tail, lost).await?,
         };
+    let is_binary = spec.is_binary && has_binary_form(spec, &mut connection).await?;
     Ok(TakenSlot {
+        is_binary,
         resume_lsn,
         server_end_lsn: server.flush_lsn,
         publication_oid,
@@ -120,6 +126,26 @@ impl Lost {
         let detail = "the log ends with a gap that nobody has accepted yet".to_owned();
         Self::new(&codes::POSITION_AHEAD, "declared_before", detail)
     }
+}
+
+/// Tells whether every captured type has a binary form: a single value of one that has none would
+/// fail the whole stream.
+async fn has_binary_form(
+    spec: &AgentSpec,
+    connection: &mut Connection,
+) -> Result<bool, AgentError> {
+    let columns = catalog::types_without_binary(connection, &spec.publication).await?;
+    if let Some(first) = columns.first() {
+        warn!(
+            source = spec.source,
+            code = codes::BINARY_MISSING.code,
+            column = first,
+            column_count = columns.len(),
+            "reading the source as text: {}",
+            codes::BINARY_MISSING.title
+        );
+    }
+    Ok(columns.is_empty())
 }
 
 /// Returns the slot's confirmed position, or that its changes are lost.
@@ -198,7 +224,8 @@ async fn pass_gap(
     tail: Tail,
     lost: Lost,
 ) -> Result<Lsn, AgentError> {
-    if !parts.spec.accepts_gap {
+    let is_accepted = parts.decision.is_accepted.swap(false, Ordering::SeqCst);
+    if !parts.spec.accepts_gap && !is_accepted {
         return Err(declare_open(parts, publisher, lost).await);
     }
     let created = recreate_slot(parts).await?;

@@ -26,8 +26,8 @@ pub enum SourceCommand {
     Show(ShowArgs),
     /// Stop reading; PostgreSQL keeps WAL until the source is resumed.
     Pause(NameArgs),
-    /// Go on where it was paused.
-    Resume(NameArgs),
+    /// Go on where it was paused, or after a declared gap.
+    Resume(ResumeArgs),
     /// Drop slot and publication, remove the log; needs --yes.
     Rm(RemoveArgs),
 }
@@ -53,6 +53,17 @@ pub struct ShowArgs {
 pub struct NameArgs {
     /// The source.
     name: String,
+}
+
+/// Arguments of `source resume`.
+#[derive(Args, Debug)]
+pub struct ResumeArgs {
+    /// The source.
+    name: String,
+    /// Go on after the gap at which the source has halted: makes the slot anew; what was lost
+    /// stays lost and is declared to consumers.
+    #[arg(long)]
+    accept_gap: bool,
 }
 
 /// Arguments of `source rm`.
@@ -83,7 +94,10 @@ pub(super) async fn run(global: &Global, command: SourceCommand) -> Result<(), F
             Ok(output::one(global, &SourceView::from(source))?)
         }
         SourceCommand::Resume(args) => {
-            let request = ResumeSourceRequest { name: args.name };
+            let request = ResumeSourceRequest {
+                name: args.name,
+                accept_gap: args.accept_gap,
+            };
             let mut client = connect::admin(global).await?;
             let source = client.resume_source(request).await?.into_inner();
             Ok(output::one(global, &SourceView::from(source))?)

@@ -188,8 +188,14 @@ impl Admin for AdminService {
         &self,
         request: Request<ResumeSourceRequest>,
     ) -> Result<Response<Source>, Status> {
-        let (sources, name) = (Arc::clone(&self.sources), request.into_inner().name);
-        let resumed = self.order(async move { sources.set_paused(&name, false).await });
+        let (sources, request) = (Arc::clone(&self.sources), request.into_inner());
+        let resumed = self.order(async move {
+            let source = sources.set_paused(&request.name, false).await?;
+            if request.accept_gap {
+                sources.accept_gap(&request.name).await?;
+            }
+            Ok(source)
+        });
         self.source_answer(&resumed.await?.name)
     }
 

@@ -56,6 +56,14 @@ pub enum SourceError {
         /// What to do about the first.
         next: String,
     },
+    /// There is no gap to accept.
+    #[error("source \"{name}\" has not halted at a gap: it is {state}")]
+    NoGap {
+        /// The source.
+        name: String,
+        /// What it does.
+        state: &'static str,
+    },
     /// The node's own disk.
     #[error("{text}")]
     Store {
@@ -75,7 +83,8 @@ impl SourceError {
                 | Refusal::StreamTaken { .. }
                 | Refusal::SlotTaken { .. }
                 | Refusal::TooManySources,
-            ) => &codes::node::CONFLICT,
+            )
+            | Self::NoGap { .. } => &codes::node::CONFLICT,
             Self::Refused(Refusal::InvalidName(_)) | Self::Invalid { .. } => {
                 &codes::node::BAD_REQUEST
             }
@@ -89,6 +98,7 @@ impl SourceError {
     pub fn next(&self) -> &str {
         match self {
             Self::Checks { next, .. } => next,
+            Self::NoGap { .. } => "Look at what it does: pgcapture source show",
             Self::Refused(_)
             | Self::Invalid { .. }
             | Self::Postgres { .. }
@@ -221,6 +231,27 @@ impl Sources {
             tracing::info!(source = name, paused, "a source was paused or resumed");
         }
         self.get(name)
+    }
+
+    /// Lets a source that has halted at a gap go on after it, this once; returns once its agent
+    /// reads or is in trouble again.
+    ///
+    /// # Errors
+    ///
+    /// [`SourceError::NoGap`] when it has not halted at one.
+    pub async fn accept_gap(&self, name: &str) -> Result<(), SourceError> {
+        let agent = self.running.borrow().get(name).cloned();
+        let Some(agent) = agent.filter(|agent| agent.handle.accept_gap()) else {
+            let (state, _) = self.status(&self.get(name)?);
+            let name = name.to_owned();
+            return Err(SourceError::NoGap { name, state });
+        };
+        tracing::warn!(source = name, "an operator has accepted a gap");
+        let mut status = agent.handle.status();
+        let goes_on = status.wait_for(|status| status.state != AgentState::Halted);
+        // The caller shows whatever the status is by then.
+        drop(tokio::time::timeout(FIRST_STATUS_MAX, goes_on).await);
+        Ok(())
     }
 
     /// Says what [`Self::detach`] and [`Self::forget`] will do.

@@ -107,6 +107,19 @@ pub(super) async fn plan(definition: &Definition, config: &Config) -> Result<Sou
     plan.makes_publication = found.publication.is_none();
     plan.makes_slot = found.slot.is_none();
     plan.sql = found.statements;
+    if plan.makes_publication && !plan.makes_slot {
+        let slot = &definition.slot;
+        plan.checks.push(Check {
+            problem: Some(&source::PUBLICATION_MISSING),
+            text: format!(
+                "slot \"{slot}\" exists and publication \"{}\" does not: what was written since \
+                 the slot was made cannot be decoded",
+                definition.publication
+            ),
+            next: format!("SELECT pg_drop_replication_slot('{slot}'); then add the source"),
+            is_warning: false,
+        });
+    }
     plan.judge_tables(&found.choice);
     Ok(plan)
 }

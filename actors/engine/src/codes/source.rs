@@ -62,6 +62,17 @@ pub const HALT: &[&str] = &[
     POSITION_AHEAD.code,
 ];
 
+/// Codes with which an agent halts at a declared gap, so that an operator may accept it.
+pub const GAP: &[&str] = &[
+    SLOT_MISSING.code,
+    SLOT_INVALIDATED.code,
+    POSITION_AHEAD.code,
+    PUBLICATION_DROPPED.code,
+];
+
+/// Stands for the source in the next steps of [`GAP`]; a running agent puts its own name there.
+pub const NAME: &str = "NAME";
+
 /// The URL of a source cannot be read.
 pub const BAD_URL: Explanation = Explanation {
     code: "PGC-S01",
@@ -178,8 +189,8 @@ pub const SLOT_MISSING: Explanation = Explanation {
     text: "It was never made, was dropped, or the server was rebuilt. Whatever was committed \
            since the last confirmed position and is no longer in a slot cannot be read: a new \
            slot starts later.",
-    next: "Make a new slot with pgcapture source add, after deciding what to do about the \
-           gap.",
+    next: "Go on with a new slot, the gap declared to consumers: pgcapture source resume NAME \
+           --accept-gap. A source that has captured nothing yet is removed and added again.",
 };
 
 /// The slot was invalidated.
@@ -189,7 +200,8 @@ pub const SLOT_INVALIDATED: Explanation = Explanation {
     text: "The server threw away WAL that the slot still needed (max_slot_wal_keep_size, \
            idle_replication_slot_timeout, rows removed on a standby). The changes in it \
            cannot be read any more: this is a gap.",
-    next: "Drop the slot, add the source again, and fill the gap from the tables.",
+    next: "Go on with a new slot, the gap declared to consumers: pgcapture source resume NAME \
+           --accept-gap; then fill the gap from the tables.",
 };
 
 /// The slot belongs to another output plugin.
@@ -271,7 +283,7 @@ pub const MESSAGE_TOO_LARGE: Explanation = Explanation {
     title: "a change is larger than the limit",
     text: "One row of the stream is larger than the configured limit. It cannot be left out \
            without a gap, so the source stands still.",
-    next: "Raise the source's row limit.",
+    next: "Raise limits.max_row in the node's configuration and restart the node.",
 };
 
 /// PostgreSQL sent what cannot be understood.
@@ -323,7 +335,8 @@ pub const POSITION_AHEAD: Explanation = Explanation {
     text: "The server's confirmed position is later than the log's end: another client has \
            read the slot, or the log was lost. PostgreSQL would skip the changes between \
            without a word.",
-    next: "Decide about the gap: restore the log, or remove and add the source.",
+    next: "Restore the log, or go on with a new slot, the gap declared to consumers: pgcapture \
+           source resume NAME --accept-gap.",
 };
 
 /// The backlog cannot be read by COPY.
@@ -358,7 +371,8 @@ pub const PUBLICATION_DROPPED: Explanation = Explanation {
     code: "PGC-S33",
     title: "the publication was dropped or changed under way",
     text: "Changes that were written without it are not in the stream.",
-    next: "Make it again; see PGC-S18 for what that means on each version.",
+    next: "Make the publication again, then go on with a new slot, the gap declared to consumers: \
+           pgcapture source resume NAME --accept-gap.",
 };
 
 /// The stream breaks the rules of pgoutput.
@@ -377,8 +391,8 @@ pub const ROW_TOO_LARGE: Explanation = Explanation {
     title: "a row is larger than the limit",
     text: "One row (or logical message) takes more bytes than the source allows. The source stops \
            before it: nothing is left out, and PostgreSQL keeps the WAL.",
-    next: "Raise the row limit of the source above the size in the message and start it again, or \
-           drop the table from the publication if its rows are not wanted.",
+    next: "Raise limits.max_row in the node's configuration above the size in the message and \
+           restart the node: nothing is lost.",
 };
 
 /// A text value is not UTF-8.
