@@ -9,9 +9,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use pgcapture_actors::postgres::{
-    Config, Connection, LocalServer, LocalServerOptions, Replication, ReplicationEvent,
-    ReplicationOptions, SlotCopy, SlotCopyOptions,
+use pgcapture_actors::{
+    postgres::{
+        Config, Connection, LocalServer, LocalServerOptions, PgError, Replication,
+        ReplicationEvent, ReplicationOptions, SlotCopy, SlotCopyOptions,
+    },
+    supervise::{self, TaskKind},
 };
 use pgcapture_engine::{lsn::Lsn, read_pace::ReadPaceOptions};
 
@@ -208,7 +211,8 @@ async fn follow(
     let connection = Connection::connect(config, Replication::Database).await?;
     let mut options = ReplicationOptions::new("ours", PUBLICATION);
     options.pace = pace;
-    let task = async move {
+    // On a worker, as in the product: the first thread would be woken by another one each time.
+    let mut task = supervise::spawn(TaskKind::Tool, "follow", async move {
         let began = Instant::now();
         let mut stream = connection.start_replication(&options).await?;
         let (mut receives, mut bytes, mut reached) = (0, 0, Lsn::ZERO);
@@ -223,13 +227,9 @@ async fn follow(
                 });
             }
         }
-        Ok::<_, pgcapture_actors::postgres::PgError>((
-            began.elapsed().as_secs_f64(),
-            receives,
-            bytes,
-        ))
-    };
-    let (seconds, receives, bytes) = task.await?;
+        Ok::<_, PgError>((began.elapsed().as_secs_f64(), receives, bytes))
+    });
+    let (seconds, receives, bytes) = task.join().await??;
     drop_slot(config, "ours").await?;
     Ok((seconds, receives, bytes))
 }

@@ -4,6 +4,7 @@
 //! `pgcapture`; only `start` and `dev` run one. Every failure ends with a next step and an exit code
 //! of the table in [`failure`].
 
+mod bench;
 mod completion;
 mod config;
 mod connect;
@@ -121,6 +122,8 @@ pub enum Command {
     /// Consumers and their positions.
     #[command(subcommand)]
     Consumer(consumer::ConsumerCommand),
+    /// Measure this machine beside PostgreSQL's own tools.
+    Bench(bench::BenchArgs),
     /// Check and show the configuration.
     #[command(subcommand)]
     Config(config::ConfigCommand),
@@ -137,6 +140,7 @@ impl Command {
         match self {
             Self::Start(_) => true,
             Self::Dev(args) => args.command.is_none(),
+            Self::Bench(args) => args.runs_node(),
             Self::Source(_)
             | Self::Slot(_)
             | Self::Stream(_)
@@ -160,6 +164,7 @@ pub async fn run(cli: Cli) -> ExitCode {
         Command::Stream(command) => stream::run(&global, command).await,
         Command::Tail(args) => tail::run(&global, args).await,
         Command::Consumer(command) => consumer::run(&global, command).await,
+        Command::Bench(args) => bench::run(&global, args).await,
         Command::Config(command) => config::run(&global, command),
         Command::Completion(args) => completion::run(&args),
         Command::Explain(args) => explain::run(&global, &args),

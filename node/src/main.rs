@@ -21,7 +21,7 @@ fn main() -> anyhow::Result<ExitCode> {
             .enable_all()
             .build()
             .context("build the runtime")?;
-        let system = actix::System::with_tokio_rt(move || runtime);
+        let system = actix_rt::System::with_tokio_rt(move || runtime);
         return Ok(system.block_on(cli::run(cli)));
     }
     let runtime = tokio::runtime::Builder::new_current_thread()

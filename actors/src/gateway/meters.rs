@@ -5,8 +5,7 @@ use std::time::Duration;
 use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 use pgcapture_engine::{ledger::Applied, lsn::PgTime};
 
-use super::start::now;
-use crate::cursors::SubscriptionId;
+use crate::{clock::now, cursors::SubscriptionId};
 
 /// The metrics of one subscription.
 #[derive(Debug)]

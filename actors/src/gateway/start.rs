@@ -3,10 +3,7 @@
 //! Everything goes through *after this checkpoint*, so that the position that is saved and the
 //! position that is read are the same one.
 
-use std::{
-    sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::sync::Arc;
 
 use pgcapture_engine::{
     capture_options::StartAt,
@@ -15,7 +12,10 @@ use pgcapture_engine::{
     lsn::PgTime,
 };
 
-use crate::log::{ChangeLog, LogError, LogReader, Start};
+use crate::{
+    clock::now,
+    log::{ChangeLog, LogError, LogReader, Start},
+};
 
 /// Finds the last checkpoint before what `start` names. A moment after the newest transaction means
 /// the tail.
@@ -78,14 +78,4 @@ pub(super) async fn open_after(
         }
         opened => opened,
     }
-}
-
-/// The wall clock, as PostgreSQL counts.
-pub(super) fn now() -> PgTime {
-    let micros = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| {
-            i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
-        });
-    PgTime::from_unix_micros(micros)
 }

@@ -1,6 +1,6 @@
 //! The embedded log: checksummed segment files in one directory, no broker.
 //!
-//! One owned thread writes ([`writer`]): it takes everything that was accepted, writes and syncs
+//! One owned thread writes (`writer`): it takes everything that was accepted, writes and syncs
 //! once, and publishes the tail. Readers follow the tail from memory and read files behind it.
 //! The format and the decisions lie in `pgcapture_engine::segment`.
 //!
@@ -43,7 +43,7 @@ use self::{
     queue::{Queue, Right},
     reader::{EmbeddedReader, Position},
     recovery::{Recovered, recover},
-    segments::{Segments, begin, now},
+    segments::{Segments, begin},
     shared::{LogMetrics, Shared},
     spare::Spare,
     writer::Writer,
@@ -52,6 +52,7 @@ use super::{
     ChangeLog, LogError, LogExtent, LogHealth, LogReader, LogWriter, Start, Tail, removed,
     skip::Skip,
 };
+use crate::clock::now;
 
 /// How a log behaves; [`Default`] suits a source of a busy database.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,6 +1,6 @@
 //! Looks at a PostgreSQL and manages slots and publications, by plain SQL with typed results.
 //!
-//! Every function takes an open [`Connection`] (either protocol will do) and asks once; nothing is
+//! Every function takes an open [`super::Connection`] (either protocol will do) and asks once; nothing is
 //! cached. `server` and `slots` are for every source, `tables` plans what a publication holds,
 //! `plan` writes the statements of `source add`, `preflight` says what would not work.
 

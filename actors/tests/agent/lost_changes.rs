@@ -1,6 +1,9 @@
 //! What cannot be had any more is declared in the log, and nothing goes on without a decision.
 
-use pgcapture_actors::agent::{AgentHandle, AgentState};
+use pgcapture_actors::{
+    agent::{AgentHandle, AgentState},
+    postgres::{Connection, Replication, catalog},
+};
 
 use crate::world::{World, on_node_runtime, wait_for};
 
@@ -31,17 +34,26 @@ async fn accept_gap(world: &World, halted: AgentHandle) {
     agent.drain().await;
 }
 
+/// Drops the slot under the agent, which comes back to it: again until the drop was faster.
+async fn drop_slot(world: &World) {
+    let config = world.server.config("postgres");
+    let connection = Connection::connect(&config, Replication::Off).await;
+    let mut connection = connection.expect("the server takes sessions");
+    while let Err(error) = catalog::drop_slot(&mut connection, "s", true).await {
+        assert_eq!(
+            error.code(),
+            "PGC-S12",
+            "only an agent that came back is in the way: {error}"
+        );
+    }
+}
+
 #[test]
 fn a_dropped_slot_is_a_declared_gap() {
     on_node_runtime(async {
         let world = World::new().await;
         let agent = captured_one(&world).await;
-        world
-            .sql(
-                "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots; \
-                  SELECT pg_drop_replication_slot('s')",
-            )
-            .await;
+        drop_slot(&world).await;
         let halted = wait_for(&agent, AgentState::Halted).await;
         assert_eq!(halted.trouble.expect("a reason").code, "PGC-S13");
         let gaps = world.gaps().await;

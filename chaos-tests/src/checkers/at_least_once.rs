@@ -3,7 +3,7 @@
 //! - Every row of the log after the consumer's first one was delivered to the consumer.
 //! - A row is delivered again in the same session only after the consumer sent it back.
 //! - A row is delivered again in a later session only if it was not settled in the one before.
-//!   *Settled*: acknowledged, and the session went on to deliver for [`SETTLED_US`] more. Acks have no
+//!   *Settled*: acknowledged, and the session went on to deliver for `SETTLED_US` more. Acks have no
 //!   answer in this protocol, so a shorter time proves nothing; counting only time in which the
 //!   session delivered excludes a node that was frozen.
 

@@ -88,7 +88,7 @@ pub async fn write(mut pen: Pen, mut rng: StdRng) -> Result<()> {
 ///
 /// # Errors
 ///
-/// As [`write`].
+/// As [`write()`].
 pub async fn write_large(mut pen: Pen, rows: u32) -> Result<()> {
     let mut sql = Sql::connect_again(&pen.shared.dsn).await?;
     let mut next_n: i64 = 1;

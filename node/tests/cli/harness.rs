@@ -2,7 +2,7 @@
 
 use std::{
     io::{BufRead as _, BufReader},
-    process::{Command as StdCommand, Stdio},
+    process::Command as StdCommand,
     time::Duration,
 };
 
@@ -57,8 +57,8 @@ pub(crate) fn free_directory() -> TempDir {
     tempfile::tempdir().expect("a temporary folder can be made")
 }
 
-/// A command in the background; killed when dropped. Its stderr is read all the time, so that it
-/// never waits for us.
+/// A command in the background; killed when dropped. What it writes, to either stream, is read all
+/// the time, so that it never waits for us.
 #[derive(Debug)]
 pub(crate) struct Running {
     child: Child,
@@ -67,16 +67,17 @@ pub(crate) struct Running {
 
 impl Running {
     pub(crate) fn start(args: &[&str]) -> Self {
-        let (stderr, writer) = std::io::pipe().expect("a pipe can be made");
+        let (output, writer) = std::io::pipe().expect("a pipe can be made");
+        let stdout = writer.try_clone().expect("a pipe can be shared");
         let child = Command::new(env!("CARGO_BIN_EXE_pgcapture"))
             .args(args)
-            .stdout(Stdio::null())
+            .stdout(stdout)
             .stderr(writer)
             .kill_on_drop(true)
             .spawn()
             .expect("the binary is built");
         let (sender, seen) = watch::channel(String::new());
-        std::thread::spawn(move || read_all(stderr, &sender));
+        std::thread::spawn(move || read_all(output, &sender));
         Self { child, seen }
     }
 
@@ -113,9 +114,9 @@ impl Running {
     }
 }
 
-fn read_all(stderr: std::io::PipeReader, sender: &watch::Sender<String>) {
-    for line in BufReader::new(stderr).lines() {
-        let line = line.expect("stderr is text");
+fn read_all(output: std::io::PipeReader, sender: &watch::Sender<String>) {
+    for line in BufReader::new(output).lines() {
+        let line = line.expect("the output is text");
         sender.send_modify(|seen| {
             seen.push_str(&line);
             seen.push('\n');

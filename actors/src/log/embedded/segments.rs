@@ -6,14 +6,13 @@ use std::{
     os::unix::fs::FileExt as _,
     path::PathBuf,
     sync::{Arc, atomic::Ordering},
-    time::{Instant, SystemTime, UNIX_EPOCH},
+    time::Instant,
 };
 
 use bytes::Bytes;
 use pgcapture_engine::{
     batch::Batch,
     checkpoint::Epoch,
-    lsn::PgTime,
     retention::{ClosedSegment, Retention},
     segment::{
         BLOCK_HEADER_BYTES, BlockHeader, HEADER_PAGE_BYTES, MARK_AT, SegmentHeader, encode_mark,
@@ -27,7 +26,10 @@ use super::{
     shared::{Segment, Shared},
     spare::Spare,
 };
-use crate::log::{LogError, Tail};
+use crate::{
+    clock::now,
+    log::{LogError, Tail},
+};
 
 /// Slices of one vectored write; the kernel takes no more (`IOV_MAX`).
 const SLICES_MAX: usize = 1_024;
@@ -288,13 +290,4 @@ impl Active {
             tracing::warn!(%error, file = %closed.path.display(), "cannot trim a closed segment");
         }
     }
-}
-
-/// Reads the clock of the machine.
-pub(super) fn now() -> PgTime {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    let micros = since.map_or(0, |since| {
-        i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
-    });
-    PgTime::from_unix_micros(micros)
 }

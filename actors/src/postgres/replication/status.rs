@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::received::Seen;
 use crate::{
+    clock::now,
     postgres::{
         connection::{transport::Transport, wire::Wire},
         error::PgError,
@@ -189,12 +190,6 @@ fn status_update(received: Lsn, confirmed: Lsn, now: PgTime, ask: bool) -> [u8; 
 
 pub(super) const fn copy_done() -> [u8; 5] {
     [b'c', 0, 0, 0, 4]
-}
-
-fn now() -> PgTime {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    let micros = since.map_or(0, |since| since.as_micros());
-    PgTime::from_unix_micros(i64::try_from(micros).unwrap_or(i64::MAX))
 }
 
 #[cfg(test)]

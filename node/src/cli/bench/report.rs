@@ -1,0 +1,240 @@
+//! What a measurement found, as a table for people and as one JSON object.
+
+use std::io;
+
+use serde::Serialize;
+
+use super::{Format, Global, measure::Spread, output, output::View};
+
+/// The result of a measurement. Fields that do not apply are left out.
+#[derive(Clone, Debug, Default, Serialize)]
+pub(super) struct Report {
+    /// Which measurement.
+    pub(super) benchmark: &'static str,
+    /// What was run.
+    #[serde(flatten)]
+    pub(super) what: What,
+    /// Changes, messages or sessions a second, median.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) rate: Option<f64>,
+    /// The same with its spread.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) rate_spread: Option<Spread>,
+    /// What was measured beside it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) peer: Option<&'static str>,
+    /// Its rate, median.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) peer_rate: Option<f64>,
+    /// The same with its spread.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) peer_rate_spread: Option<Spread>,
+    /// Ours over the peer's of the same round, median.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) ratio: Option<f64>,
+    /// The same with its spread.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) ratio_spread: Option<Spread>,
+    /// Processor seconds of the node, all threads, for a million changes; median.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) cpu_seconds_per_million: Option<f64>,
+    /// The same of the peer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) peer_cpu_seconds_per_million: Option<f64>,
+    /// Median latency.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) p50_ms: Option<f64>,
+    /// Latency that 99 of 100 stay below.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) p99_ms: Option<f64>,
+    /// The largest latency.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) max_ms: Option<f64>,
+    /// Resident memory of the node at the end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) rss_mib: Option<f64>,
+    /// Resident memory of the node before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) rss_before_mib: Option<f64>,
+    /// Whether this was a debug build: the figures mean nothing then.
+    pub(super) debug_build: bool,
+}
+
+/// What was run. Fields that do not apply are left out.
+#[derive(Clone, Debug, Default, Serialize)]
+pub(super) struct What {
+    /// `follow`, `catch-up`, `end-to-end`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) mode: Option<&'static str>,
+    /// `single` or `batch`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) delivery: Option<&'static str>,
+    /// `generated` or `raw`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) client: Option<&'static str>,
+    /// `narrow` or `wide`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) table: Option<&'static str>,
+    /// Changes of one run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) rows: Option<u64>,
+    /// Changes of one transaction.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) transaction_rows: Option<u64>,
+    /// Bytes of WAL of one run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) wal_bytes: Option<u64>,
+    /// Transactions a second that were written.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) written_rate: Option<f64>,
+    /// Seconds that were measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) seconds: Option<u64>,
+    /// Sessions.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) sessions: Option<u64>,
+    /// `tcp`, `unix` or `url`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) socket: Option<&'static str>,
+    /// Version of the server.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) server_version: Option<String>,
+    /// Rounds.
+    pub(super) runs: u32,
+    /// Processors of this machine.
+    pub(super) processors: usize,
+}
+
+impl What {
+    /// What every measurement tells.
+    pub(super) fn of_runs(runs: u32) -> Self {
+        Self {
+            runs,
+            processors: super::processors(),
+            ..Self::default()
+        }
+    }
+}
+
+/// One line of the table.
+#[derive(Debug, Serialize)]
+struct Line {
+    what: &'static str,
+    median: String,
+    spread: String,
+}
+
+impl View for Line {
+    const COLUMNS: &'static [output::Column] =
+        &[("FIGURE", false), ("MEDIAN", false), ("MIN..MAX", false)];
+
+    fn cells(&self) -> Vec<String> {
+        vec![
+            self.what.to_owned(),
+            self.median.clone(),
+            self.spread.clone(),
+        ]
+    }
+}
+
+impl Report {
+    /// Fills in the rates of the rounds and their ratios.
+    pub(super) fn with_rates(mut self, ours: &[f64], peer: &[f64]) -> Self {
+        self.rate_spread = Spread::of(ours.iter().copied());
+        self.rate = self.rate_spread.map(|spread| spread.median);
+        self.peer_rate_spread = Spread::of(peer.iter().copied());
+        self.peer_rate = self.peer_rate_spread.map(|spread| spread.median);
+        let ratios = ours.iter().zip(peer).map(|(ours, peer)| ours / peer);
+        self.ratio_spread = Spread::of(ratios);
+        self.ratio = self.ratio_spread.map(|spread| spread.median);
+        self
+    }
+
+    /// Prints the report.
+    pub(super) fn print(&self, global: &Global) -> io::Result<()> {
+        match global.output {
+            Format::Table | Format::Wide => {
+                output::talk(&format!("{}\n", self.headline()));
+                output::list(global, &self.lines())
+            }
+            Format::Json | Format::Ndjson | Format::Yaml | Format::Env => {
+                output::value(global, self)
+            }
+        }
+    }
+
+    fn headline(&self) -> String {
+        let what = &self.what;
+        let mut words = vec![self.benchmark.to_owned()];
+        words.extend(what.mode.map(str::to_owned));
+        words.extend(what.delivery.map(str::to_owned));
+        words.extend(what.client.map(|client| format!("{client} client")));
+        words.extend(what.table.map(|table| format!("{table} table")));
+        words.extend(what.rows.map(|rows| format!("{rows} changes")));
+        let rows = what.transaction_rows;
+        words.extend(rows.map(|rows| format!("{rows} rows a transaction")));
+        words.extend(
+            what.wal_bytes
+                .map(|bytes| format!("{} MiB of WAL", bytes >> 20)),
+        );
+        words.extend(
+            what.written_rate
+                .map(|rate| format!("{rate:.0} transactions/s")),
+        );
+        words.extend(what.seconds.map(|seconds| format!("{seconds} s")));
+        words.extend(what.sessions.map(|count| format!("{count} sessions")));
+        words.extend(what.socket.map(|socket| format!("socket {socket}")));
+        let version = what.server_version.as_ref();
+        words.extend(version.map(|version| format!("PostgreSQL {version}")));
+        words.push(format!(
+            "{} runs, {} processors",
+            what.runs, what.processors
+        ));
+        words.join(", ")
+    }
+
+    fn lines(&self) -> Vec<Line> {
+        let of_spread = |what, spread: Option<Spread>, digits: usize| {
+            spread.map(|spread| Line {
+                what,
+                median: format!("{:.digits$}", spread.median),
+                spread: format!("{:.digits$}..{:.digits$}", spread.min, spread.max),
+            })
+        };
+        let of_value = |what, value: Option<f64>| {
+            value.map(|value| Line {
+                what,
+                median: format!("{value:.2}"),
+                spread: String::new(),
+            })
+        };
+        let peer = self.peer.unwrap_or("peer");
+        let lines = [
+            of_spread("ours, per second", self.rate_spread, 0),
+            of_spread(peer, self.peer_rate_spread, 0),
+            of_spread("ratio", self.ratio_spread, 2),
+            of_value("CPU s per 1 M, ours", self.cpu_seconds_per_million),
+            of_value("CPU s per 1 M, peer", self.peer_cpu_seconds_per_million),
+            of_value("latency p50 ms", self.p50_ms),
+            of_value("latency p99 ms", self.p99_ms),
+            of_value("latency max ms", self.max_ms),
+            of_value("RSS MiB before", self.rss_before_mib),
+            of_value("RSS MiB", self.rss_mib),
+        ];
+        lines.into_iter().flatten().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ratio_is_of_rounds_and_what_does_not_apply_is_left_out() {
+        let report = Report::default().with_rates(&[2.0, 9.0, 8.0], &[1.0, 3.0, 2.0]);
+        assert_eq!(report.ratio, Some(3.0));
+        let json = serde_json::to_value(&report).unwrap();
+        assert_eq!(json["peer_rate"], 2.0);
+        assert!(json.get("p50_ms").is_none());
+    }
+}
