@@ -18,6 +18,8 @@ pub(crate) mod publisher;
 
 pub mod log;
 
+pub mod dump;
+
 pub mod gateway;
 
 pub mod cursors;

@@ -28,6 +28,8 @@ pub mod segment;
 
 pub mod retention;
 
+pub mod dump;
+
 pub mod capture_options;
 
 pub mod filter;
