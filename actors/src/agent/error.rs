@@ -9,7 +9,7 @@ use pgcapture_engine::{
 };
 
 use crate::{
-    agent::Trouble,
+    agent::{HostError, Trouble},
     log::LogError,
     postgres::{PgError, Remedy},
     publisher::PublishError,
@@ -25,6 +25,9 @@ pub enum AgentError {
     /// The log.
     #[error(transparent)]
     Log(#[from] LogError),
+    /// The node around the agent.
+    #[error(transparent)]
+    Host(#[from] HostError),
     /// The stream could not be decoded.
     #[error("cannot decode the stream of slot \"{slot}\"")]
     Decode {
@@ -73,6 +76,7 @@ impl AgentError {
     pub fn explanation(&self) -> &'static Explanation {
         match self {
             Self::Postgres(error) => error.explanation(),
+            Self::Host(error) => error.explanation,
             Self::Log(error) => error.explanation().unwrap_or(&source::PIPELINE_REBUILT),
             Self::Decode { source, .. } => source.explanation(),
             Self::Gap { explanation, .. } => explanation,
@@ -105,6 +109,7 @@ impl AgentError {
             },
             Self::Decode { source, .. } if source.is_definite() => Remedy::Halt,
             Self::Gap { .. } => Remedy::Halt,
+            Self::Host(_) => Remedy::AskOperator,
             Self::ServerShutsDown => Remedy::Retry,
             Self::Decode { .. }
             | Self::DrainedWhileBlocked

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use pgcapture_actors::{
-    agent::{self, AgentHandle, AgentLimits, AgentSpec, AgentState, AgentStatus},
+    agent::{self, AgentHandle, AgentHost, AgentLimits, AgentSpec, AgentState, AgentStatus},
     log::{
         ChangeLog, Start,
         embedded::{EmbeddedLog, EmbeddedLogOptions},
@@ -82,7 +82,11 @@ impl World {
     }
 
     pub(crate) fn start(&self, spec: AgentSpec) -> AgentHandle {
-        agent::start(spec, self.server.config("postgres"), Arc::clone(&self.log))
+        self.start_at(spec, Arc::new(self.server.config("postgres")))
+    }
+
+    pub(crate) fn start_at(&self, spec: AgentSpec, host: Arc<dyn AgentHost>) -> AgentHandle {
+        agent::start(spec, host, Arc::clone(&self.log))
     }
 
     pub(crate) async fn sql(&self, sql: &str) -> Vec<Vec<Option<String>>> {
