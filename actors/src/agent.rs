@@ -286,7 +286,9 @@ async fn run(parts: PipelineParts) {
     while !parts.drain.is_cancelled() {
         let started = tokio::time::Instant::now();
         let error = match pipeline::run(&parts).await {
-            Err(error) if !parts.drain.is_cancelled() => error,
+            Err(error) if !parts.drain.is_cancelled() => {
+                error.or_failed_log(&parts.log.health().borrow())
+            }
             Ok(()) | Err(_) => break,
         };
         if started.elapsed() > HEALTHY_AFTER {

@@ -151,8 +151,9 @@ impl Sources {
         self.keep_troubles_of(state);
         let mut is_done = true;
         for source in state.sources.values() {
-            let has_log = self.open_log(&source.name).await;
             let runs = self.running.borrow().contains_key(&source.name);
+            // An agent keeps the log that it was started with, even one that has failed.
+            let has_log = runs || self.open_log(&source.name).await;
             if source.paused || runs {
                 is_done &= has_log;
             } else {
@@ -163,7 +164,7 @@ impl Sources {
     }
 
     async fn open_log(&self, name: &str) -> bool {
-        if self.logs.get(name).is_some() {
+        if self.logs.is_usable(name) {
             return true;
         }
         let (logs, source) = (Arc::clone(&self.logs), name.to_owned());
