@@ -23,7 +23,7 @@ pub use self::{
         Received, ReplicationEvent, ReplicationOptions, ReplicationStream, StatusHandle,
     },
     secret::Secret,
-    server::{LocalServer, LocalServerError, LocalServerOptions, StopMode},
+    server::{Caretaker, LocalServer, LocalServerError, LocalServerOptions, StopMode},
     slot_copy::{
         ChunkReader, Rows, SlotCopy, SlotCopyError, SlotCopyOptions, SlotRow, advance_slot,
     },

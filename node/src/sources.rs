@@ -10,6 +10,7 @@
 //! - An agent runs only under an epoch that was agreed on for this very start.
 
 mod definition;
+mod host;
 mod operations;
 mod secrets;
 mod setup;
@@ -24,7 +25,6 @@ use std::{
 use pgcapture_actors::{
     agent::{self, AgentHandle, AgentLimits, AgentSpec, Trouble},
     consensus::Consensus,
-    postgres,
 };
 use pgcapture_engine::{
     cluster::{Answer, Command, OnGap, SecretRef, Source, State},
@@ -33,13 +33,13 @@ use pgcapture_engine::{
 use tokio::{sync::watch, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
-use self::secrets::Secrets;
 pub(crate) use self::status::{chain, lag, lag_bytes, unix_now_micros};
 pub use self::{
     definition::Definition,
     operations::SourceError,
     setup::{Check, SourcePlan},
 };
+use self::{host::SourceHost, secrets::Secrets};
 use crate::{config::Config, logs::Logs};
 
 /// How long the reconciler waits before it tries again what failed. An operator who mends a
@@ -151,8 +151,9 @@ impl Sources {
         self.keep_troubles_of(state);
         let mut is_done = true;
         for source in state.sources.values() {
-            let has_log = self.open_log(&source.name).await;
             let runs = self.running.borrow().contains_key(&source.name);
+            // An agent keeps the log that it was started with, even one that has failed.
+            let has_log = runs || self.open_log(&source.name).await;
             if source.paused || runs {
                 is_done &= has_log;
             } else {
@@ -163,7 +164,7 @@ impl Sources {
     }
 
     async fn open_log(&self, name: &str) -> bool {
-        if self.logs.get(name).is_some() {
+        if self.logs.is_usable(name) {
             return true;
         }
         let (logs, source) = (Arc::clone(&self.logs), name.to_owned());
@@ -196,7 +197,6 @@ impl Sources {
             status::trouble(closed, "the log of the source is not open".to_owned())
         };
         let log = self.logs.get(&source.name).ok_or_else(missing)?;
-        let config = self.connection(source)?;
         let assign = Command::Assign {
             name: source.name.clone(),
         };
@@ -221,8 +221,9 @@ impl Sources {
             epoch = epoch.0,
             "starting the agent of a source"
         );
+        let host = Arc::new(SourceHost::new(Arc::clone(&self.consensus), source));
         let running = Running {
-            handle: agent::start(spec, config, log),
+            handle: agent::start(spec, host, log),
             url: source.url.clone(),
             password: source.password.clone(),
         };
@@ -230,18 +231,6 @@ impl Sources {
         self.running
             .send_modify(|all| drop(all.insert(name, running)));
         Ok(())
-    }
-
-    /// Returns where the source connects to, with its password.
-    fn connection(&self, source: &Source) -> Result<postgres::Config, Trouble> {
-        let config = postgres::Config::parse(&source.url)
-            .map_err(|error| status::trouble(error.explanation(), error.to_string()))?;
-        let Some(reference) = &source.password else {
-            return Ok(config);
-        };
-        let password = crate::config::read_secret(reference)
-            .map_err(|error| status::trouble(&codes::config::SECRET, error.to_string()))?;
-        Ok(config.with_password(postgres::Secret::new(password)))
     }
 
     /// Drains agents, all at once, and forgets them.

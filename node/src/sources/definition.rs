@@ -4,13 +4,12 @@ use pgcapture_actors::postgres;
 use pgcapture_engine::{
     checkpoint::Epoch,
     cluster::{OnGap, Origin, SecretRef, Source, check_name},
-    codes,
     lsn::PgTime,
 };
 
-use super::operations::SourceError;
+use super::{host, operations::SourceError};
 use crate::{
-    config::{SourceSection, default_publication, default_slot, read_secret},
+    config::{SourceSection, default_publication, default_slot},
     redact::split_password,
 };
 
@@ -112,21 +111,11 @@ impl Definition {
 
     /// Returns where to connect to, with the password.
     pub(super) fn connection(&self) -> Result<postgres::Config, SourceError> {
-        let config = postgres::Config::parse(&self.url).map_err(|error| SourceError::Postgres {
-            explanation: error.explanation(),
-            text: error.to_string(),
-        })?;
-        if let Some(password) = &self.inline {
-            return Ok(config.with_password(password.clone()));
-        }
-        let Some(reference) = &self.password else {
-            return Ok(config);
-        };
-        let password = read_secret(reference).map_err(|error| SourceError::Postgres {
-            explanation: &codes::config::SECRET,
-            text: error.to_string(),
-        })?;
-        Ok(config.with_password(postgres::Secret::new(password)))
+        let config = host::connection(&self.url, self.password.as_ref())?;
+        Ok(match &self.inline {
+            Some(password) => config.with_password(password.clone()),
+            None => config,
+        })
     }
 
     /// Returns the source as the state keeps it.

@@ -6,9 +6,9 @@
 use std::{sync::Arc, time::Duration};
 
 use pgcapture_actors::{
-    agent::AgentState,
+    agent::{AgentState, HostError},
     consensus::ProposeError,
-    postgres::{self, PgError},
+    postgres::PgError,
 };
 use pgcapture_engine::{
     cluster::{Answer, Command, Origin, Refusal, Source},
@@ -17,7 +17,7 @@ use pgcapture_engine::{
 };
 
 use super::{
-    Definition, SourcePlan, Sources,
+    Definition, SourcePlan, Sources, host,
     setup::{self, Made},
     status::{chain, unix_now_micros},
 };
@@ -112,6 +112,15 @@ impl From<PgError> for SourceError {
         Self::Postgres {
             explanation: error.explanation(),
             text: chain(&error),
+        }
+    }
+}
+
+impl From<HostError> for SourceError {
+    fn from(error: HostError) -> Self {
+        Self::Postgres {
+            explanation: error.explanation,
+            text: error.text,
         }
     }
 }
@@ -286,11 +295,7 @@ impl Sources {
     pub async fn detach(&self, name: &str, keep_slot: bool) -> Result<Source, SourceError> {
         let source = self.set_paused(name, true).await?;
         if !keep_slot {
-            let config = self.connection(&source);
-            let config: postgres::Config = config.map_err(|trouble| SourceError::Postgres {
-                explanation: codes::find(trouble.code).unwrap_or(&codes::config::SECRET),
-                text: trouble.text,
-            })?;
+            let config = host::connection(&source.url, source.password.as_ref())?;
             let made = Made {
                 slot: Some(&source.slot),
                 publication: source.owns_publication.then_some(&source.publication),

@@ -2,6 +2,7 @@
 
 use std::{
     io::{BufRead as _, BufReader},
+    path::Path,
     process::Command as StdCommand,
     time::Duration,
 };
@@ -15,6 +16,18 @@ use tokio::{
 
 /// Far beyond what anything here takes: reaching it is a failure.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Between two looks at a fact that nothing announces.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// Looks again and again until something is so.
+pub(crate) async fn eventually(what: &str, is_so: impl Fn() -> bool) {
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while !is_so() {
+        assert!(tokio::time::Instant::now() < deadline, "never: {what}");
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
 
 /// How a command ended.
 #[derive(Debug)]
@@ -67,10 +80,16 @@ pub(crate) struct Running {
 
 impl Running {
     pub(crate) fn start(args: &[&str]) -> Self {
+        Self::start_in(&std::env::temp_dir(), args)
+    }
+
+    /// The same with another folder for everything temporary.
+    pub(crate) fn start_in(temporary: &Path, args: &[&str]) -> Self {
         let (output, writer) = std::io::pipe().expect("a pipe can be made");
         let stdout = writer.try_clone().expect("a pipe can be shared");
         let child = Command::new(env!("CARGO_BIN_EXE_pgcapture"))
             .args(args)
+            .env("TMPDIR", temporary)
             .stdout(stdout)
             .stderr(writer)
             .kill_on_drop(true)
@@ -96,6 +115,11 @@ impl Running {
         let after = seen.split("gRPC").nth(1).expect("gRPC is printed");
         let address = after.split_whitespace().next().expect("an address follows");
         address.trim_end_matches(',').to_owned()
+    }
+
+    /// Ends it so that it cannot do anything about it.
+    pub(crate) async fn kill(&mut self) {
+        self.child.kill().await.expect("it still runs");
     }
 
     /// Asks for a stop as an init system does and returns the exit code.
