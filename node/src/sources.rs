@@ -202,7 +202,7 @@ impl Sources {
         };
         let epoch = match self.consensus.propose(assign).await {
             Ok(Answer::Assigned(epoch)) => epoch,
-            Ok(Answer::Done | Answer::Unchanged) => return Err(missing()),
+            Ok(Answer::Done | Answer::Unchanged | Answer::DumpCreated(_)) => return Err(missing()),
             Err(error) => return Err(status::propose_trouble(&error)),
         };
         let spec = AgentSpec {

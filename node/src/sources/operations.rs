@@ -88,6 +88,8 @@ impl SourceError {
             Self::Refused(Refusal::InvalidName(_)) | Self::Invalid { .. } => {
                 &codes::node::BAD_REQUEST
             }
+            Self::Refused(Refusal::Replica(refusal)) => refusal.explanation(),
+            Self::Refused(Refusal::Dump(refusal)) => refusal.explanation(),
             Self::Postgres { explanation, .. } | Self::Checks { explanation, .. } => explanation,
             Self::Store { .. } => &codes::node::STORE_FAILED,
         }
