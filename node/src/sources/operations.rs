@@ -138,6 +138,11 @@ impl Sources {
         Ok(state.source(name)?.clone())
     }
 
+    /// Returns where a source connects to, with its password.
+    pub(crate) fn connection_of(&self, source: &Source) -> Result<postgres::Config, SourceError> {
+        super::connection(&source.url, None, source.password.as_ref())
+    }
+
     /// Checks a database and says what adding it would run; changes nothing.
     ///
     /// # Errors
@@ -288,11 +293,7 @@ impl Sources {
     pub async fn detach(&self, name: &str, keep_slot: bool) -> Result<Source, SourceError> {
         let source = self.set_paused(name, true).await?;
         if !keep_slot {
-            let config = self.connection(&source);
-            let config: postgres::Config = config.map_err(|trouble| SourceError::Postgres {
-                explanation: codes::find(trouble.code).unwrap_or(&codes::config::SECRET),
-                text: trouble.text,
-            })?;
+            let config = self.connection_of(&source)?;
             let made = Made {
                 slot: Some(&source.slot),
                 publication: source.owns_publication.then_some(&source.publication),
