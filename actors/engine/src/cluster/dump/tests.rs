@@ -318,10 +318,8 @@ fn ranges_that_run_when_a_dump_is_paused_or_cancelled_still_count() {
         assert_eq!(read(&mut state, id, 0, 9), Answer::Done);
         let now = state_of(&state, id);
         read(&mut state, id, 0, PageRange::OPEN);
-        let wanted = match now {
-            DumpState::Paused => DumpState::Finished,
-            other => other,
-        };
+        let is_paused = now == DumpState::Paused;
+        let wanted = if is_paused { DumpState::Finished } else { now };
         assert_eq!(state_of(&state, id), wanted);
     }
 }
