@@ -177,3 +177,6 @@ impl State {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
