@@ -19,7 +19,7 @@ use pgcapture_engine::{
 use tokio::sync::{mpsc, watch};
 
 pub use self::{
-    reader::{OpenedRows, ReadTarget, RowReader, RowSource},
+    reader::{FoundTable, OpenedRows, RangeOrder, ReadTarget, RowReader, RowSource, TablesFound},
     request::{DumpRequest, ScheduledRange, TableRequest},
 };
 use crate::cursors::SubscriptionId;

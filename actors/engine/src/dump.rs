@@ -16,7 +16,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 pub use self::{
-    facts::{Persistence, RelationKind, ReplicaFacts, TableFacts},
+    facts::ReplicaFacts,
     pages::PageSet,
     status::{
         DumpStatus, Progress, RETRIES_SHOWN_MAX, RangeRetry, ReplicaHealth, ReplicaStatus,

@@ -8,8 +8,8 @@ use std::fmt::Debug;
 
 use async_trait::async_trait;
 use pgcapture_engine::{
-    cluster::{Replica, Source},
-    dump::{Extent, Heap, ReplicaFacts, TableFacts},
+    cluster::{Replica, Source, TableLayout},
+    dump::{DumpId, Extent, Heap, ReplicaFacts},
     lsn::Lsn,
 };
 
@@ -19,32 +19,21 @@ use super::{DumpError, RowBatch};
 #[async_trait]
 pub trait RowReader: Debug + Send + Sync {
     /// Finds what names (`public.orders`) and patterns (`public.*`) lead to. A partitioned table leads
-    /// to its leaves; a name that leads to nothing is in no answer. A pattern leads to published tables
-    /// only, a name to whatever has it.
+    /// to its leaves.
     ///
     /// # Errors
     ///
-    /// [`DumpError`] when the replica cannot be asked, or is none of this source.
-    async fn look(
-        &self,
-        target: &ReadTarget,
-        tables: &[String],
-    ) -> Result<Vec<TableFacts>, DumpError>;
+    /// [`DumpError`] when the replica cannot be asked, or is none of this source. What is wrong with
+    /// single tables stands in the answer.
+    async fn look(&self, target: &ReadTarget, tables: &[String]) -> Result<TablesFound, DumpError>;
 
-    /// Opens a snapshot that contains every transaction that commits before `at_least`, and a range of
-    /// it. Waits, within the reader's limits, for a replica that is behind. Cancellation-safe: dropping
+    /// Opens a snapshot and a range of it. Waits, within the reader's limits, for a replica that is behind. Cancellation-safe: dropping
     /// the call or the answer ends the query on the server.
     ///
     /// # Errors
     ///
     /// [`DumpError`], whose remedy says what to do with the range.
-    async fn open(
-        &self,
-        target: &ReadTarget,
-        heap: &Heap,
-        extent: Extent,
-        at_least: Lsn,
-    ) -> Result<OpenedRows, DumpError>;
+    async fn open(&self, target: &ReadTarget, order: &RangeOrder) -> Result<OpenedRows, DumpError>;
 
     /// Asks a replica how it is.
     ///
@@ -61,6 +50,39 @@ pub struct ReadTarget {
     pub replica: Replica,
     /// Whose rows: its publication gives labels and columns, its server the identity to compare.
     pub source: Source,
+}
+
+/// What names and patterns led to.
+#[derive(Debug, Default)]
+pub struct TablesFound {
+    /// Heaps that can be read, by label and name.
+    pub tables: Vec<FoundTable>,
+    /// What was asked for, or found, and cannot be dumped: missing, a view, not published, no right.
+    pub problems: Vec<DumpError>,
+}
+
+/// A heap that can be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FoundTable {
+    /// Which.
+    pub heap: Heap,
+    /// How it lies.
+    pub layout: TableLayout,
+    /// Whether changes of its rows may leave values out, because they lie in TOAST.
+    pub has_toast: bool,
+}
+
+/// What to read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RangeOrder {
+    /// For which dump.
+    pub dump: DumpId,
+    /// Which heap.
+    pub heap: Heap,
+    /// Which of its rows.
+    pub extent: Extent,
+    /// Every transaction that commits before this position must be in.
+    pub at_least: Lsn,
 }
 
 /// A range that is being read.

@@ -70,12 +70,12 @@ pub(super) fn write(transaction: &WriteTransaction, changes: &Changes) -> Result
 pub(super) fn read(
     transaction: &WriteTransaction,
 ) -> Result<BTreeMap<DumpId, Arc<Dump>>, StoreError> {
-    let (headers, rows) = read_rows(transaction).map_err(failed)?;
+    let rows = read_rows(transaction).map_err(failed)?;
     let mut dumps: BTreeMap<DumpId, Dump> = BTreeMap::new();
-    for (id, bytes) in headers {
+    for (id, bytes) in rows.dumps {
         dumps.insert(DumpId(id), decode(&bytes)?);
     }
-    for ((id, index), bytes) in rows {
+    for ((id, index), bytes) in rows.tables {
         let table: DumpTable = decode(&bytes)?;
         let dump = dumps.get_mut(&DumpId(id)).ok_or_else(|| damaged(id))?;
         // Rows come in the order of their keys.
@@ -90,20 +90,24 @@ pub(super) fn read(
         .collect())
 }
 
-/// Rows of one table of the file, with their keys.
-type Raw<K> = Vec<(K, Vec<u8>)>;
+/// The rows of both tables of the file, in the order of their keys.
+#[derive(Default)]
+struct Rows {
+    dumps: Vec<(u64, Vec<u8>)>,
+    tables: Vec<((u64, u32), Vec<u8>)>,
+}
 
-fn read_rows(transaction: &WriteTransaction) -> Result<(Raw<u64>, Raw<(u64, u32)>), redb::Error> {
-    let (mut headers, mut rows) = (Vec::new(), Vec::new());
+fn read_rows(transaction: &WriteTransaction) -> Result<Rows, redb::Error> {
+    let mut rows = Rows::default();
     for row in transaction.open_table(DUMPS)?.iter()? {
         let (key, value) = row?;
-        headers.push((key.value(), value.value().to_vec()));
+        rows.dumps.push((key.value(), value.value().to_vec()));
     }
     for row in transaction.open_table(DUMP_TABLES)?.iter()? {
         let (key, value) = row?;
-        rows.push((key.value(), value.value().to_vec()));
+        rows.tables.push((key.value(), value.value().to_vec()));
     }
-    Ok((headers, rows))
+    Ok(rows)
 }
 
 /// Makes the tables of the file.

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     codes::{self, Explanation},
     dump::{DumpId, Extent, Heap, PageRange, PageSet, TableName},
-    lsn::PgTime,
+    lsn::{Lsn, PgTime},
 };
 
 /// At most this many dumps are active or paused.
@@ -178,8 +178,9 @@ pub struct DumpTable {
     pub wanted: WantedPages,
     /// How it lay when it was planned.
     pub layout: TableLayout,
-    /// Whether rows that moved between ranges are looked for at the end. A table that was read whole
-    /// in one snapshot is done without.
+    /// Whether rows that moved between ranges are looked for at the end: when the change that moves a
+    /// row may leave values out, because they lie in TOAST. A table that was read whole in one snapshot
+    /// is done without.
     pub needs_sweep: bool,
     /// Grows with each new plan; what belongs to an older one does not count.
     pub generation: u32,
@@ -270,6 +271,9 @@ pub struct TableLayout {
     pub row_estimate: u64,
     /// The oldest transaction that may move a row after this plan.
     pub since_xid: u32,
+    /// Every transaction that the plan saw commits before this position; each range is read at it or
+    /// later, so that an older transaction than `since_xid` is in every snapshot.
+    pub planned_at: Lsn,
 }
 
 /// Why a table failed.

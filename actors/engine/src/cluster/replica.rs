@@ -39,6 +39,8 @@ pub struct Replica {
     pub password: Option<SecretRef>,
     /// What it is.
     pub kind: ReplicaKind,
+    /// Identity of the source's server when it was added; a server of another one is not read.
+    pub system_identifier: u64,
     /// Ranges read from it at once, at most.
     pub ranges_max: u32,
     /// Dumps pause while it is further behind than this.

@@ -1,4 +1,4 @@
-//! Dumps and the replicas they are read from: the codes `PGC-E…`, E for existing rows.
+//! Dumps as jobs: the codes `PGC-E01` to `PGC-E19`, E for existing rows. Reading them has the rest.
 
 use super::Explanation;
 
@@ -11,82 +11,9 @@ pub const NO_REPLICA: Explanation = Explanation {
     next: "add one: pgcapture replica add NAME --source SOURCE --url URL",
 };
 
-/// The table does not exist on the replica.
-pub const TABLE_MISSING: Explanation = Explanation {
-    code: "PGC-E02",
-    title: "the table does not exist",
-    text: "No table of that name was found on the replica. Names are taken as they are, upper and \
-           lower case included; a schema is part of the name.",
-    next: "check the spelling: \\dt SCHEMA.* in psql on the replica; a table that was just \
-           created may not have reached it yet",
-};
-
-/// The replica's role may not read the table.
-pub const NO_SELECT: Explanation = Explanation {
-    code: "PGC-E03",
-    title: "the replica's role may not read the table",
-    text: "Reading rows needs SELECT on the table and USAGE on its schema. Rights are copied from \
-           the source to its standbys.",
-    next: "on the source: GRANT USAGE ON SCHEMA s TO role; GRANT SELECT ON s.t TO role",
-};
-
-/// A view has no rows of its own.
-pub const IS_VIEW: Explanation = Explanation {
-    code: "PGC-E04",
-    title: "views cannot be dumped",
-    text: "A view has no pages and no changes; the change stream does not know it.",
-    next: "dump the tables that the view reads",
-};
-
-/// A foreign table's rows lie elsewhere.
-pub const IS_FOREIGN: Explanation = Explanation {
-    code: "PGC-E05",
-    title: "foreign tables cannot be dumped",
-    text: "The rows of a foreign table lie on another server, and the change stream does not know \
-           them.",
-    next: "capture that server as a source of its own",
-};
-
-/// A temporary table belongs to one session.
-pub const IS_TEMPORARY: Explanation = Explanation {
-    code: "PGC-E06",
-    title: "temporary tables cannot be dumped",
-    text: "A temporary table belongs to one connection, is not logged, and does not exist on a \
-           standby.",
-    next: "leave it out",
-};
-
-/// An unlogged table is empty on a standby.
-pub const IS_UNLOGGED: Explanation = Explanation {
-    code: "PGC-E07",
-    title: "unlogged tables cannot be dumped",
-    text: "Changes of an unlogged table are not written to the WAL: a standby has no rows of it \
-           and the change stream no changes.",
-    next: "on the source: ALTER TABLE t SET LOGGED, or leave the table out",
-};
-
-/// Not a kind of relation that has rows.
-pub const NOT_A_TABLE: Explanation = Explanation {
-    code: "PGC-E08",
-    title: "this is not a table",
-    text: "Indexes, sequences, composite types, TOAST tables and materialized views have no \
-           changes in the stream and cannot be dumped.",
-    next: "name a table",
-};
-
-/// The publication does not have the table.
-pub const NOT_PUBLISHED: Explanation = Explanation {
-    code: "PGC-E09",
-    title: "the table is not captured by the source",
-    text: "Existing rows are only right together with the changes that follow them. The source's \
-           publication does not have this table, so its changes would never come.",
-    next: "add the table to the source's publication (ALTER PUBLICATION p ADD TABLE t), wait until \
-           the replica has it, and dump again",
-};
-
 /// The ends of a page range are swapped.
 pub const PAGES_BACKWARDS: Explanation = Explanation {
-    code: "PGC-E10",
+    code: "PGC-E02",
     title: "a page range runs backwards",
     text: "The first page of a range is behind its last. Both ends are included: 0-999 are the \
            first thousand pages.",
@@ -95,7 +22,7 @@ pub const PAGES_BACKWARDS: Explanation = Explanation {
 
 /// A page range begins behind the table's end.
 pub const PAGES_BEYOND_END: Explanation = Explanation {
-    code: "PGC-E11",
+    code: "PGC-E03",
     title: "a page range begins beyond the end of the table",
     text: "The table has fewer pages on the replica. Pages are counted from 0; a table of N pages \
            has the pages 0 to N-1.",
@@ -104,7 +31,7 @@ pub const PAGES_BEYOND_END: Explanation = Explanation {
 
 /// Another dump is in the way.
 pub const ALREADY_ACTIVE: Explanation = Explanation {
-    code: "PGC-E12",
+    code: "PGC-E04",
     title: "another dump of this uri is not over",
     text: "Two dumps of one table into one subscription would deliver its rows twice; a schedule \
            needs a uri without any work.",
@@ -113,7 +40,7 @@ pub const ALREADY_ACTIVE: Explanation = Explanation {
 
 /// There is no such dump.
 pub const UNKNOWN: Explanation = Explanation {
-    code: "PGC-E13",
+    code: "PGC-E05",
     title: "there is no such dump",
     text: "The number was never given, or the dump has been over for so long that it was forgotten.",
     next: "see which there are: pgcapture dump ls",
@@ -121,7 +48,7 @@ pub const UNKNOWN: Explanation = Explanation {
 
 /// The dump is in another state.
 pub const WRONG_STATE: Explanation = Explanation {
-    code: "PGC-E14",
+    code: "PGC-E06",
     title: "the dump is not in a state for that",
     text: "What is over cannot be paused or resumed; only what has failed can be tried again.",
     next: "look at it: pgcapture dump show ID; start another one if this one is over",
@@ -129,25 +56,16 @@ pub const WRONG_STATE: Explanation = Explanation {
 
 /// The request cannot be used.
 pub const BAD_REQUEST: Explanation = Explanation {
-    code: "PGC-E15",
+    code: "PGC-E07",
     title: "the dump cannot be created as asked",
     text: "No table matches, a number is out of its limits, or there are too many dumps, tables or \
            ranges.",
     next: "change what the message names",
 };
 
-/// The table was rewritten while it was read.
-pub const REWRITTEN: Explanation = Explanation {
-    code: "PGC-E16",
-    title: "the table was rewritten while it was read",
-    text: "VACUUM FULL, CLUSTER, TRUNCATE and some forms of ALTER TABLE move every row to a new \
-           file: page numbers from before mean nothing. The table is planned anew and read again.",
-    next: "nothing; it goes on by itself",
-};
-
 /// The table was rewritten again and again.
 pub const REWRITTEN_TOO_OFTEN: Explanation = Explanation {
-    code: "PGC-E17",
+    code: "PGC-E08",
     title: "the table was rewritten too often while it was read",
     text: "Each rewrite begins the reading anew. After a few the table fails, because it would \
            never end.",
@@ -156,7 +74,7 @@ pub const REWRITTEN_TOO_OFTEN: Explanation = Explanation {
 
 /// The table was dropped while it was read.
 pub const DROPPED: Explanation = Explanation {
-    code: "PGC-E18",
+    code: "PGC-E09",
     title: "the table was dropped while it was read",
     text: "The table is gone, or another one has its name now. The rows that were delivered were \
            right when they were read; the change stream tells of the drop.",
@@ -165,43 +83,16 @@ pub const DROPPED: Explanation = Explanation {
 
 /// A range failed again and again.
 pub const RANGE_FAILED: Explanation = Explanation {
-    code: "PGC-E19",
+    code: "PGC-E10",
     title: "a range of the table could not be read in many tries",
     text: "Each try failed, with growing pauses between. The other tables go on; what was read of \
            this one is kept.",
     next: "remove the cause that the message names, then: pgcapture dump retry ID",
 };
 
-/// The replica cannot be reached.
-pub const REPLICA_AWAY: Explanation = Explanation {
-    code: "PGC-E20",
-    title: "the replica cannot be reached",
-    text: "Dumps that read from it wait, or go on with other replicas of the source.",
-    next: "see why: pgcapture replica show NAME; start it, or correct its url",
-};
-
-/// The replica is too far behind.
-pub const REPLICA_BEHIND: Explanation = Explanation {
-    code: "PGC-E21",
-    title: "the replica is too far behind",
-    text: "Rows are read in a snapshot that is not older than what the consumer has seen. While \
-           the replica is further behind than its limit, reading would make it worse; dumps wait.",
-    next: "find out what holds its replay up: a long query, a slow disk, max_standby_streaming_delay",
-};
-
-/// The replica is none of this source.
-pub const NOT_A_REPLICA: Explanation = Explanation {
-    code: "PGC-E22",
-    title: "this PostgreSQL is no replica of the source",
-    text: "A standby has the system identifier of its primary and is in recovery. This one belongs \
-           to another cluster, or was promoted and has a history of its own: its rows and positions \
-           do not fit the log.",
-    next: "remove it (pgcapture replica rm NAME) and add a standby that streams from the source",
-};
-
 /// The controller is not there.
 pub const CONTROLLER_AWAY: Explanation = Explanation {
-    code: "PGC-E23",
+    code: "PGC-E11",
     title: "the dump controller is not ready",
     text: "It is being built anew after a fault, or the node is stopping. Nothing that was finished \
            is lost.",
@@ -210,7 +101,7 @@ pub const CONTROLLER_AWAY: Explanation = Explanation {
 
 /// The agreed state could not be changed.
 pub const NOT_KEPT: Explanation = Explanation {
-    code: "PGC-E24",
+    code: "PGC-E12",
     title: "the progress of a dump could not be recorded",
     text: "The node's store, or the cluster, did not take the change. Ranges whose end was not \
            recorded are read and delivered again.",
@@ -219,7 +110,7 @@ pub const NOT_KEPT: Explanation = Explanation {
 
 /// A reader ended without a word.
 pub const READER_DIED: Explanation = Explanation {
-    code: "PGC-E25",
+    code: "PGC-E13",
     title: "the reader of a range ended unexpectedly",
     text: "A fault in the program. The range is read again.",
     next: "report it with the log around this message",
@@ -227,7 +118,7 @@ pub const READER_DIED: Explanation = Explanation {
 
 /// The uri stands for nothing.
 pub const UNKNOWN_URI: Explanation = Explanation {
-    code: "PGC-E26",
+    code: "PGC-E14",
     title: "the uri stands for no stream",
     text: "A dump needs a uri whose stream is fed by a source.",
     next: "see which streams there are: pgcapture stream ls",
@@ -235,7 +126,7 @@ pub const UNKNOWN_URI: Explanation = Explanation {
 
 /// There is no such replica.
 pub const UNKNOWN_REPLICA: Explanation = Explanation {
-    code: "PGC-E27",
+    code: "PGC-E15",
     title: "there is no such replica",
     text: "Replicas are known by the name they were added under.",
     next: "see which there are: pgcapture replica ls",
@@ -243,7 +134,7 @@ pub const UNKNOWN_REPLICA: Explanation = Explanation {
 
 /// The replica cannot be added so.
 pub const BAD_REPLICA: Explanation = Explanation {
-    code: "PGC-E28",
+    code: "PGC-E16",
     title: "the replica cannot be added as asked",
     text: "Another replica has that name, the name breaks the rules, a number is out of its \
            limits, or there are too many replicas.",
@@ -253,27 +144,15 @@ pub const BAD_REPLICA: Explanation = Explanation {
 /// The family.
 pub const ALL: &[&Explanation] = &[
     &NO_REPLICA,
-    &TABLE_MISSING,
-    &NO_SELECT,
-    &IS_VIEW,
-    &IS_FOREIGN,
-    &IS_TEMPORARY,
-    &IS_UNLOGGED,
-    &NOT_A_TABLE,
-    &NOT_PUBLISHED,
     &PAGES_BACKWARDS,
     &PAGES_BEYOND_END,
     &ALREADY_ACTIVE,
     &UNKNOWN,
     &WRONG_STATE,
     &BAD_REQUEST,
-    &REWRITTEN,
     &REWRITTEN_TOO_OFTEN,
     &DROPPED,
     &RANGE_FAILED,
-    &REPLICA_AWAY,
-    &REPLICA_BEHIND,
-    &NOT_A_REPLICA,
     &CONTROLLER_AWAY,
     &NOT_KEPT,
     &READER_DIED,

@@ -20,6 +20,7 @@ fn replica() -> Replica {
         url: "postgres://pgcapture@standby/shop".to_owned(),
         password: Some(SecretRef::Env("PASSWORD".to_owned())),
         kind: ReplicaKind::Standby,
+        system_identifier: 7,
         ranges_max: 2,
         lag_max: Duration::from_secs(30),
         created_at: PgTime(1),

@@ -16,6 +16,7 @@ fn replica(name: &str) -> Replica {
         url: "postgres://pgcapture@standby/shop".to_owned(),
         password: None,
         kind: ReplicaKind::Standby,
+        system_identifier: 7,
         ranges_max: DEFAULT_RANGES_MAX,
         lag_max: DEFAULT_LAG_MAX,
         created_at: PgTime(1),
