@@ -24,7 +24,7 @@ pub use self::{
         Received, ReplicationEvent, ReplicationOptions, ReplicationStream, StatusHandle,
     },
     secret::Secret,
-    server::{LocalServer, LocalServerError, LocalServerOptions, StopMode},
+    server::{LocalServer, LocalServerError, LocalServerOptions, StandbyOptions, StopMode},
     slot_copy::{
         ChunkReader, Rows, SlotCopy, SlotCopyError, SlotCopyOptions, SlotRow, advance_slot,
     },
