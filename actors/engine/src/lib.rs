@@ -38,6 +38,8 @@ pub mod filter;
 
 pub mod ledger;
 
+pub mod splice;
+
 pub mod capture_frame;
 
 pub mod backoff;
