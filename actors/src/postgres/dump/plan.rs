@@ -208,12 +208,10 @@ impl<'a> Catalog<'a> {
         };
         let publication = self.options.publication.clone();
         let sql = format!(
-            "SELECT c.relkind, c.relpersistence, n.nspname, EXISTS (SELECT \
-             FROM pg_publication_tables p WHERE p.pubname = {} AND p.schemaname = n.nspname \
-             AND p.tablename = c.relname) \
+            "SELECT c.relkind, c.relpersistence, n.nspname, c.relkind = 'p' AND NOT EXISTS \
+             (SELECT FROM pg_partition_tree(c.oid) WHERE isleaf) \
              FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
              WHERE c.relname = {} AND {schema} ORDER BY c.relkind = 'r' DESC LIMIT 1",
-            quote_literal(&publication),
             quote_literal(pattern.table)
         );
         let rows = self.ask(&sql).await?;
