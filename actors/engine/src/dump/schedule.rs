@@ -119,7 +119,9 @@ impl Schedule {
             if dump.is_over() {
                 continue;
             }
-            let cool_down = state.cool_downs.get(&dump.uri).copied().unwrap_or_default();
+            let subscription = (dump.stream.clone(), dump.consumer.clone());
+            let cool_down = state.cool_downs.get(&subscription);
+            let cool_down = cool_down.copied().unwrap_or_default();
             let running = &self.running;
             let recording = &self.recording;
             let new_job = || new_job(dump, running, recording);

@@ -6,8 +6,8 @@ use crate::{
     checkpoint::Epoch,
     cluster::{
         Answer, Command, DumpAction, DumpCommand, DumpOptions, DumpRule, DumpTable, FinishedRange,
-        NewDump, OnGap, Origin, PlannedTable, Replica, ReplicaKind, Source, State, TableFailure,
-        TableLayout, WantedPages,
+        NewDump, NewLayout, OnGap, Origin, PlannedTable, Replica, ReplicaKind, Source, State,
+        TableFailure, TableLayout, WantedPages,
     },
     dump::{DumpId, Heap, TableName},
     lsn::{Lsn, PgTime},
@@ -40,6 +40,14 @@ pub(crate) fn layout(pages_end: u32) -> TableLayout {
         row_estimate: u64::from(pages_end) * 100,
         since_xid: 700,
         planned_at: Lsn(5),
+    }
+}
+
+pub(crate) fn new_layout(oid: u32, pages_end: u32) -> NewLayout {
+    NewLayout {
+        heap: plan(oid, 0).heap,
+        layout: layout(pages_end),
+        needs_sweep: true,
     }
 }
 

@@ -7,7 +7,7 @@ use super::{
     books::{Job, Retry},
 };
 use crate::{
-    cluster::{FinishedRange, TableFailure},
+    cluster::{DumpTable, FinishedRange, TableFailure, WantedPages},
     codes,
 };
 
@@ -160,12 +160,9 @@ impl Schedule {
                     });
                 }
             }
-            Setback::Rewritten(_) => {
-                errand = Some(Errand::Replan {
-                    dump,
-                    table,
-                    generation,
-                });
+            Setback::Rewritten(what) => {
+                let found = job.dump.table(table);
+                errand = Some(after_rewrite(found, what, (dump, table, generation)));
             }
             Setback::Final(failure) => {
                 errand = Some(Errand::Fail {
@@ -276,6 +273,32 @@ impl Schedule {
             };
             job.put_back(due, retry);
         }
+    }
+}
+
+/// Page numbers given by hand mean nothing in the new file; a whole table is planned anew.
+fn after_rewrite(
+    found: Option<&DumpTable>,
+    what: String,
+    (dump, table, generation): (DumpId, u32, u32),
+) -> Errand {
+    let is_whole = found.is_none_or(|found| found.wanted == WantedPages::Whole);
+    if is_whole {
+        return Errand::Replan {
+            dump,
+            table,
+            generation,
+        };
+    }
+    let failure = TableFailure {
+        code: codes::dump::PAGES_MOVED.code.to_owned(),
+        text: format!("page ranges given by hand mean other rows now: {what}"),
+    };
+    Errand::Fail {
+        dump,
+        table,
+        generation,
+        failure,
     }
 }
 

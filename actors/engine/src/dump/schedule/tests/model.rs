@@ -177,7 +177,7 @@ impl Watched {
                     dump,
                     table,
                     generation,
-                    layout: layout(24),
+                    plan: Box::new(new_layout(table + 1, 24)),
                     at,
                 },
                 Errand::Fail { failure, .. } => DumpCommand::FailTable {

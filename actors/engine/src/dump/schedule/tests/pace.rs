@@ -23,13 +23,16 @@ fn a_cool_down_follows_each_range() {
 }
 
 #[test]
-fn the_cool_down_of_a_uri_holds_for_its_dumps_until_it_is_taken_away() {
+fn the_cool_down_of_a_subscription_holds_for_its_dumps_until_it_is_taken_away() {
     let mut world = World::new(&[4]);
     world.create("a", small(1), 100);
     world.create("b", small(1), 100);
     let set = |world: &mut World, cool_down| {
-        let uri = "shop/a".to_owned();
-        let command = DumpCommand::SetCoolDown { uri, cool_down };
+        let command = DumpCommand::SetCoolDown {
+            stream: "shop".to_owned(),
+            consumer: "a".to_owned(),
+            cool_down,
+        };
         apply(&mut world.state, Command::Dump(command));
         world.agree();
     };

@@ -145,7 +145,7 @@ fn replan(world: &mut World, errand: &Errand, pages_end: u32) -> Answer {
         dump,
         table,
         generation,
-        layout: layout(pages_end),
+        plan: Box::new(new_layout(table + 1, pages_end)),
         at: PgTime(4),
     };
     let answer = apply(&mut world.state, Command::Dump(command));
@@ -227,6 +227,22 @@ fn a_rewritten_table_is_planned_anew_and_old_ranges_do_not_count() {
     assert!(world.state.dumps[&id].tables[0].done.is_empty());
     world.finish(again.ticket);
     assert_eq!(world.state_of(id), DumpState::Finished);
+}
+
+#[test]
+fn a_rewritten_table_with_pages_given_by_hand_fails_with_a_clear_word() {
+    let mut world = World::new(&[1]);
+    let mut table = plan(1, 100);
+    table.wanted = WantedPages::Ranges(vec![PageRange { first: 0, last: 99 }]);
+    let id = create(&mut world.state, "a", small(1), vec![table]);
+    world.agree();
+    let range = world.pull("a").unwrap();
+    world.give_up(range.ticket, Setback::Rewritten("CLUSTER".to_owned()));
+    let errand = world.schedule.next_errand(world.now).unwrap();
+    fail(&mut world, errand);
+    let failure = world.state.dumps[&id].tables[0].failure.clone().unwrap();
+    assert_eq!(failure.code, "PGC-E17");
+    assert_eq!(world.state_of(id), DumpState::Failed);
 }
 
 #[test]
