@@ -5,6 +5,7 @@
 
 pub mod config;
 pub mod dump;
+pub mod existing_rows;
 pub mod gateway;
 pub mod log;
 pub mod node;
@@ -31,6 +32,7 @@ pub fn all() -> impl Iterator<Item = &'static Explanation> {
         log::ALL,
         gateway::ALL,
         dump::ALL,
+        existing_rows::ALL,
         node::ALL,
     ]
     .into_iter()

@@ -30,6 +30,8 @@ pub mod retention;
 
 pub mod dump;
 
+pub mod copy_row;
+
 pub mod capture_options;
 
 pub mod filter;
