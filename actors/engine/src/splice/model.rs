@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// Keys of the table. A row moves to another page with its value.
-const KEYS: u8 = 9;
+const KEYS: u8 = 4;
 const PAGES: u32 = 3;
 const TIMEOUT: Duration = Duration::from_secs(20);
 /// WAL between two commits.
@@ -110,7 +110,7 @@ fn act() -> impl Strategy<Value = Act> {
         6 => (session.clone(), any::<prop::sample::Index>(), 0..8_u8)
             .prop_map(|(session, place, kind)| Act::Answer { session, place, kind }),
         1 => session.prop_map(Act::Leave),
-        1 => Just(Act::LeaveAll),
+        2 => Just(Act::LeaveAll),
         1 => (1..30_u64).prop_map(|seconds| Act::Pass(Duration::from_secs(seconds))),
     ]
 }
@@ -590,17 +590,17 @@ impl World {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 1_024, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 2_048, ..ProptestConfig::default() })]
 
     #[test]
-    fn the_copy_of_a_shared_consumer_equals_the_table(acts in prop::collection::vec(act(), 0..120)) {
+    fn the_copy_of_a_shared_consumer_equals_the_table(acts in prop::collection::vec(act(), 0..160)) {
         let mut world = World::new(false);
         acts.iter().for_each(|act| world.act(act));
         world.come_to_rest();
     }
 
     #[test]
-    fn the_copy_of_an_ordered_consumer_equals_the_table(acts in prop::collection::vec(act(), 0..120)) {
+    fn the_copy_of_an_ordered_consumer_equals_the_table(acts in prop::collection::vec(act(), 0..160)) {
         let mut world = World::new(true);
         acts.iter().for_each(|act| world.act(act));
         world.come_to_rest();
