@@ -1,7 +1,7 @@
 //! A running node: the order of its start and of its stop.
 //!
-//! [`start`] reads from top to bottom as the node comes up: store, logs, gateway, agents, gRPC,
-//! HTTP, ready. [`Node::stop`] is the reverse under one deadline. Nothing here decides anything.
+//! [`start`] reads from top to bottom as the node comes up: store, logs, dumps, gateway, agents,
+//! gRPC, HTTP, ready. [`Node::stop`] is the reverse under one deadline. Nothing here decides anything.
 
 mod exposure;
 mod server;
@@ -16,7 +16,7 @@ use anyhow::Context as _;
 use pgcapture_actors::{
     consensus::Consensus,
     cursors::CursorStore,
-    dump::NoRanges,
+    dump::{DumpControllerHandle, RowReader},
     gateway::{GatewayHandle, GatewayLimits},
     supervise::Task,
 };
@@ -24,10 +24,12 @@ use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use self::exposure::refuse_open_listener;
+use self::server::Services;
 use crate::{
     config::Config,
     http::{self, Pages},
     logs::Logs,
+    replicas::{self, Replicas},
     resolver::StreamResolver,
     rpc::admin::{AdminService, NodeInfo},
     sources::{Sources, unix_now_micros},
@@ -43,6 +45,9 @@ pub struct Node {
     pub metrics: SocketAddr,
     /// Its sources.
     pub sources: Arc<Sources>,
+    /// Where existing rows of its sources are read from.
+    pub replicas: Arc<Replicas>,
+    dumps: DumpControllerHandle,
     deadline: Duration,
     logs: Arc<Logs>,
     gateway: GatewayHandle,
@@ -50,6 +55,7 @@ pub struct Node {
     reconciler: JoinHandle<()>,
     ready: watch::Sender<bool>,
     health: server::Health,
+    stop_dumps: CancellationToken,
     stop_agents: CancellationToken,
     stop_servers: CancellationToken,
     servers: [Task<()>; 2],
@@ -85,11 +91,18 @@ pub async fn start(config: &Config) -> anyhow::Result<Node> {
     ));
     sources.open_logs().await;
 
+    let replicas = Arc::new(Replicas::new(
+        config,
+        Arc::clone(&consensus),
+        Arc::clone(&sources),
+    ));
+    let reader: Arc<dyn RowReader> = Arc::new(replicas::reader(config.limits.max_row));
+    let dumps = DumpControllerHandle::start(Arc::clone(&consensus), Arc::clone(&reader));
     let resolver = StreamResolver::new(consensus.state(), Arc::clone(&logs));
     let gateway = GatewayHandle::start(
         Arc::new(resolver),
         cursors,
-        Arc::new(NoRanges),
+        Arc::new(dumps.clone()),
         gateway_limits(config),
     );
 
@@ -102,22 +115,29 @@ pub async fn start(config: &Config) -> anyhow::Result<Node> {
     let admin = AdminService {
         info: Arc::new(node_info(config, addresses)),
         ready: is_ready.clone(),
-        consensus,
+        consensus: Arc::clone(&consensus),
         sources: Arc::clone(&sources),
         logs: Arc::clone(&logs),
         gateway: gateway.clone(),
         orders: orders.clone(),
     };
+    let stop_dumps = CancellationToken::new();
+    let services = Services::new(
+        admin,
+        (Arc::clone(&replicas), dumps.clone(), reader),
+        stop_dumps.clone(),
+    );
     let stop_servers = CancellationToken::new();
     let (listen, health, grpc) =
-        server::serve(grpc_listener, admin, credentials, stop_servers.clone()).await?;
+        server::serve(grpc_listener, services, credentials, stop_servers.clone()).await?;
     let pages = Pages {
         ready: is_ready,
         sources: Arc::clone(&sources),
+        dumps: dumps.clone(),
     };
     let (metrics, http) = http::serve(http_listener, pages, stop_servers.clone())?;
 
-    add_configured(config, &sources, &orders);
+    add_configured(config, &sources, &replicas, &orders);
     health.serving().await;
     ready.send_replace(true);
     tracing::info!(
@@ -131,6 +151,8 @@ pub async fn start(config: &Config) -> anyhow::Result<Node> {
         listen,
         metrics,
         sources,
+        replicas,
+        dumps,
         deadline: config.node.drain_timeout.0,
         logs,
         gateway,
@@ -138,6 +160,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Node> {
         reconciler,
         ready,
         health,
+        stop_dumps,
         stop_agents,
         stop_servers,
         servers: [grpc, http],
@@ -173,10 +196,12 @@ impl Node {
 
     async fn drain(mut self) -> bool {
         let mut is_clean = true;
+        self.stop_dumps.cancel();
         if let Err(error) = self.gateway.drain().await {
             tracing::error!(%error, "the last acknowledgements could not be saved");
             is_clean = false;
         }
+        self.dumps.drain().await;
         self.orders.close();
         self.orders.wait().await;
         self.stop_agents.cancel();
@@ -190,13 +215,27 @@ impl Node {
     }
 }
 
-/// Adds what the configuration declares. A source that cannot be set up must not hold up the node;
-/// the tracker owns the attempt.
-fn add_configured(config: &Config, sources: &Arc<Sources>, orders: &TaskTracker) {
-    for (name, section) in &config.source {
-        let (sources, name, section) = (Arc::clone(sources), name.clone(), section.clone());
-        orders.spawn(async move { sources.add_configured(&name, &section).await });
-    }
+/// Adds what the configuration declares, replicas after the sources that they name. What cannot be
+/// set up must not hold up the node; the tracker owns the attempt.
+fn add_configured(
+    config: &Config,
+    sources: &Arc<Sources>,
+    replicas: &Arc<Replicas>,
+    orders: &TaskTracker,
+) {
+    let (sources, replicas) = (Arc::clone(sources), Arc::clone(replicas));
+    let (wanted_sources, wanted_replicas) = (config.source.clone(), config.replica.clone());
+    let added = orders.clone();
+    orders.spawn(async move {
+        let each = wanted_sources
+            .iter()
+            .map(|(name, section)| sources.add_configured(name, section));
+        futures_util::future::join_all(each).await;
+        for (name, section) in wanted_replicas {
+            let replicas = Arc::clone(&replicas);
+            added.spawn(async move { replicas.add_configured(&name, &section).await });
+        }
+    });
 }
 
 fn node_info(config: &Config, (listen, metrics): (SocketAddr, SocketAddr)) -> NodeInfo {
