@@ -77,37 +77,12 @@ pub async fn start(config: &Config) -> anyhow::Result<Node> {
     let grpc_listener = bind(config.node.listen).await?;
     let http_listener = bind(config.node.metrics).await?;
 
-    let data_dir = config.node.data_dir.clone();
-    let opened = tokio::task::spawn_blocking(move || Store::open(&data_dir)).await?;
-    let store = Arc::new(opened?);
-    let consensus: Arc<dyn Consensus> = Arc::<Store>::clone(&store);
-    let cursors: Arc<dyn CursorStore> = store;
-
-    let logs = Arc::new(Logs::new(config));
-    let sources = Arc::new(Sources::new(
-        config,
-        Arc::clone(&consensus),
-        Arc::clone(&logs),
-    ));
-    sources.open_logs().await;
-
-    let replicas = Arc::new(Replicas::new(
-        config,
-        Arc::clone(&consensus),
-        Arc::clone(&sources),
-    ));
-    let reader: Arc<dyn RowReader> = Arc::new(replicas::reader(config.limits.max_row));
-    let dumps = DumpControllerHandle::start(Arc::clone(&consensus), Arc::clone(&reader));
-    let resolver = StreamResolver::new(consensus.state(), Arc::clone(&logs));
-    let gateway = GatewayHandle::start(
-        Arc::new(resolver),
-        cursors,
-        Arc::new(dumps.clone()),
-        gateway_limits(config),
-    );
+    let parts = Parts::open(config).await?;
+    let dumps = parts.start_dumps();
+    let gateway = parts.start_gateway(config, &dumps);
 
     let stop_agents = CancellationToken::new();
-    let reconciler = sources.start(stop_agents.clone());
+    let reconciler = parts.sources.start(stop_agents.clone());
 
     let (ready, is_ready) = watch::channel(false);
     let orders = TaskTracker::new();
@@ -115,29 +90,26 @@ pub async fn start(config: &Config) -> anyhow::Result<Node> {
     let admin = AdminService {
         info: Arc::new(node_info(config, addresses)),
         ready: is_ready.clone(),
-        consensus: Arc::clone(&consensus),
-        sources: Arc::clone(&sources),
-        logs: Arc::clone(&logs),
+        consensus: Arc::clone(&parts.consensus),
+        sources: Arc::clone(&parts.sources),
+        logs: Arc::clone(&parts.logs),
         gateway: gateway.clone(),
         orders: orders.clone(),
     };
     let stop_dumps = CancellationToken::new();
-    let services = Services::new(
-        admin,
-        (Arc::clone(&replicas), dumps.clone(), reader),
-        stop_dumps.clone(),
-    );
+    let readers = (Arc::clone(&parts.replicas), dumps.clone(), parts.reader);
+    let services = Services::new(admin, readers, stop_dumps.clone());
     let stop_servers = CancellationToken::new();
     let (listen, health, grpc) =
         server::serve(grpc_listener, services, credentials, stop_servers.clone()).await?;
     let pages = Pages {
         ready: is_ready,
-        sources: Arc::clone(&sources),
+        sources: Arc::clone(&parts.sources),
         dumps: dumps.clone(),
     };
     let (metrics, http) = http::serve(http_listener, pages, stop_servers.clone())?;
 
-    add_configured(config, &sources, &replicas, &orders);
+    add_configured(config, &parts.sources, &parts.replicas, &orders);
     health.serving().await;
     ready.send_replace(true);
     tracing::info!(
@@ -150,11 +122,11 @@ pub async fn start(config: &Config) -> anyhow::Result<Node> {
     Ok(Node {
         listen,
         metrics,
-        sources,
-        replicas,
+        sources: parts.sources,
+        replicas: parts.replicas,
         dumps,
         deadline: config.node.drain_timeout.0,
-        logs,
+        logs: parts.logs,
         gateway,
         orders,
         reconciler,
@@ -168,8 +140,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Node> {
 }
 
 impl Node {
-    /// Stops in order: no new sessions, sessions drained, agents drained and confirmed, logs
-    /// closed. Returns whether all of it ended within the configured time; what did not is cut off
+    /// Stops in order: no new sessions, sessions drained, dumps and agents drained, logs closed. Returns whether all of it ended within the configured time; what did not is cut off
     /// and loses nothing that is durable.
     pub async fn stop(self) -> bool {
         let deadline = self.deadline;
@@ -201,9 +172,9 @@ impl Node {
             tracing::error!(%error, "the last acknowledgements could not be saved");
             is_clean = false;
         }
-        self.dumps.drain().await;
         self.orders.close();
         self.orders.wait().await;
+        self.dumps.drain().await;
         self.stop_agents.cancel();
         is_clean &= self.reconciler.await.is_ok();
         self.logs.close().await;
@@ -212,6 +183,53 @@ impl Node {
             is_clean &= server.join().await.is_ok();
         }
         is_clean
+    }
+}
+
+/// What a node stands on; nothing of it runs yet.
+struct Parts {
+    consensus: Arc<dyn Consensus>,
+    cursors: Arc<dyn CursorStore>,
+    logs: Arc<Logs>,
+    sources: Arc<Sources>,
+    replicas: Arc<Replicas>,
+    reader: Arc<dyn RowReader>,
+}
+
+impl Parts {
+    /// Opens the store and the logs.
+    async fn open(config: &Config) -> anyhow::Result<Self> {
+        let data_dir = config.node.data_dir.clone();
+        let opened = tokio::task::spawn_blocking(move || Store::open(&data_dir)).await?;
+        let store = Arc::new(opened?);
+        let consensus: Arc<dyn Consensus> = Arc::<Store>::clone(&store);
+        let logs = Arc::new(Logs::new(config));
+        let sources = Sources::new(config, Arc::clone(&consensus), Arc::clone(&logs));
+        let sources = Arc::new(sources);
+        sources.open_logs().await;
+        let replicas = Replicas::new(config, Arc::clone(&consensus), Arc::clone(&sources));
+        Ok(Self {
+            consensus,
+            cursors: store,
+            logs,
+            sources,
+            replicas: Arc::new(replicas),
+            reader: Arc::new(replicas::reader(config.limits.max_row)),
+        })
+    }
+
+    fn start_dumps(&self) -> DumpControllerHandle {
+        DumpControllerHandle::start(Arc::clone(&self.consensus), Arc::clone(&self.reader))
+    }
+
+    fn start_gateway(&self, config: &Config, dumps: &DumpControllerHandle) -> GatewayHandle {
+        let resolver = StreamResolver::new(self.consensus.state(), Arc::clone(&self.logs));
+        GatewayHandle::start(
+            Arc::new(resolver),
+            Arc::clone(&self.cursors),
+            Arc::new(dumps.clone()),
+            gateway_limits(config),
+        )
     }
 }
 

@@ -73,9 +73,9 @@ fn progress(status: &DumpStatus) -> DumpProgress {
         retry_count: status.given_up_count,
         rows_per_second: status.rows_per_second,
         eta_micros: status.remaining.filter(|_| is_open).map_or(0, micros),
-        ratio: match status.state {
-            DumpState::Finished => 1.0,
-            _ if pages_total == 0 => 0.0,
+        ratio: match pages_total {
+            _ if status.state == DumpState::Finished => 1.0,
+            0 => 0.0,
             _ => (pages_done as f64 / pages_total as f64).min(1.0),
         },
         waiting_for: match &status.waits_for {
