@@ -29,8 +29,16 @@ pub enum TaskKind {
     DurableTail,
     /// Serves one consumer.
     Session,
+    /// Brings ranges of dumps to one subscription.
+    RangeIntake,
     /// Makes cursors durable.
     CursorSaver,
+    /// Tells the dump controller what was agreed on.
+    DumpController,
+    /// Reads one range of a dump.
+    Dumper,
+    /// Looks at one replica again and again.
+    ReplicaWatch,
     /// Starts and stops agents as the state wants.
     Sources,
     /// Serves gRPC or HTTP.
@@ -50,7 +58,11 @@ impl TaskKind {
             Self::SlotWatch => "slot_watch",
             Self::DurableTail => "durable_tail",
             Self::Session => "session",
+            Self::RangeIntake => "range_intake",
             Self::CursorSaver => "cursor_saver",
+            Self::DumpController => "dump_controller",
+            Self::Dumper => "dumper",
+            Self::ReplicaWatch => "replica_watch",
             Self::Sources => "sources",
             Self::Server => "server",
             Self::Tool => "tool",

@@ -6,6 +6,8 @@
 //! | `/healthz` | 200 while the process works |
 //! | `/readyz` | 200 while the node takes sessions, else 503; the body names sources in trouble |
 
+mod dumps;
+
 use std::{
     net::SocketAddr,
     sync::{Arc, OnceLock},
@@ -13,7 +15,10 @@ use std::{
 
 use axum::{Router, extract::State, http::StatusCode, routing::get};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
-use pgcapture_actors::supervise::{Task, TaskKind, spawn};
+use pgcapture_actors::{
+    dump::DumpControllerHandle,
+    supervise::{Task, TaskKind, spawn},
+};
 use tokio::{net::TcpListener, sync::watch};
 use tokio_util::sync::CancellationToken;
 
@@ -34,6 +39,8 @@ pub struct Pages {
     pub ready: watch::Receiver<bool>,
     /// The sources.
     pub sources: Arc<Sources>,
+    /// The dumps.
+    pub dumps: DumpControllerHandle,
 }
 
 /// Installs the recorder of metrics for the process. The second call does nothing.
@@ -45,6 +52,7 @@ pub fn install_metrics() {
         let handle = builder.ok()?.install_recorder().ok()?;
         let version = env!("CARGO_PKG_VERSION");
         metrics::gauge!("pgcapture_build_info", "version" => version).set(1.0);
+        dumps::describe();
         Some(handle)
     });
 }
@@ -77,6 +85,7 @@ pub fn serve(
 
 async fn metrics_page(State(pages): State<Pages>) -> String {
     pages.sources.report_metrics();
+    dumps::report(&pages.dumps).await;
     let ready = f64::from(u8::from(*pages.ready.borrow()));
     metrics::gauge!("pgcapture_node_up").set(1.0);
     metrics::gauge!("pgcapture_node_ready").set(ready);

@@ -33,13 +33,17 @@ use pgcapture_engine::{
 use tokio::{sync::watch, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use self::status::{chain, lag, lag_bytes, unix_now_micros};
+use self::host::SourceHost;
 pub use self::{
     definition::Definition,
     operations::SourceError,
     setup::{Check, SourcePlan},
 };
-use self::{host::SourceHost, secrets::Secrets};
+pub(crate) use self::{
+    host::connection,
+    secrets::Secrets,
+    status::{chain, lag, lag_bytes, unix_now_micros},
+};
 use crate::{config::Config, logs::Logs};
 
 /// How long the reconciler waits before it tries again what failed. An operator who mends a
@@ -202,7 +206,7 @@ impl Sources {
         };
         let epoch = match self.consensus.propose(assign).await {
             Ok(Answer::Assigned(epoch)) => epoch,
-            Ok(Answer::Done | Answer::Unchanged) => return Err(missing()),
+            Ok(Answer::Done | Answer::Unchanged | Answer::DumpCreated(_)) => return Err(missing()),
             Err(error) => return Err(status::propose_trouble(&error)),
         };
         let spec = AgentSpec {

@@ -38,6 +38,8 @@ const TABLE: &[(&str, Code)] = &[
     ("PGC-G15", Code::InvalidArgument),
     // A mode that the other sessions do not have.
     ("PGC-G16", Code::FailedPrecondition),
+    // Rows of a dump; it is read again.
+    ("PGC-G17", Code::Unavailable),
     // The node: its disk, a token, names and requests.
     ("PGC-N01", Code::Unavailable),
     ("PGC-N04", Code::Unavailable),
@@ -46,12 +48,32 @@ const TABLE: &[(&str, Code)] = &[
     ("PGC-N11", Code::AlreadyExists),
     ("PGC-N12", Code::InvalidArgument),
     ("PGC-N15", Code::DataLoss),
+    // Dumps: requests that cannot be, what is in the way, what is not there.
+    ("PGC-E02", Code::InvalidArgument),
+    ("PGC-E03", Code::InvalidArgument),
+    ("PGC-E04", Code::AlreadyExists),
+    ("PGC-E05", Code::NotFound),
+    ("PGC-E07", Code::InvalidArgument),
+    ("PGC-E14", Code::NotFound),
+    ("PGC-E15", Code::NotFound),
+    ("PGC-E16", Code::InvalidArgument),
+    ("PGC-E25", Code::NotFound),
+    ("PGC-E37", Code::InvalidArgument),
+    ("PGC-E38", Code::InvalidArgument),
+    // The controller, the store or the replica is away: try again.
+    ("PGC-E11", Code::Unavailable),
+    ("PGC-E12", Code::Unavailable),
+    ("PGC-E13", Code::Internal),
+    ("PGC-E20", Code::Unavailable),
+    ("PGC-E30", Code::Unavailable),
+    ("PGC-E31", Code::Unavailable),
     // A secret that cannot be read.
     ("PGC-C007", Code::FailedPrecondition),
 ];
 
-/// Prefix of the codes of sources: PostgreSQL is not as it must be, and an operator mends it there.
-const SOURCE_PREFIX: &str = "PGC-S";
+/// Prefixes of the codes of sources and of dumps: PostgreSQL is not as it must be, and an operator
+/// mends it there.
+const POSTGRES_PREFIXES: [&str; 2] = ["PGC-S", "PGC-E"];
 
 /// Returns the gRPC code of a stable code.
 #[must_use]
@@ -63,7 +85,10 @@ pub fn grpc_code(code: &str) -> Code {
 }
 
 fn family_code(code: &str) -> Code {
-    if code.starts_with(SOURCE_PREFIX) {
+    if POSTGRES_PREFIXES
+        .iter()
+        .any(|prefix| code.starts_with(prefix))
+    {
         Code::FailedPrecondition
     } else {
         Code::Internal

@@ -33,7 +33,11 @@ use std::{
 
 use async_trait::async_trait;
 use pgcapture_engine::{
-    batch::Batch, checkpoint::Epoch, lsn::PgTime, retention::Retention, segment::SegmentHeader,
+    batch::Batch,
+    checkpoint::Epoch,
+    lsn::{Lsn, PgTime},
+    retention::Retention,
+    segment::SegmentHeader,
 };
 use tokio::sync::watch;
 
@@ -50,7 +54,7 @@ use self::{
     writer::Writer,
 };
 use super::{
-    ChangeLog, LogError, LogExtent, LogHealth, LogReader, LogWriter, Start, Tail, removed,
+    ChangeLog, LogError, LogExtent, LogHealth, LogReader, LogWriter, Start, Tail, ask, removed,
     skip::Skip,
 };
 use crate::clock::now;
@@ -134,6 +138,7 @@ impl EmbeddedLog {
             queue: Queue::new(options.queue_bytes_max, &tail),
             tail: tail_receiver,
             health: watch::Sender::default(),
+            asked: watch::Sender::default(),
             committed: committed_receiver,
             segments: RwLock::new(recovered.segments),
             earliest: Mutex::default(),
@@ -292,6 +297,14 @@ impl ChangeLog for EmbeddedLog {
             bytes,
             segments,
         }
+    }
+
+    fn ask_progress(&self, at: Lsn) {
+        ask(&self.shared.asked, at);
+    }
+
+    fn asked_progress(&self) -> Option<watch::Receiver<Lsn>> {
+        Some(self.shared.asked.subscribe())
     }
 }
 

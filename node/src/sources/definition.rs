@@ -111,11 +111,11 @@ impl Definition {
 
     /// Returns where to connect to, with the password.
     pub(super) fn connection(&self) -> Result<postgres::Config, SourceError> {
-        let config = host::connection(&self.url, self.password.as_ref())?;
-        Ok(match &self.inline {
-            Some(password) => config.with_password(password.clone()),
-            None => config,
-        })
+        Ok(host::connection(
+            &self.url,
+            self.inline.as_ref(),
+            self.password.as_ref(),
+        )?)
     }
 
     /// Returns the source as the state keeps it.

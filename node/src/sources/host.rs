@@ -38,7 +38,7 @@ impl SourceHost {
 #[async_trait]
 impl AgentHost for SourceHost {
     async fn connection(&self) -> Result<postgres::Config, HostError> {
-        connection(&self.url, self.password.as_ref())
+        connection(&self.url, None, self.password.as_ref())
     }
 
     async fn record_gap(&self, gap: Gap) -> Result<(), HostError> {
@@ -54,15 +54,20 @@ impl AgentHost for SourceHost {
     }
 }
 
-/// Returns how to connect, with the password as it is now.
-pub(super) fn connection(
+/// Returns how to connect, with the password that stood in the url, or the one that the reference
+/// leads to now.
+pub(crate) fn connection(
     url: &str,
+    inline: Option<&postgres::Secret>,
     password: Option<&SecretRef>,
 ) -> Result<postgres::Config, HostError> {
     let config = postgres::Config::parse(url).map_err(|error| HostError {
         explanation: error.explanation(),
         text: error.to_string(),
     })?;
+    if let Some(password) = inline {
+        return Ok(config.with_password(password.clone()));
+    }
     let Some(reference) = password else {
         return Ok(config);
     };

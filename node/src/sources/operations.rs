@@ -11,13 +11,13 @@ use pgcapture_actors::{
     postgres::PgError,
 };
 use pgcapture_engine::{
-    cluster::{Answer, Command, Origin, Refusal, Source},
+    cluster::{Answer, Command, Origin, Refusal, ReplicaRefusal, Source},
     codes::{self, Explanation},
     lsn::PgTime,
 };
 
 use super::{
-    Definition, SourcePlan, Sources, host,
+    Definition, SourcePlan, Sources,
     setup::{self, Made},
     status::{chain, unix_now_micros},
 };
@@ -82,12 +82,15 @@ impl SourceError {
                 Refusal::SourceExists { .. }
                 | Refusal::StreamTaken { .. }
                 | Refusal::SlotTaken { .. }
-                | Refusal::TooManySources,
+                | Refusal::TooManySources
+                | Refusal::Replica(ReplicaRefusal::Exists { .. }),
             )
             | Self::NoGap { .. } => &codes::node::CONFLICT,
             Self::Refused(Refusal::InvalidName(_)) | Self::Invalid { .. } => {
                 &codes::node::BAD_REQUEST
             }
+            Self::Refused(Refusal::Replica(refusal)) => refusal.explanation(),
+            Self::Refused(Refusal::Dump(refusal)) => refusal.explanation(),
             Self::Postgres { explanation, .. } | Self::Checks { explanation, .. } => explanation,
             Self::Store { .. } => &codes::node::STORE_FAILED,
         }
@@ -143,6 +146,15 @@ impl Sources {
     pub fn get(&self, name: &str) -> Result<Source, SourceError> {
         let state = Arc::clone(&self.consensus.state().borrow());
         Ok(state.source(name)?.clone())
+    }
+
+    /// Returns where a source connects to, with its password.
+    pub(crate) fn connection_of(&self, source: &Source) -> Result<postgres::Config, SourceError> {
+        Ok(super::connection(
+            &source.url,
+            None,
+            source.password.as_ref(),
+        )?)
     }
 
     /// Checks a database and says what adding it would run; changes nothing.
@@ -295,7 +307,7 @@ impl Sources {
     pub async fn detach(&self, name: &str, keep_slot: bool) -> Result<Source, SourceError> {
         let source = self.set_paused(name, true).await?;
         if !keep_slot {
-            let config = host::connection(&source.url, source.password.as_ref())?;
+            let config = self.connection_of(&source)?;
             let made = Made {
                 slot: Some(&source.slot),
                 publication: source.owns_publication.then_some(&source.publication),
