@@ -14,6 +14,10 @@ use pgcapture_engine::lsn::Lsn;
 
 use self::support::Source;
 
+/// From 18 on a publication that is missing is a warning in the server's log; the agent's watch
+/// notices it by SQL.
+const PUBLICATION_SKIPPED_SINCE: u32 = 180_000;
+
 type Messages = Vec<(Lsn, Vec<u8>)>;
 
 async fn fill(source: &mut Source) {
@@ -238,8 +242,13 @@ async fn an_error_inside_a_chunk_is_told_and_the_real_slot_stays() {
     let options = SlotCopyOptions::new("s", "no_such_publication");
     let mut copy = SlotCopy::open(&config, options).await.unwrap();
     let mut reader = copy.chunk(end).await.unwrap();
-    let error: PgError = reader.receive().await.unwrap_err();
-    assert_eq!(error.code(), "PGC-S18", "{error}");
+    let received = reader.receive().await;
+    if source.sql.server_version() < PUBLICATION_SKIPPED_SINCE {
+        let error: PgError = received.unwrap_err();
+        assert_eq!(error.code(), "PGC-S18", "{error}");
+    } else {
+        received.unwrap();
+    }
     assert_eq!(source.slot().await.confirmed_flush_lsn, before);
     let config = source.server.config("nowhere");
     let error = Connection::connect(&config, Replication::Off)
