@@ -7,8 +7,8 @@
 mod support;
 
 use pgcapture_actors::postgres::{
-    Connection, PgError, Replication, ReplicationEvent, SlotCopy, SlotCopyError, SlotCopyOptions,
-    advance_slot, catalog,
+    Config, Connection, PgError, Replication, ReplicationEvent, SlotCopy, SlotCopyError,
+    SlotCopyOptions, advance_slot, catalog,
 };
 use pgcapture_engine::lsn::Lsn;
 
@@ -74,6 +74,16 @@ async fn followed(source: &Source, count: usize) -> Messages {
     messages
 }
 
+/// Opens a copy of the slot, once the session of an earlier one has ended on the server too.
+async fn opened(config: &Config) -> SlotCopy {
+    loop {
+        match SlotCopy::open(config, SlotCopyOptions::new("s", "p")).await {
+            Err(SlotCopyError::Locked { .. }) => {}
+            opened => return opened.unwrap(),
+        }
+    }
+}
+
 #[tokio::test]
 async fn chunks_hold_the_bytes_of_the_walsender_whatever_their_size() {
     let mut source = Source::start().await;
@@ -85,8 +95,7 @@ async fn chunks_hold_the_bytes_of_the_walsender_whatever_their_size() {
         (source.server.config("postgres"), 1 << 30),
         (source.server.unix_config("postgres"), 100_000),
     ] {
-        let options = SlotCopyOptions::new("s", "p");
-        let mut copy = SlotCopy::open(&config, options).await.unwrap();
+        let mut copy = opened(&config).await;
         all.push(copied(&mut copy, end, chunk).await);
     }
     let whole = &all[0];
