@@ -7,12 +7,16 @@
 mod support;
 
 use pgcapture_actors::postgres::{
-    Connection, PgError, Replication, ReplicationEvent, SlotCopies, SlotCopy, SlotCopyError,
-    SlotCopyOptions, advance_slot, catalog,
+    Config, Connection, PgError, Replication, ReplicationEvent, SlotCopies, SlotCopy,
+    SlotCopyError, SlotCopyOptions, advance_slot, catalog,
 };
 use pgcapture_engine::lsn::Lsn;
 
 use self::support::Source;
+
+/// From 18 on a publication that is missing is a warning in the server's log; the agent's watch
+/// notices it by SQL.
+const PUBLICATION_SKIPPED_SINCE: u32 = 180_000;
 
 type Messages = Vec<(Lsn, Vec<u8>)>;
 
@@ -95,6 +99,16 @@ async fn followed(source: &Source, count: usize) -> Messages {
     messages
 }
 
+/// Opens a copy of the slot, once the session of an earlier one has ended on the server too.
+async fn opened(config: &Config) -> SlotCopy {
+    loop {
+        match SlotCopy::open(config, SlotCopyOptions::new("s", "p")).await {
+            Err(SlotCopyError::Locked { .. }) => {}
+            opened => return opened.unwrap(),
+        }
+    }
+}
+
 #[tokio::test]
 async fn chunks_hold_the_bytes_of_the_walsender_whatever_their_size() {
     let mut source = Source::start().await;
@@ -106,8 +120,7 @@ async fn chunks_hold_the_bytes_of_the_walsender_whatever_their_size() {
         (source.server.config("postgres"), 1 << 30),
         (source.server.unix_config("postgres"), 100_000),
     ] {
-        let options = SlotCopyOptions::new("s", "p");
-        let mut copy = SlotCopy::open(&config, options).await.unwrap();
+        let mut copy = opened(&config).await;
         all.push(copied(&mut copy, end, chunk).await);
     }
     let whole = &all[0];
@@ -305,8 +318,13 @@ async fn an_error_inside_a_chunk_is_told_and_the_real_slot_stays() {
     let options = SlotCopyOptions::new("s", "no_such_publication");
     let mut copy = SlotCopy::open(&config, options).await.unwrap();
     let mut reader = copy.chunk(end).await.unwrap();
-    let error: PgError = reader.receive().await.unwrap_err();
-    assert_eq!(error.code(), "PGC-S18", "{error}");
+    let received = reader.receive().await;
+    if source.sql.server_version() < PUBLICATION_SKIPPED_SINCE {
+        let error: PgError = received.unwrap_err();
+        assert_eq!(error.code(), "PGC-S18", "{error}");
+    } else {
+        received.unwrap();
+    }
     assert_eq!(source.slot().await.confirmed_flush_lsn, before);
     let config = source.server.config("nowhere");
     let error = Connection::connect(&config, Replication::Off)

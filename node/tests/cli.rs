@@ -3,9 +3,22 @@
 #[path = "cli/harness.rs"]
 mod harness;
 
-use std::{fs, net::TcpStream, os::unix::fs::PermissionsExt as _};
+use std::{fs, net::TcpStream, os::unix::fs::PermissionsExt as _, time::Duration};
 
-use harness::{Running, eventually, free_directory, run};
+use harness::{PATIENCE, Running, free_directory, run};
+use rustix::process::Signal;
+
+/// Between two looks at a fact that nothing announces.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// Looks again and again until something is so.
+async fn eventually(what: &str, is_so: impl Fn() -> bool) {
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while !is_so() {
+        assert!(tokio::time::Instant::now() < deadline, "never: {what}");
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn dev_shows_its_parts_and_leaves_nothing_behind() {
@@ -91,7 +104,7 @@ async fn a_killed_dev_leaves_no_server_and_no_folder() {
     assert_eq!(entries().count(), 2, "one of the server, one of the node");
     let is_reachable = || TcpStream::connect(("127.0.0.1", port)).is_ok();
     assert!(is_reachable());
-    dev.kill().await;
+    dev.signal(Signal::KILL);
     eventually("the end of the server", || !is_reachable()).await;
     eventually("the end of the folders", || entries().count() == 0).await;
 }

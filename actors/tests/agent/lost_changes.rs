@@ -146,7 +146,7 @@ impl Recorder {
     }
 
     fn told(&self) -> Vec<Gap> {
-        self.gaps.lock().expect("no test panics with it").clone()
+        self.gaps.lock().expect("no test panics under it").clone()
     }
 }
 
@@ -163,7 +163,7 @@ impl AgentHost for Recorder {
                 text: "the disk is full".to_owned(),
             });
         }
-        self.gaps.lock().expect("no test panics with it").push(gap);
+        self.gaps.lock().expect("no test panics under it").push(gap);
         Ok(())
     }
 }

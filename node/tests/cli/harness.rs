@@ -15,19 +15,7 @@ use tokio::{
 };
 
 /// Far beyond what anything here takes: reaching it is a failure.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-/// Between two looks at a fact that nothing announces.
-const LOOK_EVERY: Duration = Duration::from_millis(20);
-
-/// Looks again and again until something is so.
-pub(crate) async fn eventually(what: &str, is_so: impl Fn() -> bool) {
-    let deadline = tokio::time::Instant::now() + PATIENCE;
-    while !is_so() {
-        assert!(tokio::time::Instant::now() < deadline, "never: {what}");
-        tokio::time::sleep(LOOK_EVERY).await;
-    }
-}
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How a command ended.
 #[derive(Debug)]
@@ -117,9 +105,11 @@ impl Running {
         address.trim_end_matches(',').to_owned()
     }
 
-    /// Ends it so that it cannot do anything about it.
-    pub(crate) async fn kill(&mut self) {
-        self.child.kill().await.expect("it still runs");
+    /// Sends a signal.
+    pub(crate) fn signal(&self, signal: Signal) {
+        let id = self.child.id().expect("it still runs");
+        let pid = Pid::from_raw(i32::try_from(id).expect("a pid is small"));
+        kill_process(pid.expect("a pid is positive"), signal).expect("it is ours");
     }
 
     /// Asks for a stop as an init system does and returns the exit code.
@@ -134,9 +124,7 @@ impl Running {
     }
 
     async fn end(&mut self, signal: Signal) -> Option<i32> {
-        let id = self.child.id().expect("it still runs");
-        let pid = Pid::from_raw(i32::try_from(id).expect("a pid is small"));
-        kill_process(pid.expect("a pid is positive"), signal).expect("it is ours");
+        self.signal(signal);
         let ended = async {
             let status = self.child.wait().await.expect("it ends");
             // The sender is dropped once everything was read.

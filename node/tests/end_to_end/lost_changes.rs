@@ -90,7 +90,7 @@ async fn lost_and_accepted(world: World, lose: impl AsyncFn(&World), code: &str,
     let gap = next_gap(&mut watcher).await;
     assert!(gap.to_lsn > gap.from_lsn && gap.from_lsn > 0, "{gap:?}");
     let closed = (from, Some(Lsn(gap.to_lsn)), reason.to_owned());
-    assert_eq!(shown_gaps(&world).await, [closed.clone()]);
+    assert_eq!(shown_gaps(&world).await, std::slice::from_ref(&closed));
     assert_eq!(watcher.take_until(9).await, [9]);
     let mut seen = old.take_until(9).await;
     seen.dedup();
@@ -99,7 +99,7 @@ async fn lost_and_accepted(world: World, lose: impl AsyncFn(&World), code: &str,
     // It was accepted once: the next loss halts again, and a restart of the node does not accept it.
     let world = world.crash("").await;
     world.until("following").await;
-    assert_eq!(shown_gaps(&world).await, [closed.clone()]);
+    assert_eq!(shown_gaps(&world).await, std::slice::from_ref(&closed));
     world.sql("INSERT INTO t VALUES (10)").await;
     world.caught_up().await;
     drop_slot(&world).await;
