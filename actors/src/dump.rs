@@ -4,6 +4,8 @@
 //! them at a position that it has not passed yet, and says how each ended. A range that is given up
 //! is handed out again; a range is finished once its last row was acknowledged.
 
+pub mod scripted;
+
 use std::fmt::Debug;
 
 use async_trait::async_trait;
