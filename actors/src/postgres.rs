@@ -25,6 +25,7 @@ pub use self::{
     secret::Secret,
     server::{LocalServer, LocalServerError, LocalServerOptions, StopMode},
     slot_copy::{
-        ChunkReader, Rows, SlotCopy, SlotCopyError, SlotCopyOptions, SlotRow, advance_slot,
+        ChunkReader, NextChunk, Rows, SlotCopies, SlotCopy, SlotCopyError, SlotCopyOptions,
+        SlotRow, advance_slot,
     },
 };
