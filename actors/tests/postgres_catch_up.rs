@@ -136,7 +136,9 @@ async fn chunks_hold_the_bytes_of_the_walsender_whatever_their_size() {
 
 /// Each call describes the table anew; everything else is the same.
 fn rows_of(messages: &Messages) -> Messages {
-    let rows = messages.iter().filter(|(_, payload)| payload[0] != b'R');
+    let rows = messages
+        .iter()
+        .filter(|(_, payload)| !payload.starts_with(b"R"));
     rows.cloned().collect()
 }
 
