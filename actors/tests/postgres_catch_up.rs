@@ -151,7 +151,7 @@ async fn chunks_hold_the_bytes_of_the_walsender_whatever_their_size() {
 fn rows_of(messages: &Messages) -> Messages {
     let rows = messages
         .iter()
-        .filter(|(_, payload)| payload.first() != Some(&b'R'));
+        .filter(|(_, payload)| !payload.starts_with(b"R"));
     rows.cloned().collect()
 }
 
