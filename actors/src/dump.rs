@@ -24,6 +24,8 @@ mod reader;
 
 mod postgres_reader;
 
+pub mod scripted;
+
 use std::fmt::Debug;
 
 use async_trait::async_trait;
