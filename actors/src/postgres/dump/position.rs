@@ -86,7 +86,7 @@ pub(super) async fn standby_snapshot(
          SELECT 'at', pg_last_wal_replay_lsn(), pg_is_in_recovery(); \
          SELECT 'at', pg_last_wal_replay_lsn(), pg_is_in_recovery(); {}",
         qualified(table),
-        facts::questions(session.version, request, options)
+        facts::questions(request)
     );
     let mut tries = 0;
     loop {

@@ -80,7 +80,7 @@ async fn take(
     let inside = format!(
         "LOCK TABLE ONLY {} IN ACCESS SHARE MODE; {}",
         qualified(table),
-        facts::questions(session.version, request, options)
+        facts::questions(request)
     );
     let wire = &mut session.wire;
     // A walsender that waits for WAL takes any further query for a broken protocol.
