@@ -105,7 +105,6 @@ pub async fn start(config: &Config) -> anyhow::Result<Node> {
     let pages = Pages {
         ready: is_ready,
         sources: Arc::clone(&parts.sources),
-        dumps: dumps.clone(),
     };
     let (metrics, http) = http::serve(http_listener, pages, stop_servers.clone())?;
 

@@ -15,10 +15,7 @@ use std::{
 
 use axum::{Router, extract::State, http::StatusCode, routing::get};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
-use pgcapture_actors::{
-    dump::DumpControllerHandle,
-    supervise::{Task, TaskKind, spawn},
-};
+use pgcapture_actors::supervise::{Task, TaskKind, spawn};
 use tokio::{net::TcpListener, sync::watch};
 use tokio_util::sync::CancellationToken;
 
@@ -39,8 +36,6 @@ pub struct Pages {
     pub ready: watch::Receiver<bool>,
     /// The sources.
     pub sources: Arc<Sources>,
-    /// The dumps.
-    pub dumps: DumpControllerHandle,
 }
 
 /// Installs the recorder of metrics for the process. The second call does nothing.
@@ -85,7 +80,6 @@ pub fn serve(
 
 async fn metrics_page(State(pages): State<Pages>) -> String {
     pages.sources.report_metrics();
-    dumps::report(&pages.dumps).await;
     let ready = f64::from(u8::from(*pages.ready.borrow()));
     metrics::gauge!("pgcapture_node_up").set(1.0);
     metrics::gauge!("pgcapture_node_ready").set(ready);

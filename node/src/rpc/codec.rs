@@ -249,7 +249,9 @@ fn decode(frame: &[u8]) -> Result<Decoded, RequestError> {
                         reason: ack.requeue_reason.chars().take(REASON_CHARS_MAX).collect(),
                     })
                 }
-                kind => Decoded::Ack(Ack { checkpoint, kind }),
+                AckKind::Requeue | AckKind::Done | AckKind::UpTo | AckKind::UpToRow(_) => {
+                    Decoded::Ack(Ack { checkpoint, kind })
+                }
             }
         }
         // Nothing that this version knows: a newer client's, to be ignored.

@@ -63,7 +63,6 @@ impl DumpsService {
         let id = parse(id)?;
         let dumps = self.dumps.clone();
         order(&self.orders, async move { dumps.act(id, action).await }).await?;
-        tracing::info!(dump = %id, action = action.as_str(), "an operator changed a dump");
         self.get(id).await
     }
 }
@@ -139,11 +138,9 @@ impl DumpsRpc for DumpsService {
     ) -> Result<Response<Dump>, Status> {
         let request = request(wanted.into_inner(), &self.state());
         let request = request.map_err(DumpError::into_status)?;
-        let uri = request.uri.clone();
         let dumps = self.dumps.clone();
         let created = order(&self.orders, async move { dumps.create(request).await });
         let id = created.await?;
-        tracing::info!(dump = %id, consumer = uri, "an operator started a dump");
         self.get(id).await
     }
 
