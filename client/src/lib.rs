@@ -46,6 +46,10 @@
 //! - **At least once.** A change is delivered until it is acknowledged. Dropping an event means
 //!   that it comes again, after the acknowledgement time-out or with the next connection.
 //!   `dedup` hides repetitions of what this process acknowledged.
+//! - **Existing rows** that a dump reads come between the changes as [`Change::Snapshot`], each
+//!   behind every change that the reading saw and before every later one: write them over what
+//!   is there. A row that is asked for again, or a lost connection, brings the row's whole range
+//!   again, read anew; rows of a range that is acknowledged to its end do not come again.
 //! - **Reconnects** go to the next node, with growing jittered pauses, and continue where
 //!   acknowledgements ended. Answers that would stay the same (unknown stream, no permission,
 //!   a position that is gone) are returned instead; see [`Error::is_retryable`].

@@ -5,8 +5,13 @@
 //! order are joined into cumulative ones. A ticket whose connection is gone is answered by the next
 //! delivery of the same change.
 //!
-//! Invariants: a cumulative acknowledgement covers only changes that were acknowledged, and
-//! none is sent any more after a negative one or a repeated delivery in the session.
+//! Existing rows are acknowledged one by one: all rows of a range have the same checkpoint, so
+//! a joined answer could not say how many it stands for, and the gateway, which counts, would take
+//! rows for done that are still on their way.
+//!
+//! Invariants: a cumulative acknowledgement covers only changes that were acknowledged, along with
+//! all that was delivered before them; none is sent any more after a negative one or a repeated
+//! delivery in the session.
 
 use std::{
     future::Future as _,
@@ -272,9 +277,9 @@ impl AckLine {
             .highest
             .as_ref()
             .is_none_or(|highest| checkpoint > highest);
-        if checkpoint.is_dump() || !ascends {
-            self.broken = true;
-        } else {
+        // Rows of a dump stand between changes without a place in their order.
+        if !checkpoint.is_dump() {
+            self.broken |= !ascends;
             self.highest = Some(checkpoint.clone());
         }
         let index = self.delivered;
@@ -291,6 +296,9 @@ impl AckLine {
             return [self.flush(), Some(ack(checkpoint, false))];
         }
         self.answered += 1;
+        if checkpoint.is_dump() {
+            return [self.flush(), Some(ack(checkpoint, false))];
+        }
         self.waiting += 1;
         self.last = Some(checkpoint.clone());
         let due = place.ends_batch || self.waiting >= JOINED_ACKS;
@@ -396,11 +404,45 @@ mod tests {
     }
 
     #[test]
-    fn rows_of_a_dump_and_repeated_changes_break_the_line() {
-        for odd in [Checkpoint::new(Lsn::new(0), 1, Bytes::new()), at(1)] {
-            let mut line = line_of(3);
-            line.deliver(&odd);
-            assert_eq!(acknowledge(&mut line, 0, false), [(0, false)]);
+    fn repeated_changes_break_the_line() {
+        let mut line = line_of(3);
+        line.deliver(&at(1));
+        assert_eq!(acknowledge(&mut line, 0, false), [(0, false)]);
+    }
+
+    /// A row of range 9; the last one says so.
+    fn existing(is_last: bool) -> Checkpoint {
+        let data = if is_last { &[1][..] } else { &[] };
+        Checkpoint::new(Lsn::default(), 9, Bytes::copy_from_slice(data))
+    }
+
+    #[test]
+    fn existing_rows_go_one_by_one_and_changes_around_them_are_still_joined() {
+        let messages = [at(0), at(1), existing(false), existing(true), at(2), at(3)];
+        let mut line = AckLine::default();
+        for (index, message) in (0..).zip(&messages) {
+            assert_eq!(line.deliver(message), index);
         }
+        let mut all = Vec::new();
+        for (index, message) in (0..).zip(&messages) {
+            let ends_batch = index == 5;
+            all.extend(sent(line.acknowledge(message, Place { index, ends_batch })));
+        }
+        assert_eq!(all, [(1, true), (9, false), (9, false), (3, true)]);
+    }
+
+    #[test]
+    fn a_change_behind_an_unanswered_existing_row_is_acknowledged_alone() {
+        let messages = [at(0), existing(true), at(1)];
+        let mut line = AckLine::default();
+        for message in &messages {
+            line.deliver(message);
+        }
+        let place = |index| Place {
+            index,
+            ends_batch: true,
+        };
+        assert_eq!(sent(line.acknowledge(&at(0), place(0))), [(0, true)]);
+        assert_eq!(sent(line.acknowledge(&at(1), place(2))), [(1, false)]);
     }
 }

@@ -185,7 +185,8 @@ impl Gateway {
         self
     }
 
-    /// Delivers these rows as one range of a dump.
+    /// Delivers these existing rows as one range of a dump, between the transactions before and
+    /// after. A negative answer for one of them, and a lost session, bring the whole range back.
     pub fn dump(&self, rows: impl IntoIterator<Item = TestRow>) -> &Self {
         self.shared.log().dump(rows.into_iter().collect());
         self.shared.touch();
@@ -243,6 +244,12 @@ impl Gateway {
     #[must_use]
     pub fn acked(&self) -> usize {
         self.shared.log().acked()
+    }
+
+    /// How many ranges of dumps are wholly acknowledged, over all uris.
+    #[must_use]
+    pub fn finished_ranges(&self) -> usize {
+        self.shared.log().finished_ranges()
     }
 
     /// Waits until so many messages are acknowledged.

@@ -39,7 +39,8 @@ async fn gateway() -> Gateway {
         .update(order())
         .insert(row("public.items").set("id", 5_i64))
         .delete(row("public.orders").set("id", 1_i64))
-        .commit();
+        .commit()
+        .dump([order()]);
     gateway
 }
 
@@ -60,12 +61,12 @@ macro_rules! runs {
     };
 }
 
-runs!(follow_prints_and_acknowledges, follow, 4, 4);
-runs!(typed_prints_and_acknowledges, typed, 3, 3);
-runs!(handlers_see_both_tables, handlers, 4, 4);
+runs!(follow_prints_and_acknowledges, follow, 5, 5);
+runs!(typed_prints_and_acknowledges, typed, 4, 4);
+runs!(handlers_see_both_tables, handlers, 5, 5);
 runs!(
     debounce_shows_the_newest_and_acknowledges_all,
     debounce,
     1,
-    3
+    4
 );

@@ -27,8 +27,10 @@ pub struct Answer {
     pub uri: String,
     /// The LSN of the checkpoint.
     pub lsn: u64,
-    /// The place inside the transaction.
+    /// The place inside the transaction; the number of the range on an existing row.
     pub seq: u32,
+    /// What else the checkpoint held.
+    pub data: Bytes,
     /// Why the change is to be delivered again; empty = acknowledged.
     pub requeue_reason: String,
     /// Whether it stands for everything delivered before, too.
@@ -43,6 +45,38 @@ pub(super) struct Position {
     acked: HashSet<usize>,
     /// In the order of delivery, with the session that has it.
     in_flight: VecDeque<(u64, usize)>,
+}
+
+impl Position {
+    /// Delivers these again; of a dump's range that is not wholly acknowledged, all rows, and those
+    /// that it delivered are no longer waited for.
+    fn give_back(&mut self, entries: &[CaptureMessage], returned: Vec<usize>) {
+        let range = |entry: &usize| range_of(entries.get(*entry)?.checkpoint.as_ref()?);
+        for entry in returned {
+            let Some(range) = range(&entry) else {
+                self.again.push_back(entry);
+                continue;
+            };
+            let rows: Vec<usize> = rows_of(entries, range).collect();
+            self.in_flight.retain(|(_, entry)| !rows.contains(entry));
+            self.acked.retain(|entry| !rows.contains(entry));
+            self.again.retain(|entry| !rows.contains(entry));
+            self.again.extend(rows);
+        }
+    }
+}
+
+/// The number of the range of an existing row; `None` for a change.
+fn range_of(checkpoint: &Checkpoint) -> Option<u32> {
+    (checkpoint.lsn == 0).then_some(checkpoint.seq)
+}
+
+fn rows_of(entries: &[CaptureMessage], range: u32) -> impl Iterator<Item = usize> + '_ {
+    let is_row = move |message: &CaptureMessage| {
+        message.checkpoint.as_ref().and_then(range_of) == Some(range)
+    };
+    let numbered = entries.iter().enumerate();
+    numbered.filter_map(move |(entry, message)| is_row(message).then_some(entry))
 }
 
 #[derive(Debug, Default)]
@@ -153,10 +187,21 @@ impl Log {
     pub(super) fn expire(&mut self) {
         for position in self.positions.values_mut() {
             let in_flight = std::mem::take(&mut position.in_flight);
-            position
-                .again
-                .extend(in_flight.into_iter().map(|(_, entry)| entry));
+            let returned: Vec<usize> = in_flight.into_iter().map(|(_, entry)| entry).collect();
+            position.give_back(&self.entries, returned);
         }
+    }
+
+    /// How many ranges of a dump are wholly acknowledged, over all uris.
+    pub(super) fn finished_ranges(&self) -> usize {
+        let finished = |position: &Position| {
+            let is_finished = |range: u32| {
+                let mut rows = rows_of(&self.entries, range).peekable();
+                rows.peek().is_some() && rows.all(|row| position.acked.contains(&row))
+            };
+            (1..=self.dumps).filter(|range| is_finished(*range)).count()
+        };
+        self.positions.values().map(finished).sum()
     }
 
     /// What a session had is delivered again to another.
@@ -164,20 +209,17 @@ impl Log {
         let Some(position) = self.positions.get_mut(uri) else {
             return;
         };
-        let Position {
-            in_flight, again, ..
-        } = position;
         let mut returned: Vec<usize> = Vec::new();
-        in_flight.retain(|(owner, entry)| {
+        position.in_flight.retain(|(owner, entry)| {
             let stays = *owner != session;
             if !stays {
                 returned.push(*entry);
             }
             stays
         });
-        returned.append(&mut again.drain(..).collect());
+        returned.extend(position.again.drain(..));
         returned.sort_unstable();
-        again.extend(returned);
+        position.give_back(&self.entries, returned);
     }
 
     /// Takes the next message that is wanted and allowed.
@@ -227,26 +269,33 @@ impl Log {
             *owner == session && at == Some(&checkpoint)
         });
         if let Some(at) = found {
-            let covered = if ack.cumulative { 0..=at } else { at..=at };
-            let (own, other): (Vec<_>, Vec<_>) = position
-                .in_flight
-                .drain(covered)
-                .partition(|(owner, _)| *owner == session);
-            other
-                .into_iter()
-                .rev()
-                .for_each(|entry| position.in_flight.push_front(entry));
-            let entries = own.into_iter().map(|(_, entry)| entry);
+            let first = if ack.cumulative { 0 } else { at };
+            let range = range_of(&checkpoint);
+            let mut index = 0;
+            let mut answered = Vec::new();
+            position.in_flight.retain(|(owner, entry)| {
+                let of = self.entries.get(*entry).and_then(|m| m.checkpoint.as_ref());
+                // Existing rows answer for their range alone, changes for changes.
+                let is_covered = *owner == session
+                    && (first..=at).contains(&index)
+                    && of.and_then(range_of) == range;
+                index += 1;
+                if is_covered {
+                    answered.push(*entry);
+                }
+                !is_covered
+            });
             if ack.requeue_reason.is_empty() {
-                position.acked.extend(entries);
+                position.acked.extend(answered);
             } else {
-                position.again.extend(entries);
+                position.give_back(&self.entries, answered);
             }
         }
         self.answers.push(Answer {
             uri: uri.to_owned(),
             lsn: checkpoint.lsn,
             seq: checkpoint.seq,
+            data: checkpoint.data,
             requeue_reason: ack.requeue_reason,
             cumulative: ack.cumulative,
         });
