@@ -174,10 +174,6 @@ impl Unanswered {
 }
 
 /// What a raw message is to a consumer of `T`.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "the usual one; a box would cost every change"
-)]
 pub(crate) enum Typed<T> {
     Event(Event<T>),
     /// Nothing: another table, or a kind that has no typed form.
