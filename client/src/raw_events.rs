@@ -322,6 +322,7 @@ impl RawEvents {
         let State::Open(link) = &mut self.state else {
             return Ok(None);
         };
+        link.note(&parsed.checkpoint);
         let repeated = self.plan.shared.knows(&parsed.checkpoint);
         let ticket = link.session().ticket(parsed.checkpoint, ends_batch);
         let mut commit_micros = parsed.commit_time;

@@ -18,7 +18,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex, OnceLock, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::{Context, Poll, ready},
 };
@@ -49,6 +49,8 @@ pub(crate) struct Shared {
     /// Set when repeated deliveries are to be hidden.
     pub(crate) acknowledged: OnceLock<Mutex<Acknowledged>>,
     pub(crate) closed: AtomicBool,
+    /// Sessions so far.
+    sessions: AtomicU64,
 }
 
 impl Shared {
@@ -74,6 +76,8 @@ pub(crate) struct Session {
     requests: mpsc::Sender<CaptureRequest>,
     closing: CancellationToken,
     shared: Arc<Shared>,
+    /// Counts from 1.
+    number: u64,
     /// Only in ordered sessions with batches: with one active session, whatever lies before a
     /// change was delivered to this session, so that a cumulative acknowledgement is exact.
     line: Option<Mutex<AckLine>>,
@@ -105,11 +109,13 @@ impl Session {
             closing: Some(Box::pin(closing.clone().cancelled_owned())),
         };
         let line = joins_acks.then(Mutex::default);
+        let number = shared.sessions.fetch_add(1, Ordering::Relaxed) + 1;
         (
             Arc::new(Self {
                 requests,
                 closing,
                 shared,
+                number,
                 line,
             }),
             outgoing,
@@ -133,6 +139,14 @@ impl Session {
         }
     }
 
+    /// An existing row arrived behind this change of the session.
+    pub(crate) fn existing_row_behind(&self, last: Option<&Checkpoint>) {
+        if let Some(known) = self.shared.acknowledged.get() {
+            let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
+            known.forget_behind(last, self.number);
+        }
+    }
+
     /// Takes no more answers; those accepted are still sent, then the stream half-closes.
     pub(crate) fn close(&self) {
         self.closing.cancel();
@@ -150,7 +164,7 @@ impl Session {
             known
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
-                .insert(checkpoint);
+                .insert(checkpoint, self.number);
         }
         match self.line() {
             None => [Some(ack(checkpoint, false)), None],

@@ -213,6 +213,13 @@ impl Gateway {
         self
     }
 
+    /// Forgets all acknowledgements, as a node that dies before it has stored them.
+    pub fn forget_acks(&self) -> &Self {
+        self.shared.log().forget_acks();
+        self.shared.touch();
+        self
+    }
+
     /// Refuses the next attempt to open a stream.
     pub fn reject(&self, code: Code, message: &str) -> &Self {
         self.shared

@@ -160,7 +160,7 @@ async fn handlers_get_them_in_the_order_of_their_key() {
         .dump([order_row(1, "v2", "x"), order_row(2, "old", "x")])
         .update(order_row(1, "v3", "x"))
         .commit();
-    let seen: Arc<Mutex<Vec<(Option<String>, bool)>>> = Arc::default();
+    let seen = Arc::new(Mutex::new(Vec::new()));
     let kept = Arc::clone(&seen);
     let run = client(&gateway)
         .stream("orders")
@@ -227,4 +227,34 @@ async fn debounced_they_are_written_over_what_waits_and_under_what_follows() {
     second.ack().await.unwrap();
     events.stop().await.unwrap();
     assert_eq!((gateway.acked(), gateway.finished_ranges()), (5, 1));
+}
+
+/// The gateway lost an acknowledgement and read the row at an older position than this process
+/// had come to: the change behind it must be shown again, or the old row would stay.
+#[tokio::test]
+async fn dedup_shows_again_what_lies_behind_an_existing_row() {
+    let gateway = Gateway::start().await;
+    gateway
+        .insert(order_row(1, "v1", "x"))
+        .commit()
+        .dump([order_row(1, "v1", "x")])
+        .update(order_row(1, "v2", "x"))
+        .commit();
+    let stream = client(&gateway).consumer("c").stream("orders").dedup(true);
+    let mut events = stream.subscribe::<Order>().await.unwrap();
+    assert_eq!(ids(&mut events, 3).await, [1, 1, 1]);
+    gateway.wait_for_acks(3).await;
+    gateway.forget_acks().disconnect();
+    let mut seen = Vec::new();
+    for _ in 0..2 {
+        let event = within(events.try_next()).await.unwrap().unwrap();
+        seen.push(event.is_existing_row());
+        event.ack().await.unwrap();
+    }
+    assert_eq!(
+        seen,
+        [true, false],
+        "the first change is hidden, the last is not"
+    );
+    gateway.wait_for_acks(3).await;
 }

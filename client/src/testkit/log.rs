@@ -192,6 +192,12 @@ impl Log {
         }
     }
 
+    pub(super) fn forget_acks(&mut self) {
+        for position in self.positions.values_mut() {
+            *position = Position::default();
+        }
+    }
+
     /// How many ranges of a dump are wholly acknowledged, over all uris.
     pub(super) fn finished_ranges(&self) -> usize {
         let finished = |position: &Position| {
