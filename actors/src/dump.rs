@@ -4,6 +4,9 @@
 //! them at a position that it has not passed yet, and says how each ended. A range that is given up
 //! is handed out again; a range is finished once its last row was acknowledged.
 
+mod reader;
+mod request;
+
 use std::fmt::Debug;
 
 use async_trait::async_trait;
@@ -15,6 +18,10 @@ use pgcapture_engine::{
 };
 use tokio::sync::{mpsc, watch};
 
+pub use self::{
+    reader::{FoundTable, OpenedRows, RangeOrder, ReadTarget, RowReader, RowSource, TablesFound},
+    request::{DumpRequest, ScheduledRange, TableRequest},
+};
 use crate::cursors::SubscriptionId;
 
 /// Batches of rows between a dumper and a session. One is delivered while the next is read; more

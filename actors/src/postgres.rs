@@ -2,12 +2,13 @@
 //!
 //! The modules stand in the order of use. [`Config`] says where; [`Connection`] speaks the
 //! protocol; [`ReplicationStream`] follows a slot by walsender, [`SlotCopy`] drains a backlog by
-//! COPY; [`catalog`] looks and manages by SQL; [`LocalServer`] is a throw-away server for trying,
+//! COPY; [`catalog`] looks and manages by SQL; [`dump`] reads existing rows; [`LocalServer`] is a throw-away server for trying,
 //! measuring and testing. Decides nothing about positions: what is confirmed is the caller's word.
 
 pub mod catalog;
 mod config;
 mod connection;
+pub mod dump;
 mod error;
 mod replication;
 
@@ -23,7 +24,7 @@ pub use self::{
         Received, ReplicationEvent, ReplicationOptions, ReplicationStream, StatusHandle,
     },
     secret::Secret,
-    server::{LocalServer, LocalServerError, LocalServerOptions, StopMode},
+    server::{LocalServer, LocalServerError, LocalServerOptions, StandbyOptions, StopMode},
     slot_copy::{
         ChunkReader, Rows, SlotCopy, SlotCopyError, SlotCopyOptions, SlotRow, advance_slot,
     },

@@ -5,7 +5,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use pgcapture_actors::postgres::{
-    Connection, LocalServer, LocalServerOptions, PgError, Replication, Secret, StopMode,
+    Connection, LocalServer, LocalServerOptions, PgError, Replication, Secret, StandbyOptions, StopMode,
 };
 
 async fn ask(server: &LocalServer, sql: &str) -> Result<Vec<Vec<Option<String>>>, PgError> {
@@ -132,4 +132,47 @@ async fn it_starts_within_a_second_or_so() {
         "{:?}",
         began.elapsed()
     );
+}
+
+#[tokio::test]
+async fn a_standby_follows_stops_and_becomes_a_primary() {
+    let primary = LocalServer::start(LocalServerOptions {
+        password: Some(Secret::new("word")),
+        ..LocalServerOptions::default()
+    })
+    .await
+    .unwrap();
+    ask(&primary, "CREATE TABLE t (a int)").await.unwrap();
+    let mut standby = primary
+        .start_standby(StandbyOptions {
+            hot_standby_feedback: true,
+            slot: Some("kept".to_owned()),
+            settings: vec![("max_standby_streaming_delay".to_owned(), "1s".to_owned())],
+        })
+        .await
+        .unwrap();
+    let shown = "SELECT pg_is_in_recovery(); SHOW hot_standby_feedback; \
+                 SHOW max_standby_streaming_delay";
+    let shown = ask(&standby, shown).await.unwrap();
+    let on = |text: &str| vec![Some(text.to_owned())];
+    assert_eq!(shown, [on("t"), on("on"), on("1s")]);
+    standby.stop(StopMode::Fast).await.unwrap();
+    ask(&primary, "INSERT INTO t VALUES (1)").await.unwrap();
+    standby.restart().await.unwrap();
+    standby.catch_up_with(&primary).await.unwrap();
+    let count = "SELECT count(*) FROM t";
+    assert_eq!(ask(&standby, count).await.unwrap(), [on("1")]);
+    standby.pause_replay().await.unwrap();
+    ask(&primary, "INSERT INTO t VALUES (2)").await.unwrap();
+    assert_eq!(ask(&standby, count).await.unwrap(), [on("1")]);
+    standby.resume_replay().await.unwrap();
+    standby.catch_up_with(&primary).await.unwrap();
+    assert_eq!(ask(&standby, count).await.unwrap(), [on("2")]);
+    standby.promote().await.unwrap();
+    ask(&standby, "INSERT INTO t VALUES (3)").await.unwrap();
+    let error = primary.promote().await.unwrap_err();
+    assert!(error.has_sqlstate("55000"), "{error}");
+    let (pid, directory) = (standby.pid().unwrap(), standby.socket_dir().to_owned());
+    drop(standby);
+    assert!(!is_alive(pid) && !directory.exists());
 }

@@ -10,9 +10,11 @@ mod config;
 mod connect;
 mod consumer;
 mod dev;
+mod dump;
 mod explain;
 pub mod failure;
 mod output;
+mod replica;
 mod slot;
 mod source;
 mod start;
@@ -122,6 +124,12 @@ pub enum Command {
     /// Consumers and their positions.
     #[command(subcommand)]
     Consumer(consumer::ConsumerCommand),
+    /// Existing rows on demand, delivered to a consumer between its changes.
+    #[command(subcommand)]
+    Dump(dump::DumpCommand),
+    /// Where existing rows are read from.
+    #[command(subcommand)]
+    Replica(replica::ReplicaCommand),
     /// Measure this machine beside PostgreSQL's own tools.
     Bench(bench::BenchArgs),
     /// Check and show the configuration.
@@ -146,6 +154,8 @@ impl Command {
             | Self::Stream(_)
             | Self::Tail(_)
             | Self::Consumer(_)
+            | Self::Dump(_)
+            | Self::Replica(_)
             | Self::Config(_)
             | Self::Completion(_)
             | Self::Explain(_) => false,
@@ -164,6 +174,8 @@ pub async fn run(cli: Cli) -> ExitCode {
         Command::Stream(command) => stream::run(&global, command).await,
         Command::Tail(args) => tail::run(&global, args).await,
         Command::Consumer(command) => consumer::run(&global, command).await,
+        Command::Dump(command) => dump::run(&global, command).await,
+        Command::Replica(command) => replica::run(&global, command).await,
         Command::Bench(args) => bench::run(&global, args).await,
         Command::Config(command) => config::run(&global, command),
         Command::Completion(args) => completion::run(&args),

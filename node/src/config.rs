@@ -16,10 +16,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use pgcapture_engine::cluster::SecretRef;
+use pgcapture_engine::cluster::{DEFAULT_LAG_MAX, DEFAULT_RANGES_MAX, ReplicaKind, SecretRef};
 use schemars::JsonSchema;
 use serde::Serialize;
 
+pub(crate) use self::check::parse_kind;
 use self::{document::Document, reader::Reader};
 pub use self::{
     document::Origin,
@@ -51,6 +52,8 @@ pub struct Config {
     pub agent: Agent,
     /// Sources as code: added at the start when they are not there yet.
     pub source: BTreeMap<String, SourceSection>,
+    /// Replicas as code: added at the start when they are not there yet.
+    pub replica: BTreeMap<String, ReplicaSection>,
 }
 
 /// This node.
@@ -158,6 +161,25 @@ pub struct SourceSection {
     pub tables: Vec<String>,
     /// Patterns of tables left out.
     pub exclude: Vec<String>,
+}
+
+/// A replica as code: where existing rows of a source are read from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct ReplicaSection {
+    /// The source whose rows it holds.
+    pub source: String,
+    /// Where PostgreSQL is; without a password.
+    pub url: String,
+    /// Where the password is: `env:NAME` or `file:/path`.
+    #[serde(serialize_with = "reference")]
+    #[schemars(with = "Option<String>")]
+    pub password: Option<SecretRef>,
+    /// `standby` (a physical standby) or `source` (the source itself).
+    pub kind: String,
+    /// Ranges that are read from it at a time.
+    pub max_ranges: u32,
+    /// No range is begun while it is further behind the source than this.
+    pub max_lag: Span,
 }
 
 /// A flag that sets a key: the flag as typed, the path, the value.
@@ -271,8 +293,7 @@ impl Config {
             follow_below: reader.get("agent.follow_below", Size(32 << 20)),
             catch_up_chunk: reader.get("agent.catch_up_chunk", Size(128 << 20)),
         };
-        let names = reader.sections("source");
-        let sections = names.into_iter();
+        let (sources, replicas) = (reader.sections("source"), reader.sections("replica"));
         Self {
             node,
             tls,
@@ -282,9 +303,17 @@ impl Config {
             limits,
             log,
             agent,
-            source: sections
+            source: sources
+                .into_iter()
                 .map(|name| {
                     let section = SourceSection::take(reader, &name);
+                    (name, section)
+                })
+                .collect(),
+            replica: replicas
+                .into_iter()
+                .map(|name| {
+                    let section = ReplicaSection::take(reader, &name);
                     (name, section)
                 })
                 .collect(),
@@ -303,6 +332,20 @@ impl SourceSection {
             publication: reader.get(&key("publication"), default_publication(name)),
             tables: reader.get(&key("tables"), vec!["public.*".to_owned()]),
             exclude: reader.get(&key("exclude"), Vec::new()),
+        }
+    }
+}
+
+impl ReplicaSection {
+    fn take(reader: &mut Reader, name: &str) -> Self {
+        let key = |key: &str| format!("replica.{name}.{key}");
+        Self {
+            source: reader.get(&key("source"), String::new()),
+            url: reader.get(&key("url"), String::new()),
+            password: reader.find(&key("password")),
+            kind: reader.get(&key("kind"), ReplicaKind::Standby.as_str().to_owned()),
+            max_ranges: reader.get(&key("max_ranges"), DEFAULT_RANGES_MAX),
+            max_lag: reader.get(&key("max_lag"), Span(DEFAULT_LAG_MAX)),
         }
     }
 }

@@ -18,6 +18,8 @@ pub mod resolver;
 
 pub mod sources;
 
+pub mod replicas;
+
 pub mod rpc;
 
 pub mod http;

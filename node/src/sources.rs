@@ -33,12 +33,15 @@ use pgcapture_engine::{
 use tokio::{sync::watch, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
-use self::secrets::Secrets;
-pub(crate) use self::status::{chain, lag, lag_bytes, unix_now_micros};
 pub use self::{
     definition::Definition,
     operations::SourceError,
     setup::{Check, SourcePlan},
+};
+pub(crate) use self::{
+    definition::connection,
+    secrets::Secrets,
+    status::{chain, lag, lag_bytes, unix_now_micros},
 };
 use crate::{config::Config, logs::Logs};
 
@@ -202,7 +205,7 @@ impl Sources {
         };
         let epoch = match self.consensus.propose(assign).await {
             Ok(Answer::Assigned(epoch)) => epoch,
-            Ok(Answer::Done | Answer::Unchanged) => return Err(missing()),
+            Ok(Answer::Done | Answer::Unchanged | Answer::DumpCreated(_)) => return Err(missing()),
             Err(error) => return Err(status::propose_trouble(&error)),
         };
         let spec = AgentSpec {
@@ -234,14 +237,8 @@ impl Sources {
 
     /// Returns where the source connects to, with its password.
     fn connection(&self, source: &Source) -> Result<postgres::Config, Trouble> {
-        let config = postgres::Config::parse(&source.url)
-            .map_err(|error| status::trouble(error.explanation(), error.to_string()))?;
-        let Some(reference) = &source.password else {
-            return Ok(config);
-        };
-        let password = crate::config::read_secret(reference)
-            .map_err(|error| status::trouble(&codes::config::SECRET, error.to_string()))?;
-        Ok(config.with_password(postgres::Secret::new(password)))
+        connection(&source.url, None, source.password.as_ref())
+            .map_err(|error| status::trouble(error.explanation(), error.to_string()))
     }
 
     /// Drains agents, all at once, and forgets them.

@@ -8,7 +8,11 @@
 //!
 //! - A command or a cursor counts once its transaction is on disk; one transaction a call.
 //! - The file's format version is read before anything else; a newer one is refused unchanged.
+//! - Dumps lie in rows of their own, one a dump and one a table of it; a command writes only those
+//!   that it changed.
 
+mod dumps;
+mod format;
 mod lock;
 
 use std::{
@@ -30,10 +34,8 @@ use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::sync::watch;
 
+pub use self::format::FORMAT_VERSION;
 use self::lock::DirectoryLock;
-
-/// Version of everything in the file; grows when a value changes its form.
-pub const FORMAT_VERSION: u32 = 1;
 
 /// A stored value is at most this long: 1,000 sources with their gaps stay far below, and a damaged
 /// length cannot ask for more memory.
@@ -42,10 +44,8 @@ const VALUE_BYTES_MAX: usize = 16 << 20;
 /// redb's page cache. The state is small; the default of 1 GiB is not.
 const CACHE_BYTES: usize = 4 << 20;
 
-const META: TableDefinition<'_, &str, u32> = TableDefinition::new("meta");
 const STATE: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("state");
 const CURSORS: TableDefinition<'_, (&str, &str), &[u8]> = TableDefinition::new("cursors");
-const FORMAT_KEY: &str = "format";
 const STATE_KEY: &str = "cluster";
 
 /// The node's store. Cheap to clone.
@@ -138,7 +138,7 @@ impl Store {
             .set_cache_size(CACHE_BYTES)
             .create(&path)
             .map_err(|error| open_error(error, &path))?;
-        let state = read_or_create(&database, &path)?;
+        let state = format::read_or_create(&database, &path)?;
         let (state, _) = watch::channel(Arc::new(state));
         Ok(Self {
             inner: Arc::new(Inner {
@@ -212,17 +212,19 @@ impl Inner {
     ) -> Result<Result<Answer, pgcapture_engine::cluster::Refusal>, StoreError> {
         // A panic while the lock was held left the published state untouched: go on.
         let _order = self.apply.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut state = State::clone(&self.state.borrow());
+        let before = Arc::clone(&self.state.borrow());
+        let mut state = State::clone(&before);
         let answer = match state.apply(command) {
             Ok(answer) => answer,
             Err(refusal) => return Ok(Err(refusal)),
         };
         if answer != Answer::Unchanged {
             let bytes = encode(&state)?;
+            let changes = dumps::changes(&before, &state)?;
             self.write(|transaction| {
                 let mut table = transaction.open_table(STATE)?;
                 table.insert(STATE_KEY, bytes.as_slice())?;
-                Ok(())
+                dumps::write(transaction, &changes)
             })?;
             self.state.send_replace(Arc::new(state));
         }
@@ -296,38 +298,6 @@ impl Inner {
         };
         run().map_err(failed)
     }
-}
-
-fn read_or_create(database: &Database, path: &Path) -> Result<State, StoreError> {
-    let run = || {
-        let transaction = database.begin_write()?;
-        let found = {
-            let mut meta = transaction.open_table(META)?;
-            let found = meta.get(FORMAT_KEY)?.map(|version| version.value());
-            if found.is_none() {
-                meta.insert(FORMAT_KEY, FORMAT_VERSION)?;
-            }
-            found.unwrap_or(FORMAT_VERSION)
-        };
-        if found > FORMAT_VERSION {
-            transaction.abort()?;
-            return Ok((found, None));
-        }
-        let state = {
-            transaction.open_table(CURSORS)?;
-            let table = transaction.open_table(STATE)?;
-            let value = table.get(STATE_KEY)?;
-            value.map(|value| value.value().to_vec())
-        };
-        transaction.commit()?;
-        Ok::<_, redb::Error>((found, state))
-    };
-    let (found, state) = run().map_err(failed)?;
-    if found > FORMAT_VERSION {
-        let path = path.to_owned();
-        return Err(StoreError::NewerVersion { path, found });
-    }
-    state.map_or_else(|| Ok(State::default()), |bytes| decode(&bytes))
 }
 
 fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, StoreError> {

@@ -167,6 +167,20 @@ pub fn human_bytes(bytes: u64) -> String {
     }
 }
 
+/// Prints a count for people, in few digits: `1.32 M`, `164 k`.
+#[must_use]
+pub fn human_count(count: u64) -> String {
+    let units = [(1_000_000_000, "G"), (1_000_000, "M")];
+    let Some((factor, name)) = units.into_iter().find(|(factor, _)| count >= *factor) else {
+        return match count {
+            10_000.. => format!("{} k", count / 1_000),
+            _ => count.to_string(),
+        };
+    };
+    let hundredths = u128::from(count) * 100 / u128::from(factor);
+    format!("{}.{:02} {name}", hundredths / 100, hundredths % 100)
+}
+
 /// Prints a length of time for people: `40ms`, `2m10s`.
 #[must_use]
 pub fn human_duration(duration: Duration) -> String {
@@ -246,6 +260,8 @@ mod tests {
         assert_eq!(human_bytes(0), "0 B");
         assert_eq!(human_bytes(1_234), "1.2 KiB");
         assert_eq!(human_bytes(412 << 20), "412 MiB");
+        let counts = [0, 9_999, 164_321, 1_320_000, 2_000_000_000].map(human_count);
+        assert_eq!(counts, ["0", "9999", "164 k", "1.32 M", "2.00 G"]);
         assert_eq!(human_duration(Duration::from_millis(40)), "40ms");
         assert_eq!(human_duration(Duration::from_secs(130)), "2m10s");
     }

@@ -46,12 +46,31 @@ const TABLE: &[(&str, Code)] = &[
     ("PGC-N11", Code::AlreadyExists),
     ("PGC-N12", Code::InvalidArgument),
     ("PGC-N15", Code::DataLoss),
+    // Dumps: what cannot be dumped, what is not there, what is in the way.
+    ("PGC-E02", Code::NotFound),
+    ("PGC-E04", Code::InvalidArgument),
+    ("PGC-E05", Code::InvalidArgument),
+    ("PGC-E06", Code::InvalidArgument),
+    ("PGC-E07", Code::InvalidArgument),
+    ("PGC-E08", Code::InvalidArgument),
+    ("PGC-E10", Code::InvalidArgument),
+    ("PGC-E11", Code::InvalidArgument),
+    ("PGC-E12", Code::AlreadyExists),
+    ("PGC-E13", Code::NotFound),
+    ("PGC-E15", Code::InvalidArgument),
+    // The replica, the controller or the store is away: try again.
+    ("PGC-E20", Code::Unavailable),
+    ("PGC-E23", Code::Unavailable),
+    ("PGC-E24", Code::Unavailable),
+    ("PGC-E25", Code::Internal),
+    ("PGC-E26", Code::NotFound),
     // A secret that cannot be read.
     ("PGC-C007", Code::FailedPrecondition),
 ];
 
-/// Prefix of the codes of sources: PostgreSQL is not as it must be, and an operator mends it there.
-const SOURCE_PREFIX: &str = "PGC-S";
+/// Prefixes of the codes of sources and of dumps: PostgreSQL is not as it must be, and an operator
+/// mends it there.
+const POSTGRES_PREFIXES: [&str; 2] = ["PGC-S", "PGC-E"];
 
 /// Returns the gRPC code of a stable code.
 #[must_use]
@@ -63,7 +82,10 @@ pub fn grpc_code(code: &str) -> Code {
 }
 
 fn family_code(code: &str) -> Code {
-    if code.starts_with(SOURCE_PREFIX) {
+    if POSTGRES_PREFIXES
+        .iter()
+        .any(|prefix| code.starts_with(prefix))
+    {
         Code::FailedPrecondition
     } else {
         Code::Internal

@@ -1,4 +1,4 @@
-//! What a cluster has agreed on: its sources, their epochs, the declared gaps.
+//! What a cluster has agreed on: its sources, their epochs, the declared gaps, its replicas and dumps.
 //!
 //! [`State::apply`] is the only way to change it and is deterministic: the same commands in the
 //! same order make the same state on every node, today behind one node's store, later behind Raft.
@@ -11,13 +11,30 @@
 
 mod source;
 
-use std::collections::BTreeMap;
+mod replica;
+
+mod dump;
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-pub use self::source::{InvalidName, OnGap, Origin, SecretRef, Source, check_name};
+pub use self::{
+    dump::{
+        COOL_DOWN_MAX, COOL_DOWNS_MAX, DUMP_RANGES_MAX, DUMP_TABLES_MAX, DUMPS_KEPT_MAX,
+        DUMPS_OPEN_MAX, Dump, DumpAction, DumpCommand, DumpOptions, DumpRefusal, DumpRule,
+        DumpState, DumpTable, FinishedRange, NewDump, PlannedTable, REPLANS_MAX, TableFailure,
+        TableLayout, WantedPages,
+    },
+    replica::{
+        DEFAULT_LAG_MAX, DEFAULT_RANGES_MAX, RANGES_MAX_LIMIT, REPLICAS_MAX, Replica, ReplicaKind,
+        ReplicaRefusal,
+    },
+    source::{InvalidName, OnGap, Origin, SecretRef, Source, check_name},
+};
 use crate::{
     checkpoint::Epoch,
+    dump::DumpId,
     lsn::{Lsn, PgTime},
 };
 
@@ -37,6 +54,16 @@ pub struct State {
     pub gaps: BTreeMap<String, Vec<Gap>>,
     /// The newest epoch of every source name that ever existed.
     pub epochs: BTreeMap<String, Epoch>,
+    /// All replicas by name.
+    pub replicas: BTreeMap<String, Replica>,
+    /// Pauses between ranges that were set for a uri.
+    pub cool_downs: BTreeMap<String, Duration>,
+    /// The number of the newest dump that ever existed.
+    pub last_dump: DumpId,
+    /// All dumps that are not forgotten. Not serialised with the rest: a store keeps one row each,
+    /// and writes only those that changed, which it sees by the pointers.
+    #[serde(skip)]
+    pub dumps: BTreeMap<DumpId, Arc<Dump>>,
 }
 
 /// A declared hole in a stream.
@@ -57,7 +84,7 @@ pub struct Gap {
 pub enum Command {
     /// Adds a source. The same source again is accepted and changes nothing.
     AddSource(Box<Source>),
-    /// Removes a source, its gaps included. Its epoch is remembered.
+    /// Removes a source, its gaps, replicas and dumps included. Its epoch is remembered.
     RemoveSource {
         /// Which.
         name: String,
@@ -90,6 +117,15 @@ pub enum Command {
         /// The hole.
         gap: Gap,
     },
+    /// Adds a replica. The same replica again is accepted and changes nothing.
+    AddReplica(Box<Replica>),
+    /// Removes a replica; ranges are read from it no more.
+    RemoveReplica {
+        /// Which.
+        name: String,
+    },
+    /// Does something about dumps.
+    Dump(DumpCommand),
 }
 
 /// What an accepted command did.
@@ -101,6 +137,8 @@ pub enum Answer {
     Unchanged,
     /// The new epoch.
     Assigned(Epoch),
+    /// The new dump.
+    DumpCreated(DumpId),
 }
 
 /// Why a command was refused; the state did not change.
@@ -142,6 +180,12 @@ pub enum Refusal {
     /// The cluster is full.
     #[error("there are {SOURCES_MAX} sources already, which is the limit")]
     TooManySources,
+    /// It is about a replica.
+    #[error(transparent)]
+    Replica(#[from] ReplicaRefusal),
+    /// It is about a dump.
+    #[error(transparent)]
+    Dump(#[from] DumpRefusal),
 }
 
 impl State {
@@ -172,6 +216,9 @@ impl State {
                 Ok(changed(is_new))
             }
             Command::DeclareGap { name, gap } => self.declare_gap(&name, gap),
+            Command::AddReplica(replica) => self.add_replica(*replica),
+            Command::RemoveReplica { name } => self.remove_replica(&name),
+            Command::Dump(command) => self.apply_dump(command),
         }
     }
 
@@ -252,6 +299,8 @@ impl State {
             .ok_or_else(|| self.unknown(name))?;
         self.epochs.insert(source.name, source.epoch);
         self.gaps.remove(name);
+        self.replicas.retain(|_, replica| replica.source != name);
+        self.dumps.retain(|_, dump| dump.source != name);
         Ok(Answer::Done)
     }
 

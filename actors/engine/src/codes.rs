@@ -4,6 +4,8 @@
 //! code is stable: it is never reused for another meaning. One file a family.
 
 pub mod config;
+pub mod dump;
+pub mod existing_rows;
 pub mod gateway;
 pub mod log;
 pub mod node;
@@ -24,10 +26,18 @@ pub struct Explanation {
 
 /// Returns every explanation, family by family.
 pub fn all() -> impl Iterator<Item = &'static Explanation> {
-    [config::ALL, source::ALL, log::ALL, gateway::ALL, node::ALL]
-        .into_iter()
-        .flatten()
-        .copied()
+    [
+        config::ALL,
+        source::ALL,
+        log::ALL,
+        gateway::ALL,
+        dump::ALL,
+        existing_rows::ALL,
+        node::ALL,
+    ]
+    .into_iter()
+    .flatten()
+    .copied()
 }
 
 /// Finds a code, with or without the prefix `PGC-`, in any case.

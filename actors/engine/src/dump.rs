@@ -5,9 +5,24 @@
 //! log is known, delivered between two changes, and finished once its last row was acknowledged.
 //! Nothing here reads rows or hands out work.
 
+mod pages;
+
+mod facts;
+
+mod status;
+
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+
+pub use self::{
+    facts::ReplicaFacts,
+    pages::PageSet,
+    status::{
+        DumpStatus, Progress, RETRIES_SHOWN_MAX, RangeRetry, ReplicaHealth, ReplicaStatus,
+        SweepStatus, TableStatus, WaitsFor,
+    },
+};
 
 /// Number of a dump; unique in the cluster for ever, and grows.
 #[derive(

@@ -18,10 +18,10 @@ use crate::{
 };
 
 /// Tags of the length-delimited fields that rows are made of.
-const CHANGE_NEW: u8 = 4 << 3 | 2;
+pub(crate) const CHANGE_NEW: u8 = 4 << 3 | 2;
 const CHANGE_OLD: u8 = 5 << 3 | 2;
-const FIELD_BINARY: u8 = 3 << 3 | 2;
-const FIELD_TEXT: u8 = 4 << 3 | 2;
+pub(crate) const FIELD_BINARY: u8 = 3 << 3 | 2;
+pub(crate) const FIELD_TEXT: u8 = 4 << 3 | 2;
 
 /// A change of one row, borrowed.
 #[derive(Clone, Copy, Debug)]
@@ -189,7 +189,7 @@ fn put_field(tag: u8, column: &Column, value: ColumnValue<'_>, buffer: &mut Byte
 
 /// Appends a tag and a length; most lengths fit one byte.
 #[inline]
-fn put_length(tag: u8, length: usize, buffer: &mut BytesMut) {
+pub(crate) fn put_length(tag: u8, length: usize, buffer: &mut BytesMut) {
     match u8::try_from(length) {
         Ok(short @ ..0x80) => buffer.extend_from_slice(&[tag, short]),
         Ok(_) | Err(_) => {

@@ -28,7 +28,7 @@ use parcel::{Owner, Parcel};
 pub use parcel::{ParcelBody, Slot};
 pub use position::{Position, before};
 pub use redelivery::{REQUEUE_DELAY_MAX, REQUEUE_DELAY_MIN};
-pub use types::{Ack, AckKind, Applied, Part, Room, SessionId, Terms, UnknownCheckpoint};
+pub use types::{ALL_ROWS, Ack, AckKind, Applied, Part, Room, SessionId, Terms, UnknownCheckpoint};
 
 use crate::{checkpoint::Checkpoint, lsn::PgTime};
 
@@ -168,7 +168,9 @@ impl Ledger {
         for ack in acks {
             match ack.kind {
                 AckKind::Done => self.finish(session, ack.checkpoint, &mut applied)?,
-                AckKind::UpTo => self.finish_up_to(session, ack.checkpoint, &mut applied)?,
+                AckKind::UpTo | AckKind::UpToRow(_) => {
+                    self.finish_up_to(session, ack.checkpoint, &mut applied)?
+                }
                 AckKind::Requeue => {
                     applied.requeued_count += self.requeue(session, ack.checkpoint, now)?;
                 }
@@ -199,6 +201,18 @@ impl Ledger {
     #[must_use]
     pub const fn floor_time(&self) -> PgTime {
         self.floor_time
+    }
+
+    /// Returns the first message that is not acknowledged.
+    #[must_use]
+    pub fn first_open(&self) -> Option<Checkpoint> {
+        // Done spans at the front have become the floor: the first one is open.
+        let Some(Span::Open(parcel)) = self.spans.values().next() else {
+            return None;
+        };
+        let pairs = parcel.marks.iter().zip(&parcel.body.slots);
+        let mut open = pairs.filter(|(mark, _)| mark.owner != Owner::Done);
+        open.next().map(|(_, slot)| slot.checkpoint)
     }
 
     /// Last entry that was taken from the log.

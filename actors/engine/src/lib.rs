@@ -30,11 +30,15 @@ pub mod retention;
 
 pub mod dump;
 
+pub mod copy_row;
+
 pub mod capture_options;
 
 pub mod filter;
 
 pub mod ledger;
+
+pub mod splice;
 
 pub mod capture_frame;
 

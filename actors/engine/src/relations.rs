@@ -100,22 +100,28 @@ impl Relation {
 
 impl Column {
     fn new(column: RelationColumn<'_>) -> Self {
-        let mut prefix = Vec::with_capacity(column.name.len() + 8);
-        put_string(1, column.name, &mut prefix);
-        if column.type_oid != 0 {
-            encode_key(2, WireType::Varint, &mut prefix);
-            encode_varint(u64::from(column.type_oid), &mut prefix);
-        }
         Self {
             name: column.name.to_owned(),
             type_oid: column.type_oid,
             is_key: column.is_key,
-            prefix: prefix.into_boxed_slice(),
+            prefix: field_prefix(column.name, column.type_oid),
         }
     }
 }
 
-fn change_head(operation: Operation, schema: &str, table: &str) -> Box<[u8]> {
+/// Encodes `name` and `oid` of a field.
+pub(crate) fn field_prefix(name: &str, type_oid: u32) -> Box<[u8]> {
+    let mut prefix = Vec::with_capacity(name.len() + 8);
+    put_string(1, name, &mut prefix);
+    if type_oid != 0 {
+        encode_key(2, WireType::Varint, &mut prefix);
+        encode_varint(u64::from(type_oid), &mut prefix);
+    }
+    prefix.into_boxed_slice()
+}
+
+/// Encodes `op`, `schema` and `table` of a change.
+pub(crate) fn change_head(operation: Operation, schema: &str, table: &str) -> Box<[u8]> {
     let mut head = Vec::with_capacity(schema.len() + table.len() + 8);
     encode_key(1, WireType::Varint, &mut head);
     encode_varint(operation as u64, &mut head);

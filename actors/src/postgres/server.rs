@@ -7,10 +7,11 @@
 
 mod binaries;
 mod directory;
+mod standby;
+mod tools;
 
 use std::{
     io,
-    net::TcpListener,
     os::unix::process::{CommandExt as _, ExitStatusExt as _},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
@@ -20,7 +21,12 @@ use std::{
 use pgcapture_engine::codes::{Explanation, source};
 use rustix::process::{Pid, Signal, kill_process};
 
-use self::{binaries::library_path, directory::Home};
+pub use self::standby::StandbyOptions;
+use self::{
+    binaries::library_path,
+    directory::Home,
+    tools::{free_port, run_to_end, tail},
+};
 use super::{Config, Host, Secret, SslMode};
 
 /// Time until the server takes connections. It needs 0.1 s; a loaded machine, or recovery after
@@ -35,8 +41,6 @@ const LOOK_EVERY: Duration = Duration::from_millis(5);
 const ATTEMPT_COUNT_MAX: u32 = 40;
 /// Pause between attempts on the same port.
 const ATTEMPT_PAUSE: Duration = Duration::from_millis(100);
-/// Bytes of the server's log in an error.
-const LOG_TAIL_BYTES: usize = 2_000;
 /// Superuser of the server.
 const USER: &str = "postgres";
 
@@ -168,19 +172,24 @@ impl LocalServer {
             password: options.password.clone(),
         };
         server.configure(&options)?;
+        server.launch_on(options.port).await?;
+        Ok(server)
+    }
+
+    /// Starts on this port, or on a free one.
+    async fn launch_on(&mut self, port: Option<u16>) -> Result<(), LocalServerError> {
         let mut attempt = 1;
         loop {
-            server.port = match options.port {
+            self.port = match port {
                 Some(port) => port,
-                None => free_port(server.home.path())?,
+                None => free_port(self.home.path())?,
             };
-            match server.launch().await {
-                Ok(()) => return Ok(server),
+            match self.launch().await {
                 // Somebody took the port in between; the log tells, in no fixed words.
-                Err(LocalServerError::Failed { .. }) if attempt < 5 && options.port.is_none() => {
+                Err(LocalServerError::Failed { .. }) if attempt < 5 && port.is_none() => {
                     attempt += 1;
                 }
-                Err(error) => return Err(error),
+                result => return result,
             }
         }
     }
@@ -412,43 +421,9 @@ async fn initdb(
         }
         None => command.args(["-A", "trust"]),
     };
-    command.stdin(Stdio::null());
-    let program = command.get_program().to_owned();
-    let output = tokio::task::spawn_blocking(move || command.output()).await;
-    let output = output.map_err(io::Error::other).and_then(|output| output);
-    let output = output.map_err(|source| LocalServerError::Io {
-        action: "run",
-        path: program.into(),
-        source,
-    })?;
+    let ended = run_to_end("initdb", command).await;
     home.remove_secret("password")?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let output_text = String::from_utf8_lossy(&output.stderr);
-    Err(LocalServerError::Failed {
-        program: "initdb",
-        status: output.status,
-        output: tail(&output_text),
-    })
-}
-
-fn tail(text: &str) -> String {
-    let mut start = text.len().saturating_sub(LOG_TAIL_BYTES);
-    while !text.is_char_boundary(start) {
-        start += 1;
-    }
-    text.get(start..).unwrap_or_default().trim().to_owned()
-}
-
-fn free_port(path: &Path) -> Result<u16, LocalServerError> {
-    let port = TcpListener::bind(("127.0.0.1", 0)).and_then(|listener| listener.local_addr());
-    port.map(|address| address.port())
-        .map_err(|source| LocalServerError::Io {
-            action: "find a free port for",
-            path: path.to_owned(),
-            source,
-        })
+    ended
 }
 
 fn spawn(command: &mut Command) -> Result<Child, LocalServerError> {

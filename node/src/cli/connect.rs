@@ -4,7 +4,10 @@ use std::{fs, path::Path, time::Duration};
 
 use pgcapture_engine::codes;
 use pgcapture_proto::{
-    admin::v1::admin_client::AdminClient, pgcapture::db_log_gateway_client::DbLogGatewayClient,
+    admin::v1::{
+        admin_client::AdminClient, dumps_client::DumpsClient, replicas_client::ReplicasClient,
+    },
+    pgcapture::db_log_gateway_client::DbLogGatewayClient,
 };
 use tonic::{
     Request, Status,
@@ -44,6 +47,29 @@ pub(super) async fn admin(global: &Global) -> Result<AdminClient<Authorised>, Fa
     let endpoint = endpoint(global)?.timeout(global.timeout.0);
     let channel = connect(global, &endpoint).await?;
     let client = AdminClient::with_interceptor(channel, token(global)?);
+    Ok(client.max_decoding_message_size(ANSWER_BYTES_MAX))
+}
+
+/// Connects to the administration of replicas. Every call ends within `--timeout`.
+pub(super) async fn replicas(global: &Global) -> Result<ReplicasClient<Authorised>, Failure> {
+    let endpoint = endpoint(global)?.timeout(global.timeout.0);
+    let channel = connect(global, &endpoint).await?;
+    let client = ReplicasClient::with_interceptor(channel, token(global)?);
+    Ok(client.max_decoding_message_size(ANSWER_BYTES_MAX))
+}
+
+/// Connects to the administration of dumps. Every call ends within `--timeout`.
+pub(super) async fn dumps(global: &Global) -> Result<DumpsClient<Authorised>, Failure> {
+    let endpoint = endpoint(global)?.timeout(global.timeout.0);
+    let channel = connect(global, &endpoint).await?;
+    let client = DumpsClient::with_interceptor(channel, token(global)?);
+    Ok(client.max_decoding_message_size(ANSWER_BYTES_MAX))
+}
+
+/// Connects to watch a dump; the stream has no time-out.
+pub(super) async fn dump_watch(global: &Global) -> Result<DumpsClient<Authorised>, Failure> {
+    let channel = connect(global, &endpoint(global)?).await?;
+    let client = DumpsClient::with_interceptor(channel, token(global)?);
     Ok(client.max_decoding_message_size(ANSWER_BYTES_MAX))
 }
 

@@ -89,6 +89,7 @@ struct ConsumerView {
     lag_seconds: f64,
     mode: String,
     redelivered: u64,
+    open_dumps: Vec<String>,
 }
 
 impl From<Consumer> for ConsumerView {
@@ -104,6 +105,7 @@ impl From<Consumer> for ConsumerView {
             lag_seconds: Duration::from_micros(consumer.lag_micros.unsigned_abs()).as_secs_f64(),
             mode: consumer.mode,
             redelivered: consumer.redelivered_count,
+            open_dumps: consumer.open_dumps,
         }
     }
 }
@@ -119,6 +121,7 @@ impl View for ConsumerView {
         ("ACKED TO", false),
         ("MODE", true),
         ("REDELIVERED", true),
+        ("OPEN DUMPS", true),
     ];
 
     fn cells(&self) -> Vec<String> {
@@ -132,6 +135,7 @@ impl View for ConsumerView {
             self.floor.clone().unwrap_or_else(|| "–".to_owned()),
             self.mode.clone(),
             self.redelivered.to_string(),
+            output::joined(&self.open_dumps),
         ]
     }
 }
@@ -140,7 +144,7 @@ impl Awaited for ConsumerView {
     fn reaches(&self, until: Until) -> bool {
         match until {
             Until::Healthy => self.sessions > 0,
-            Until::CaughtUp => self.lag_bytes <= CAUGHT_UP_BYTES && self.unacked == 0,
+            Until::CaughtUp | Until::Done => self.lag_bytes <= CAUGHT_UP_BYTES && self.unacked == 0,
         }
     }
 }

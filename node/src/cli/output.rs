@@ -107,6 +107,20 @@ pub(super) fn value<T: Serialize + ?Sized>(global: &Global, value: &T) -> io::Re
     data(&out)
 }
 
+/// Returns lines of what is done, indented.
+pub(super) fn bullets(lines: &[String]) -> String {
+    lines.iter().map(|line| format!("  {line}\n")).collect()
+}
+
+/// Joins names for a cell; a dash when there are none.
+pub(super) fn joined(names: &[String]) -> String {
+    if names.is_empty() {
+        "–".to_owned()
+    } else {
+        names.join(",")
+    }
+}
+
 /// Writes to stdout.
 pub(super) fn data(text: &str) -> io::Result<()> {
     let mut stdout = io::stdout().lock();

@@ -9,7 +9,10 @@ use pgcapture_proto::admin::v1::{
     ResumeSourceRequest,
 };
 
-pub(super) use self::view::{SourceView, lag_text, mark, trouble_text};
+pub(super) use self::{
+    add::{check_lines, checks_value, count},
+    view::{SourceView, TroubleView, lag_text, mark, trouble_text},
+};
 use super::{
     Failure, Global, connect, output,
     watch::{self, WatchArgs},
@@ -136,7 +139,7 @@ async fn remove(global: &Global, args: RemoveArgs) -> Result<(), Failure> {
     let plan = client.remove_source(request(true)).await?.into_inner();
     if args.dry_run || !args.yes {
         output::talk("would:\n");
-        output::data(&bullets(&plan.actions))?;
+        output::data(&output::bullets(&plan.actions))?;
         let plan = format!("source \"{}\" is still there", args.name);
         return if args.dry_run {
             Ok(())
@@ -145,9 +148,5 @@ async fn remove(global: &Global, args: RemoveArgs) -> Result<(), Failure> {
         };
     }
     let done = client.remove_source(request(false)).await?.into_inner();
-    Ok(output::data(&bullets(&done.actions))?)
-}
-
-fn bullets(lines: &[String]) -> String {
-    lines.iter().map(|line| format!("  {line}\n")).collect()
+    Ok(output::data(&output::bullets(&done.actions))?)
 }

@@ -124,7 +124,7 @@ impl View for StreamView {
 impl Awaited for StreamView {
     fn reaches(&self, until: Until) -> bool {
         match until {
-            Until::Healthy | Until::CaughtUp => self.health == "writable",
+            Until::Healthy | Until::CaughtUp | Until::Done => self.health == "writable",
         }
     }
 }

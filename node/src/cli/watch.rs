@@ -29,6 +29,8 @@ pub(super) enum Until {
     Healthy,
     /// Nothing is behind.
     CaughtUp,
+    /// Everything has ended; for what never ends, nothing is behind.
+    Done,
 }
 
 /// A view that knows whether it is as wanted.

@@ -1,7 +1,7 @@
 //! Relations between values: each may be fine alone and wrong beside another.
 
 use pgcapture_engine::{
-    cluster::check_name,
+    cluster::{DEFAULT_RANGES_MAX, RANGES_MAX_LIMIT, ReplicaKind, check_name},
     codes::{self, Explanation},
 };
 
@@ -22,6 +22,7 @@ pub(super) fn relations(config: &Config, reader: &mut Reader) {
     checker.limits(config);
     checker.node(config);
     checker.sources(config);
+    checker.replicas(config);
 }
 
 struct Checker<'a> {
@@ -169,32 +170,8 @@ impl Checker<'_> {
 
     fn sources(&mut self, config: &Config) {
         for (name, source) in &config.source {
-            let path = format!("source.{name}.url");
-            let bad = |text: &str| {
-                (
-                    text.to_owned(),
-                    "url = \"postgres://user@host/db\"".to_owned(),
-                )
-            };
             let code = &codes::config::BAD_VALUE;
-            self.report(
-                !source.url.is_empty(),
-                code,
-                &path,
-                bad("every source needs a url"),
-            );
-            let (_, password) = crate::redact::split_password(&source.url);
-            self.report(
-                password.is_none(),
-                &codes::config::SECRET,
-                &path,
-                (
-                    "a password stands in the url".to_owned(),
-                    format!(
-                        "remove it and set source.{name}.password = \"env:NAME\" or \"file:/path\""
-                    ),
-                ),
-            );
+            self.url("source", name, &source.url);
             for (what, key, value) in [
                 ("source", "url", name),
                 ("stream", "stream", &source.stream),
@@ -206,4 +183,71 @@ impl Checker<'_> {
             }
         }
     }
+    fn replicas(&mut self, config: &Config) {
+        for (name, replica) in &config.replica {
+            let code = &codes::config::BAD_VALUE;
+            let key = |key: &str| format!("replica.{name}.{key}");
+            self.url("replica", name, &replica.url);
+            if let Err(error) = check_name("replica", name) {
+                let rule = (error.to_string(), "choose another name".to_owned());
+                self.report(false, code, &key("url"), rule);
+            }
+            self.report(
+                !replica.source.is_empty(),
+                code,
+                &key("source"),
+                (
+                    "every replica names its source".to_owned(),
+                    "source = \"NAME\", as in [source.NAME]".to_owned(),
+                ),
+            );
+            self.report(
+                parse_kind(&replica.kind).is_some(),
+                code,
+                &key("kind"),
+                (
+                    format!("\"{}\" is neither standby nor source", replica.kind),
+                    "use \"standby\" for a physical standby".to_owned(),
+                ),
+            );
+            self.report(
+                (1..=RANGES_MAX_LIMIT).contains(&replica.max_ranges),
+                code,
+                &key("max_ranges"),
+                (
+                    format!("must be 1 to {RANGES_MAX_LIMIT}"),
+                    format!("use {DEFAULT_RANGES_MAX}"),
+                ),
+            );
+        }
+    }
+
+    /// A url that must be there and hold no password.
+    fn url(&mut self, section: &str, name: &str, url: &str) {
+        let path = format!("{section}.{name}.url");
+        self.report(
+            !url.is_empty(),
+            &codes::config::BAD_VALUE,
+            &path,
+            (
+                format!("every {section} needs a url"),
+                "url = \"postgres://user@host/db\"".to_owned(),
+            ),
+        );
+        let (_, password) = crate::redact::split_password(url);
+        let help =
+            format!("remove it and set {section}.{name}.password = \"env:NAME\" or \"file:/path\"");
+        self.report(
+            password.is_none(),
+            &codes::config::SECRET,
+            &path,
+            ("a password stands in the url".to_owned(), help),
+        );
+    }
+}
+
+/// Reads the kind of a replica.
+pub(crate) fn parse_kind(text: &str) -> Option<ReplicaKind> {
+    let kinds = [ReplicaKind::Standby, ReplicaKind::Source];
+    kinds.into_iter().find(|kind| kind.as_str() == text)
 }

@@ -251,7 +251,7 @@ impl Admin for AdminService {
         request: Request<ListConsumersRequest>,
     ) -> Result<Response<ListConsumersResponse>, Status> {
         let stream = request.into_inner().stream;
-        let consumers = consumers::list(&self.gateway, &stream).await?;
+        let consumers = consumers::list(&self.gateway, &self.state(), &stream).await?;
         Ok(Response::new(ListConsumersResponse { consumers }))
     }
 
@@ -260,14 +260,15 @@ impl Admin for AdminService {
         request: Request<GetConsumerRequest>,
     ) -> Result<Response<Consumer>, Status> {
         let uri = request.into_inner().uri;
-        Ok(Response::new(consumers::get(&self.gateway, &uri).await?))
+        let consumer = consumers::get(&self.gateway, &self.state(), &uri).await?;
+        Ok(Response::new(consumer))
     }
 
     async fn seek_consumer(
         &self,
         request: Request<SeekConsumerRequest>,
     ) -> Result<Response<SeekConsumerResponse>, Status> {
-        let moved = consumers::seek(&self.gateway, request.into_inner()).await?;
+        let moved = consumers::seek(&self.gateway, &self.state(), request.into_inner()).await?;
         Ok(Response::new(moved))
     }
 
@@ -275,7 +276,7 @@ impl Admin for AdminService {
         &self,
         request: Request<RemoveConsumerRequest>,
     ) -> Result<Response<RemoveConsumerResponse>, Status> {
-        let removed = consumers::remove(&self.gateway, request.into_inner()).await?;
+        let removed = consumers::remove(&self.gateway, &self.state(), request.into_inner()).await?;
         Ok(Response::new(removed))
     }
 }

@@ -112,21 +112,7 @@ impl Definition {
 
     /// Returns where to connect to, with the password.
     pub(super) fn connection(&self) -> Result<postgres::Config, SourceError> {
-        let config = postgres::Config::parse(&self.url).map_err(|error| SourceError::Postgres {
-            explanation: error.explanation(),
-            text: error.to_string(),
-        })?;
-        if let Some(password) = &self.inline {
-            return Ok(config.with_password(password.clone()));
-        }
-        let Some(reference) = &self.password else {
-            return Ok(config);
-        };
-        let password = read_secret(reference).map_err(|error| SourceError::Postgres {
-            explanation: &codes::config::SECRET,
-            text: error.to_string(),
-        })?;
-        Ok(config.with_password(postgres::Secret::new(password)))
+        connection(&self.url, self.inline.as_ref(), self.password.as_ref())
     }
 
     /// Returns the source as the state keeps it.
@@ -148,4 +134,27 @@ impl Definition {
             owns_publication,
         }
     }
+}
+
+/// Returns where a url leads to, with the password that stood in it or that the reference leads to.
+pub(crate) fn connection(
+    url: &str,
+    inline: Option<&postgres::Secret>,
+    reference: Option<&SecretRef>,
+) -> Result<postgres::Config, SourceError> {
+    let config = postgres::Config::parse(url).map_err(|error| SourceError::Postgres {
+        explanation: error.explanation(),
+        text: error.to_string(),
+    })?;
+    if let Some(password) = inline {
+        return Ok(config.with_password(password.clone()));
+    }
+    let Some(reference) = reference else {
+        return Ok(config);
+    };
+    let password = read_secret(reference).map_err(|error| SourceError::Postgres {
+        explanation: &codes::config::SECRET,
+        text: error.to_string(),
+    })?;
+    Ok(config.with_password(postgres::Secret::new(password)))
 }

@@ -88,6 +88,8 @@ impl SourceError {
             Self::Refused(Refusal::InvalidName(_)) | Self::Invalid { .. } => {
                 &codes::node::BAD_REQUEST
             }
+            Self::Refused(Refusal::Replica(refusal)) => refusal.explanation(),
+            Self::Refused(Refusal::Dump(refusal)) => refusal.explanation(),
             Self::Postgres { explanation, .. } | Self::Checks { explanation, .. } => explanation,
             Self::Store { .. } => &codes::node::STORE_FAILED,
         }
@@ -134,6 +136,11 @@ impl Sources {
     pub fn get(&self, name: &str) -> Result<Source, SourceError> {
         let state = Arc::clone(&self.consensus.state().borrow());
         Ok(state.source(name)?.clone())
+    }
+
+    /// Returns where a source connects to, with its password.
+    pub(crate) fn connection_of(&self, source: &Source) -> Result<postgres::Config, SourceError> {
+        super::connection(&source.url, None, source.password.as_ref())
     }
 
     /// Checks a database and says what adding it would run; changes nothing.
@@ -286,11 +293,7 @@ impl Sources {
     pub async fn detach(&self, name: &str, keep_slot: bool) -> Result<Source, SourceError> {
         let source = self.set_paused(name, true).await?;
         if !keep_slot {
-            let config = self.connection(&source);
-            let config: postgres::Config = config.map_err(|trouble| SourceError::Postgres {
-                explanation: codes::find(trouble.code).unwrap_or(&codes::config::SECRET),
-                text: trouble.text,
-            })?;
+            let config = self.connection_of(&source)?;
             let made = Made {
                 slot: Some(&source.slot),
                 publication: source.owns_publication.then_some(&source.publication),

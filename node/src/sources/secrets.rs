@@ -1,6 +1,7 @@
 //! Passwords that came inside a url: each in a file of its own, readable by the node only.
 //!
-//! `data_dir/secrets/<source>`, mode 0600. The state refers to it as `file:…`.
+//! `data_dir/secrets/<source>` and `data_dir/replica_secrets/<replica>`, mode 0600. The state refers
+//! to them as `file:…`.
 
 use std::{
     fs::{self, OpenOptions},
@@ -13,23 +14,23 @@ use pgcapture_engine::cluster::SecretRef;
 
 /// The directory of secrets.
 #[derive(Debug)]
-pub(super) struct Secrets {
+pub(crate) struct Secrets {
     directory: PathBuf,
 }
 
 impl Secrets {
-    pub(super) const fn new(directory: PathBuf) -> Self {
+    pub(crate) const fn new(directory: PathBuf) -> Self {
         Self { directory }
     }
 
     /// Keeps a password durably and returns its reference.
-    pub(super) fn keep(&self, source: &str, password: &str) -> io::Result<SecretRef> {
+    pub(crate) fn keep(&self, name: &str, password: &str) -> io::Result<SecretRef> {
         fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)
             .create(&self.directory)?;
-        let path = self.path(source);
-        let temporary = self.directory.join(format!("{source}.new"));
+        let path = self.path(name);
+        let temporary = self.directory.join(format!("{name}.new"));
         let written = OpenOptions::new()
             .write(true)
             .create(true)
@@ -42,26 +43,26 @@ impl Secrets {
             });
         written.and_then(|()| fs::rename(&temporary, &path))?;
         fs::File::open(&self.directory)?.sync_all()?;
-        Ok(self.reference(source))
+        Ok(self.reference(name))
     }
 
     /// Forgets a password that we kept; others' files are left alone. Idempotent.
-    pub(super) fn forget(&self, source: &str, reference: Option<&SecretRef>) -> io::Result<()> {
-        if reference != Some(&self.reference(source)) {
+    pub(crate) fn forget(&self, name: &str, reference: Option<&SecretRef>) -> io::Result<()> {
+        if reference != Some(&self.reference(name)) {
             return Ok(());
         }
-        match fs::remove_file(self.path(source)) {
+        match fs::remove_file(self.path(name)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(()),
         }
     }
 
-    fn reference(&self, source: &str) -> SecretRef {
-        SecretRef::File(self.path(source).display().to_string())
+    fn reference(&self, name: &str) -> SecretRef {
+        SecretRef::File(self.path(name).display().to_string())
     }
 
-    fn path(&self, source: &str) -> PathBuf {
-        self.directory.join(source)
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
     }
 }
 

@@ -55,7 +55,7 @@ impl SourcePlan {
         checks.any(|check| check.problem.is_some() && !check.is_warning)
     }
 
-    pub(super) fn passed(&mut self, text: impl Into<String>) {
+    pub(crate) fn passed(&mut self, text: impl Into<String>) {
         self.checks.push(Check {
             problem: None,
             text: text.into(),
@@ -64,7 +64,7 @@ impl SourcePlan {
         });
     }
 
-    fn found(&mut self, problem: &'static Explanation, text: String, is_warning: bool) {
+    pub(crate) fn found(&mut self, problem: &'static Explanation, text: String, is_warning: bool) {
         self.checks.push(Check {
             problem: Some(problem),
             text,

@@ -6,7 +6,12 @@ use pgcapture_engine::{
     lsn::{Lsn, PgTime},
 };
 
-use super::*;
+use super::{
+    format::{FORMAT_KEY, META, StateV1},
+    *,
+};
+
+mod dumps;
 
 fn source(name: &str) -> Source {
     Source {

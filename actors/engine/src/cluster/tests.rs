@@ -2,7 +2,7 @@
 
 use super::*;
 
-fn source(name: &str) -> Source {
+pub(super) fn source(name: &str) -> Source {
     Source {
         name: name.to_owned(),
         stream: name.to_owned(),

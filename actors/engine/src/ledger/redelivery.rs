@@ -75,6 +75,13 @@ impl Ledger {
         })
     }
 
+    /// Returns the first message that waits to be delivered again, in order.
+    #[must_use]
+    pub fn rewound_to(&self) -> Option<Checkpoint> {
+        let first = self.is_ordered.then(|| self.requeued.first())?;
+        first.map(|(_, checkpoint)| *checkpoint)
+    }
+
     /// Tells whether new entries must wait, so that order is kept, for older ones to be delivered
     /// again.
     #[must_use]

@@ -386,7 +386,7 @@ impl Model {
                 }
             }
             AckKind::Requeue if place == Where::Held(session) => self.queue(vec![number]),
-            AckKind::Requeue => {}
+            AckKind::Requeue | AckKind::UpToRow(_) => {}
         }
     }
 

@@ -66,9 +66,15 @@ pub enum AckKind {
     Done,
     /// Done with it and everything this session got before it.
     UpTo,
+    /// Rows of a dump: done with this many from the first one on, and with everything this session
+    /// got before; [`ALL_ROWS`] when the last row says so.
+    UpToRow(u32),
     /// To be delivered again.
     Requeue,
 }
+
+/// Every row of a range, the last one included.
+pub const ALL_ROWS: u32 = u32::MAX;
 
 /// What a run of acknowledgements did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

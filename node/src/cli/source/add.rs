@@ -2,7 +2,7 @@
 
 use clap::Args;
 use pgcapture_proto::admin::v1::{
-    AddSourceRequest, PlanSourceRequest, SourceDefinition, SourcePlan, check::Severity,
+    AddSourceRequest, Check, PlanSourceRequest, SourceDefinition, SourcePlan, check::Severity,
 };
 
 use super::SourceView;
@@ -60,7 +60,7 @@ pub(super) async fn run(global: &Global, args: AddArgs) -> Result<(), Failure> {
     };
     let plan = client.plan_source(request).await?.into_inner();
     show_plan(global, &plan, args.dry_run)?;
-    let errors = count(&plan, Severity::Error);
+    let errors = count(&plan.checks, Severity::Error);
     if errors > 0 {
         let text = format!("{errors} check(s) failed; nothing was changed");
         return Err(Failure {
@@ -87,35 +87,21 @@ pub(super) async fn run(global: &Global, args: AddArgs) -> Result<(), Failure> {
     Ok(output::one(global, &view)?)
 }
 
-fn count(plan: &SourcePlan, severity: Severity) -> usize {
-    let checks = plan.checks.iter();
+/// Counts the checks of a severity.
+pub(crate) fn count(checks: &[Check], severity: Severity) -> usize {
+    let checks = checks.iter();
     checks.filter(|check| check.severity() == severity).count()
 }
 
-/// A dry run's plan is the data; otherwise it is talk.
-fn show_plan(global: &Global, plan: &SourcePlan, is_data: bool) -> Result<(), Failure> {
-    let is_text = matches!(global.output, Format::Table | Format::Wide);
-    if is_data && !is_text {
-        let checks: Vec<_> = plan
-            .checks
-            .iter()
-            .map(|check| {
-                serde_json::json!({
-                    "severity": check.severity().as_str_name().to_lowercase(),
-                    "code": check.code, "text": check.text, "next": check.next,
-                })
-            })
-            .collect();
-        let value = serde_json::json!({"checks": checks, "sql": plan.sql, "tables": plan.tables});
-        return Ok(output::value(global, &value)?);
-    }
+/// The checks for people: a line of totals, then what needs attention.
+pub(crate) fn check_lines(checks: &[Check]) -> String {
     let mut out = format!(
         "checks: {} passed, {} warnings, {} errors\n",
-        count(plan, Severity::Ok) + count(plan, Severity::Note),
-        count(plan, Severity::Warning),
-        count(plan, Severity::Error)
+        count(checks, Severity::Ok) + count(checks, Severity::Note),
+        count(checks, Severity::Warning),
+        count(checks, Severity::Error)
     );
-    for check in &plan.checks {
+    for check in checks {
         let sign = match check.severity() {
             Severity::Ok => continue,
             Severity::Note => "i",
@@ -127,6 +113,29 @@ fn show_plan(global: &Global, plan: &SourcePlan, is_data: bool) -> Result<(), Fa
             out.push_str(&format!("   next: {}\n", check.next));
         }
     }
+    out
+}
+
+/// The checks for machines.
+pub(crate) fn checks_value(checks: &[Check]) -> Vec<serde_json::Value> {
+    let value = |check: &Check| {
+        serde_json::json!({
+            "severity": check.severity().as_str_name().to_lowercase(),
+            "code": check.code, "text": check.text, "next": check.next,
+        })
+    };
+    checks.iter().map(value).collect()
+}
+
+/// A dry run's plan is the data; otherwise it is talk.
+fn show_plan(global: &Global, plan: &SourcePlan, is_data: bool) -> Result<(), Failure> {
+    let is_text = matches!(global.output, Format::Table | Format::Wide);
+    if is_data && !is_text {
+        let checks = checks_value(&plan.checks);
+        let value = serde_json::json!({"checks": checks, "sql": plan.sql, "tables": plan.tables});
+        return Ok(output::value(global, &value)?);
+    }
+    let mut out = check_lines(&plan.checks);
     if plan.sql.is_empty() {
         out.push_str("nothing to create: publication and slot are there\n");
     } else {

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::{
     cli::{
-        output::{Column, View},
+        output::{Column, View, joined},
         watch::{Awaited, Until},
     },
     units::{human_bytes, human_duration},
@@ -43,15 +43,24 @@ pub(crate) struct SourceView {
     rebuilds: u64,
     trouble: Option<TroubleView>,
     gaps: Vec<GapView>,
+    replicas: Vec<String>,
     #[serde(skip)]
     status: SourceStatus,
 }
 
+/// What is wrong and what to do.
 #[derive(Clone, Debug, Serialize)]
-struct TroubleView {
-    code: String,
-    text: String,
-    next: String,
+pub(crate) struct TroubleView {
+    pub(crate) code: String,
+    pub(crate) text: String,
+    pub(crate) next: String,
+}
+
+impl From<Trouble> for TroubleView {
+    fn from(trouble: Trouble) -> Self {
+        let Trouble { code, text, next } = trouble;
+        Self { code, text, next }
+    }
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -88,11 +97,7 @@ impl From<Source> for SourceView {
             rows: status.row_count,
             transactions: status.transaction_count,
             rebuilds: status.rebuild_count,
-            trouble: status.trouble.clone().map(|trouble| TroubleView {
-                code: trouble.code,
-                text: trouble.text,
-                next: trouble.next,
-            }),
+            trouble: status.trouble.clone().map(TroubleView::from),
             gaps: source
                 .gaps
                 .into_iter()
@@ -102,6 +107,7 @@ impl From<Source> for SourceView {
                     reason: gap.reason,
                 })
                 .collect(),
+            replicas: source.replicas,
             status,
         }
     }
@@ -124,6 +130,7 @@ impl View for SourceView {
         ("CONFIRMED", true),
         ("REBUILDS", true),
         ("URL", true),
+        ("REPLICAS", true),
     ];
 
     fn cells(&self) -> Vec<String> {
@@ -144,6 +151,7 @@ impl View for SourceView {
             self.confirmed_lsn.clone(),
             self.rebuilds.to_string(),
             self.url.clone(),
+            joined(&self.replicas),
         ]
     }
 
@@ -157,7 +165,7 @@ impl Awaited for SourceView {
         let is_reading = matches!(self.state.as_str(), "following" | "catching_up");
         match until {
             Until::Healthy => is_reading,
-            Until::CaughtUp => is_reading && self.lag_bytes <= CAUGHT_UP_BYTES,
+            Until::CaughtUp | Until::Done => is_reading && self.lag_bytes <= CAUGHT_UP_BYTES,
         }
     }
 }

@@ -50,6 +50,10 @@ pub(super) fn source(
         created_at: unix_micros(source.created_at),
         status: Some(status),
         gaps: gaps.unwrap_or_default().iter().map(gap).collect(),
+        replicas: state
+            .replicas_of(&source.name)
+            .map(|replica| replica.name.clone())
+            .collect(),
     }
 }
 

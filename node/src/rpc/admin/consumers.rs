@@ -1,10 +1,11 @@
 //! The orders of the administration API that concern consumers.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use pgcapture_actors::gateway::{GatewayError, GatewayHandle, SubscriptionStatus};
 use pgcapture_engine::{
     capture_options,
+    cluster::{Dump, State},
     codes::{self, Explanation},
 };
 use pgcapture_proto::{
@@ -23,10 +24,17 @@ use crate::{
 };
 
 /// Returns the consumers of a stream; of all when it is empty.
-pub(super) async fn list(gateway: &GatewayHandle, stream: &str) -> Result<Vec<Consumer>, Status> {
+pub(super) async fn list(
+    gateway: &GatewayHandle,
+    state: &State,
+    stream: &str,
+) -> Result<Vec<Consumer>, Status> {
     let subscriptions = gateway.subscriptions().await.map_err(gateway_status)?;
     let wanted = |status: &&SubscriptionStatus| stream.is_empty() || status.id.stream == stream;
-    Ok(subscriptions.iter().filter(wanted).map(consumer).collect())
+    let subscriptions = subscriptions.iter().filter(wanted);
+    Ok(subscriptions
+        .map(|status| consumer(status, state))
+        .collect())
 }
 
 /// Returns how many consumers each stream has.
@@ -39,8 +47,12 @@ pub(super) async fn counts(gateway: &GatewayHandle) -> Result<BTreeMap<String, u
 }
 
 /// Returns one consumer.
-pub(super) async fn get(gateway: &GatewayHandle, uri: &str) -> Result<Consumer, Status> {
-    let all = list(gateway, "").await?;
+pub(super) async fn get(
+    gateway: &GatewayHandle,
+    state: &State,
+    uri: &str,
+) -> Result<Consumer, Status> {
+    let all = list(gateway, state, "").await?;
     let wanted = uri_of(&subscription_of(uri));
     let known: Vec<_> = all.iter().map(|consumer| consumer.uri.clone()).collect();
     let found = all.into_iter().find(|consumer| consumer.uri == wanted);
@@ -58,11 +70,12 @@ pub(super) async fn get(gateway: &GatewayHandle, uri: &str) -> Result<Consumer, 
 /// Moves a consumer, or checks that it could be moved. A consumer that does not exist is made.
 pub(super) async fn seek(
     gateway: &GatewayHandle,
+    state: &State,
     request: SeekConsumerRequest,
 ) -> Result<SeekConsumerResponse, Status> {
     let start = capture_options::start(&request.to)
         .map_err(|what| refuse(&codes::node::BAD_REQUEST, what))?;
-    let before = get(gateway, &request.uri).await;
+    let before = get(gateway, state, &request.uri).await;
     let before = before.ok().and_then(|consumer| consumer.floor);
     if request.dry_run {
         let after = None;
@@ -75,7 +88,7 @@ pub(super) async fn seek(
         to = request.to,
         "an operator moved a consumer"
     );
-    let after = get(gateway, &request.uri).await;
+    let after = get(gateway, state, &request.uri).await;
     let after = after.ok().and_then(|consumer| consumer.floor);
     Ok(SeekConsumerResponse { before, after })
 }
@@ -83,9 +96,10 @@ pub(super) async fn seek(
 /// Forgets a consumer, or says where it stands.
 pub(super) async fn remove(
     gateway: &GatewayHandle,
+    state: &State,
     request: RemoveConsumerRequest,
 ) -> Result<RemoveConsumerResponse, Status> {
-    let consumer = get(gateway, &request.uri).await?;
+    let consumer = get(gateway, state, &request.uri).await?;
     if !request.dry_run {
         let id = subscription_of(&request.uri);
         gateway.remove(&id).await.map_err(gateway_status)?;
@@ -109,7 +123,12 @@ pub(super) async fn remove_all(gateway: &GatewayHandle, stream: &str) -> Result<
     Ok(())
 }
 
-fn consumer(status: &SubscriptionStatus) -> Consumer {
+fn consumer(status: &SubscriptionStatus, state: &State) -> Consumer {
+    let is_open = |dump: &&Arc<Dump>| {
+        let is_ours = dump.stream == status.id.stream && dump.consumer == status.id.consumer;
+        is_ours && !dump.is_over()
+    };
+    let open_dumps = state.dumps.values().filter(is_open);
     let lag = status.lag.unwrap_or_default().as_micros();
     let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
     Consumer {
@@ -123,6 +142,7 @@ fn consumer(status: &SubscriptionStatus) -> Consumer {
         lag_micros: i64::try_from(lag).unwrap_or(i64::MAX),
         mode: status.mode.as_str().to_owned(),
         redelivered_count: status.redelivered_count,
+        open_dumps: open_dumps.map(|dump| dump.id.to_string()).collect(),
     }
 }
 

@@ -1,0 +1,104 @@
+//! The form of the file: its version, and how older ones are brought to it.
+//!
+//! Version 1 had sources, gaps and epochs in one value. Version 2 has replicas and cool-downs beside
+//! them, and dumps in rows of their own. Bringing a file forward is one transaction: it is of the
+//! one version or the other, whenever the node is killed.
+
+use std::{collections::BTreeMap, path::Path};
+
+use pgcapture_engine::{
+    checkpoint::Epoch,
+    cluster::{Gap, Source, State},
+};
+use redb::{Database, ReadableTable, TableDefinition, WriteTransaction};
+use serde::{Deserialize, Serialize};
+
+use super::{CURSORS, STATE, STATE_KEY, StoreError, decode, dumps, encode, failed};
+
+/// Version of everything in the file; grows when a value changes its form.
+pub const FORMAT_VERSION: u32 = 2;
+
+pub(super) const META: TableDefinition<'_, &str, u32> = TableDefinition::new("meta");
+pub(super) const FORMAT_KEY: &str = "format";
+
+/// The agreed state as version 1 kept it.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(super) struct StateV1 {
+    pub(super) sources: BTreeMap<String, Source>,
+    pub(super) gaps: BTreeMap<String, Vec<Gap>>,
+    pub(super) epochs: BTreeMap<String, Epoch>,
+}
+
+impl From<StateV1> for State {
+    fn from(old: StateV1) -> Self {
+        Self {
+            sources: old.sources,
+            gaps: old.gaps,
+            epochs: old.epochs,
+            ..Self::default()
+        }
+    }
+}
+
+/// Reads the agreed state, makes the file when it is new, and brings an older one forward.
+pub(super) fn read_or_create(database: &Database, path: &Path) -> Result<State, StoreError> {
+    let transaction = database
+        .begin_write()
+        .map_err(|error| failed(error.into()))?;
+    let found = version(&transaction).map_err(failed)?;
+    let state = match found {
+        None => State::default(),
+        Some(FORMAT_VERSION) => read(&transaction)?,
+        Some(1) => read_v1(&transaction)?,
+        Some(0) => {
+            let what = "its format version is 0, which never was".to_owned();
+            return Err(StoreError::Damaged { what });
+        }
+        Some(found) => {
+            let path = path.to_owned();
+            transaction.abort().map_err(|error| failed(error.into()))?;
+            return Err(StoreError::NewerVersion { path, found });
+        }
+    };
+    if found != Some(FORMAT_VERSION) {
+        let bytes = encode(&state)?;
+        bring_forward(&transaction, &bytes).map_err(failed)?;
+    }
+    transaction.commit().map_err(|error| failed(error.into()))?;
+    Ok(state)
+}
+
+fn version(transaction: &WriteTransaction) -> Result<Option<u32>, redb::Error> {
+    let meta = transaction.open_table(META)?;
+    let version = meta.get(FORMAT_KEY)?;
+    Ok(version.map(|version| version.value()))
+}
+
+fn read(transaction: &WriteTransaction) -> Result<State, StoreError> {
+    let value = state_value(transaction).map_err(failed)?;
+    let mut state: State = value.map_or_else(|| Ok(State::default()), |bytes| decode(&bytes))?;
+    state.dumps = dumps::read(transaction)?;
+    Ok(state)
+}
+
+fn read_v1(transaction: &WriteTransaction) -> Result<State, StoreError> {
+    let value = state_value(transaction).map_err(failed)?;
+    let old: StateV1 = value.map_or_else(|| Ok(StateV1::default()), |bytes| decode(&bytes))?;
+    Ok(old.into())
+}
+
+fn state_value(transaction: &WriteTransaction) -> Result<Option<Vec<u8>>, redb::Error> {
+    let table = transaction.open_table(STATE)?;
+    let value = table.get(STATE_KEY)?;
+    Ok(value.map(|value| value.value().to_vec()))
+}
+
+/// Writes what a file of this version has; what it had stays.
+fn bring_forward(transaction: &WriteTransaction, state: &[u8]) -> Result<(), redb::Error> {
+    transaction
+        .open_table(META)?
+        .insert(FORMAT_KEY, FORMAT_VERSION)?;
+    transaction.open_table(STATE)?.insert(STATE_KEY, state)?;
+    transaction.open_table(CURSORS)?;
+    dumps::create_tables(transaction)
+}
