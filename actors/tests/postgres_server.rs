@@ -5,7 +5,8 @@
 use std::{path::PathBuf, time::Duration};
 
 use pgcapture_actors::postgres::{
-    Connection, LocalServer, LocalServerOptions, PgError, Replication, Secret, StandbyOptions, StopMode,
+    Connection, LocalServer, LocalServerOptions, PgError, Replication, Secret, StandbyOptions,
+    StopMode,
 };
 
 async fn ask(server: &LocalServer, sql: &str) -> Result<Vec<Vec<Option<String>>>, PgError> {

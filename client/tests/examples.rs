@@ -21,6 +21,7 @@ example!(follow, "../examples/follow.rs");
 example!(typed, "../examples/typed.rs");
 example!(handlers, "../examples/handlers.rs");
 example!(debounce, "../examples/debounce.rs");
+example!(dump, "../examples/dump.rs");
 
 use std::time::Duration;
 
@@ -40,7 +41,8 @@ async fn gateway() -> Gateway {
         .insert(row("public.items").set("id", 5_i64))
         .delete(row("public.orders").set("id", 1_i64))
         .commit()
-        .dump([order()]);
+        .dump([order()])
+        .existing([order()]);
     gateway
 }
 
@@ -70,3 +72,4 @@ runs!(
     1,
     4
 );
+runs!(dump_brings_rows_on_the_stream_of_changes, dump, 5, 5);

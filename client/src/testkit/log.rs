@@ -12,7 +12,7 @@ use pgcapture_proto::pgcapture::{
 };
 use tonic::Code;
 
-use super::rows::TestRow;
+use super::{dumps::MockDump, rows::TestRow};
 
 /// The distance between two transactions.
 const LSN_STEP: u64 = 0x100;
@@ -85,6 +85,12 @@ pub(super) struct Log {
     open: Vec<CaptureMessage>,
     lsn: u64,
     dumps: u32,
+    /// Whose the ranges are that were asked for; others are everybody's.
+    owners: HashMap<u32, String>,
+    /// Rows that dumps can be asked for.
+    pub(super) existing: Vec<TestRow>,
+    /// What was asked for.
+    pub(super) started: Vec<MockDump>,
     positions: HashMap<String, Position>,
     pub(super) answers: Vec<Answer>,
     pub(super) inits: Vec<CaptureInit>,
@@ -136,8 +142,10 @@ impl Log {
         }
     }
 
-    pub(super) fn dump(&mut self, rows: Vec<TestRow>) {
+    /// Appends a range, for one uri or for all; returns its number.
+    pub(super) fn dump(&mut self, rows: Vec<TestRow>, owner: Option<String>) -> u32 {
         self.dumps += 1;
+        self.owners.extend(owner.map(|uri| (self.dumps, uri)));
         let last = rows.len();
         for (number, row) in (1..).zip(rows) {
             let data = if number == last {
@@ -153,6 +161,7 @@ impl Log {
             });
             self.entries.push(message);
         }
+        self.dumps
     }
 
     pub(super) fn gap(&mut self, reason: &str) {
@@ -200,14 +209,19 @@ impl Log {
 
     /// How many ranges of a dump are wholly acknowledged, over all uris.
     pub(super) fn finished_ranges(&self) -> usize {
-        let finished = |position: &Position| {
-            let is_finished = |range: u32| {
-                let mut rows = rows_of(&self.entries, range).peekable();
-                rows.peek().is_some() && rows.all(|row| position.acked.contains(&row))
-            };
-            (1..=self.dumps).filter(|range| is_finished(*range)).count()
+        let finished = |uri: &String| {
+            let ranges = 1..=self.dumps;
+            ranges.filter(|range| self.is_finished(uri, *range)).count()
         };
-        self.positions.values().map(finished).sum()
+        self.positions.keys().map(finished).sum()
+    }
+
+    /// Whether a uri has acknowledged all rows of a range.
+    pub(super) fn is_finished(&self, uri: &str, range: u32) -> bool {
+        self.positions.get(uri).is_some_and(|position| {
+            let mut rows = rows_of(&self.entries, range).peekable();
+            rows.peek().is_some() && rows.all(|row| position.acked.contains(&row))
+        })
     }
 
     /// What a session had is delivered again to another.
@@ -257,7 +271,10 @@ impl Log {
                 position.next = self.entries.len();
                 return None;
             };
-            if wanted(message) && !position.acked.contains(&entry) {
+            let range = message.checkpoint.as_ref().and_then(range_of);
+            let owner = range.and_then(|range| self.owners.get(&range));
+            let is_ours = owner.is_none_or(|owner| owner == uri);
+            if is_ours && wanted(message) && !position.acked.contains(&entry) {
                 position.in_flight.push_back((session, entry));
                 return Some(message.clone());
             }
