@@ -5,9 +5,10 @@
 //! order are joined into cumulative ones. A ticket whose connection is gone is answered by the next
 //! delivery of the same change.
 //!
-//! Existing rows are acknowledged one by one: all rows of a range have the same checkpoint, so
-//! a joined answer could not say how many it stands for, and the gateway, which counts, would take
-//! rows for done that are still on their way.
+//! All rows of a range of a dump have the same position. Where their checkpoints say nothing else
+//! they are acknowledged one by one: a joined answer could not say how many it stands for, and the
+//! gateway, which counts, would take rows for done that are still on their way. In batches the data
+//! of a checkpoint has the row's place, and answers are joined across rows and changes.
 //!
 //! Invariants: a cumulative acknowledgement covers only changes that were acknowledged, along with
 //! all that was delivered before them; none is sent any more after a negative one or a repeated
@@ -310,7 +311,7 @@ impl AckLine {
             return [self.flush(), Some(ack(checkpoint, false))];
         }
         self.answered += 1;
-        if checkpoint.is_dump() {
+        if checkpoint.is_dump() && checkpoint.data().is_empty() {
             return [self.flush(), Some(ack(checkpoint, false))];
         }
         self.waiting += 1;
@@ -424,30 +425,43 @@ mod tests {
         assert_eq!(acknowledge(&mut line, 0, false), [(0, false)]);
     }
 
-    /// A row of range 9; the last one says so.
-    fn existing(is_last: bool) -> Checkpoint {
-        let data = if is_last { &[1][..] } else { &[] };
-        Checkpoint::new(Lsn::default(), 9, Bytes::copy_from_slice(data))
+    /// A row of range 9.
+    fn existing(data: &'static [u8]) -> Checkpoint {
+        Checkpoint::new(Lsn::default(), 9, Bytes::from_static(data))
     }
 
-    #[test]
-    fn existing_rows_go_one_by_one_and_changes_around_them_are_still_joined() {
-        let messages = [at(0), at(1), existing(false), existing(true), at(2), at(3)];
+    fn acknowledged_in_order(messages: &[Checkpoint]) -> Vec<(u32, bool)> {
         let mut line = AckLine::default();
-        for (index, message) in (0..).zip(&messages) {
+        for (index, message) in (0..).zip(messages) {
             assert_eq!(line.deliver(message), index);
         }
         let mut all = Vec::new();
-        for (index, message) in (0..).zip(&messages) {
-            let ends_batch = index == 5;
+        for (index, message) in (0..).zip(messages) {
+            let ends_batch = index + 1 == messages.len() as u64;
             all.extend(sent(line.acknowledge(message, Place { index, ends_batch })));
         }
-        assert_eq!(all, [(1, true), (9, false), (9, false), (3, true)]);
+        all
+    }
+
+    #[test]
+    fn rows_without_a_place_go_one_by_one_and_changes_around_them_are_joined() {
+        let rows = [existing(&[]), existing(&[])];
+        let messages = [&[at(0), at(1)][..], &rows, &[at(2), at(3)]].concat();
+        let expected = [(1, true), (9, false), (9, false), (3, true)];
+        assert_eq!(acknowledged_in_order(&messages), expected);
+    }
+
+    #[test]
+    fn rows_with_a_place_are_joined_with_what_is_around_them() {
+        let rows = [existing(&[0, 0, 0, 1]), existing(&[1])];
+        let messages = [&[at(0)][..], &rows, &[at(2)]].concat();
+        assert_eq!(acknowledged_in_order(&messages), [(2, true)]);
+        assert_eq!(acknowledged_in_order(&rows), [(9, true)]);
     }
 
     #[test]
     fn a_change_behind_an_unanswered_existing_row_is_acknowledged_alone() {
-        let messages = [at(0), existing(true), at(1)];
+        let messages = [at(0), existing(&[1]), at(1)];
         let mut line = AckLine::default();
         for message in &messages {
             line.deliver(message);

@@ -74,7 +74,7 @@ async fn raw_streams_show_them_as_updates_that_exist() {
 }
 
 #[tokio::test]
-async fn in_batches_changes_are_joined_and_rows_counted_in_order() {
+async fn in_batches_rows_and_changes_are_acknowledged_together() {
     let gateway = changes_around_a_range().await;
     let stream = client(&gateway)
         .consumer("c")
@@ -84,21 +84,10 @@ async fn in_batches_changes_are_joined_and_rows_counted_in_order() {
     let mut events = stream.subscribe::<Order>().await.unwrap();
     assert_eq!(ids(&mut events, 7).await, [1, 2, 11, 12, 13, 3, 4]);
     gateway.wait_for_acks(7).await;
-    let answers: Vec<_> = gateway
-        .answers()
-        .into_iter()
-        .map(|answer| (answer.lsn, answer.seq, answer.cumulative))
-        .collect();
-    assert_eq!(
-        answers,
-        [
-            (0x100, 2, true),
-            (0, 1, false),
-            (0, 1, false),
-            (0, 1, false),
-            (0x200, 2, true)
-        ]
-    );
+    assert_eq!(gateway.finished_ranges(), 1);
+    let answers = gateway.answers();
+    assert_eq!(answers.len(), 1, "{answers:?}");
+    assert!(answers[0].cumulative && answers[0].lsn == 0x200);
 }
 
 #[tokio::test]

@@ -66,6 +66,24 @@ impl Position {
     }
 }
 
+/// Puts the place of a row into its checkpoint, as for sessions that asked for batches: here its
+/// number in the log. The last row of a range says that it is the last.
+pub(super) fn put_place(message: &mut CaptureMessage, entry: usize) {
+    if let Some(checkpoint) = &mut message.checkpoint
+        && range_of(checkpoint).is_some()
+        && checkpoint.data.is_empty()
+    {
+        let place = u32::try_from(entry).unwrap_or(u32::MAX);
+        checkpoint.data = Bytes::copy_from_slice(&place.to_be_bytes());
+    }
+}
+
+fn place_in(checkpoint: &Checkpoint) -> Option<usize> {
+    range_of(checkpoint)?;
+    let place: [u8; 4] = checkpoint.data.as_ref().try_into().ok()?;
+    usize::try_from(u32::from_be_bytes(place)).ok()
+}
+
 /// The number of the range of an existing row; `None` for a change.
 fn range_of(checkpoint: &Checkpoint) -> Option<u32> {
     (checkpoint.lsn == 0).then_some(checkpoint.seq)
@@ -249,7 +267,7 @@ impl Log {
         session: u64,
         max_unacked: usize,
         wanted: impl Fn(&CaptureMessage) -> bool,
-    ) -> Option<CaptureMessage> {
+    ) -> Option<(usize, CaptureMessage)> {
         let position = self.positions.entry(uri.to_owned()).or_default();
         let held = position
             .in_flight
@@ -276,7 +294,7 @@ impl Log {
             let is_ours = owner.is_none_or(|owner| owner == uri);
             if is_ours && wanted(message) && !position.acked.contains(&entry) {
                 position.in_flight.push_back((session, entry));
-                return Some(message.clone());
+                return Some((entry, message.clone()));
             }
         }
     }
@@ -284,24 +302,21 @@ impl Log {
     pub(super) fn answer(&mut self, uri: &str, session: u64, ack: CaptureAck) {
         let checkpoint = ack.checkpoint.unwrap_or_default();
         let position = self.positions.entry(uri.to_owned()).or_default();
+        let place = place_in(&checkpoint);
         let found = position.in_flight.iter().position(|(owner, entry)| {
-            let at = self
-                .entries
-                .get(*entry)
-                .and_then(|message| message.checkpoint.as_ref());
-            *owner == session && at == Some(&checkpoint)
+            let at = self.entries.get(*entry).and_then(|m| m.checkpoint.as_ref());
+            let is_at = match place {
+                Some(place) => *entry == place,
+                None => at == Some(&checkpoint),
+            };
+            *owner == session && is_at
         });
         if let Some(at) = found {
             let first = if ack.cumulative { 0 } else { at };
-            let range = range_of(&checkpoint);
             let mut index = 0;
             let mut answered = Vec::new();
             position.in_flight.retain(|(owner, entry)| {
-                let of = self.entries.get(*entry).and_then(|m| m.checkpoint.as_ref());
-                // Existing rows answer for their range alone, changes for changes.
-                let is_covered = *owner == session
-                    && (first..=at).contains(&index)
-                    && of.and_then(range_of) == range;
+                let is_covered = *owner == session && (first..=at).contains(&index);
                 index += 1;
                 if is_covered {
                     answered.push(*entry);
