@@ -229,6 +229,7 @@ async fn the_consumer_echoes_sends_back_and_comes_back_with_its_copy() {
         seed: 1,
         sent_back_max: 1,
         sent_back_one_in: 1,
+        batch: 0,
         rows_per_second: 0,
     };
     let consumer = Consumer::new(manners, orders.subscribe(), Copy::default());

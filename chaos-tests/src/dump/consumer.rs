@@ -1,7 +1,8 @@
-//! The consumer that builds the copy: old-style, over as many sessions as it takes.
+//! The consumer that builds the copy, over as many sessions as it takes.
 //!
-//! Each message is put into the copy first and acknowledged then. Now and then an acknowledgement is
-//! held back for a while, an existing row is sent back, and the connection is cut: what was not
+//! Old-style it gets a message a row and acknowledges each; or it asks for batches and acknowledges
+//! each as a whole. Messages are put into the copy first and acknowledged then. Now and then an acknowledgement is
+//! held back for a while, so that later ones pass it, an existing row is sent back, and the connection is cut: what was not
 //! acknowledged comes again. It never sends changes back, which would take them out of their order by
 //! its own wish.
 
@@ -11,7 +12,7 @@ use anyhow::Result;
 use pgcapture_proto::pgcapture::{
     CaptureAck, CaptureMessage, CaptureRequest, Change, Checkpoint, capture_request,
 };
-use prost_types::Struct;
+use prost_types::{Struct, value::Kind};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use tokio::{
     sync::{mpsc, watch},
@@ -22,17 +23,20 @@ use super::{
     copy::Copy,
     table::{SCHEMA, integer},
 };
-use crate::history::reader::{ACK_WITHIN, ACKS_MAX, RECONNECT_PAUSE, open};
+use crate::history::reader::{ACK_WITHIN, ACKS_MAX, RECONNECT_PAUSE, open, parameters};
 
 /// One acknowledgement of this many is held back.
 const HELD_ONE_IN: u32 = 101;
 
-/// Until so many others were sent, or the stream was quiet for so long.
-const HELD_BEHIND: usize = 60;
+/// Until so many more messages came, or the stream was quiet for so long.
+const HELD_BEHIND: u64 = 60;
 const QUIET: Duration = Duration::from_millis(50);
 
 /// Progress is told once in so many messages, and when the stream is quiet.
 const TELL_EVERY: u64 = 64;
+
+/// Its pace is looked at once in so many existing rows.
+const PACED_ROWS: u64 = 256;
 
 /// How the consumer behaves.
 #[derive(Clone, Debug)]
@@ -47,6 +51,8 @@ pub struct Manners {
     pub sent_back_max: u32,
     /// One existing row of this many is sent back.
     pub sent_back_one_in: u32,
+    /// Messages in a batch; 0 for an old-style consumer.
+    pub batch: u32,
     /// Existing rows that it takes a second at most; 0 for as many as come.
     pub rows_per_second: u64,
 }
@@ -88,6 +94,7 @@ pub struct Consumer {
     rng: StdRng,
     messages: u64,
     paced_since: Option<(Instant, u64)>,
+    paced_at: u64,
 }
 
 impl Consumer {
@@ -104,6 +111,7 @@ impl Consumer {
             rng,
             messages: 0,
             paced_since: None,
+            paced_at: 0,
         }
     }
 
@@ -140,7 +148,11 @@ impl Consumer {
     async fn session(&mut self) -> String {
         let (acks, requests) = mpsc::channel(ACKS_MAX);
         let (endpoint, uri) = (&self.manners.endpoint, &self.manners.uri);
-        let opened = open(endpoint, uri, Struct::default(), &acks, requests).await;
+        let parameters = match self.manners.batch {
+            0 => Struct::default(),
+            size => parameters([("BatchSize", Kind::NumberValue(f64::from(size)))]),
+        };
+        let opened = open(endpoint, uri, parameters, &acks, requests).await;
         let mut stream = match opened {
             Ok(stream) => stream,
             Err(error) => return format!("{error:#}"),
@@ -164,25 +176,40 @@ impl Consumer {
                     continue;
                 }
             };
-            let Some(request) = self.take(message) else {
+            let Some(answers) = self.take_all(message) else {
                 return "a message without checkpoint or change".to_owned();
             };
             self.pace().await;
             let due = held.front().is_some_and(|(at, _)| *at <= self.messages);
-            let first = due.then(|| held.pop_front()).flatten();
-            let second = if self.rng.random_ratio(1, HELD_ONE_IN) {
-                held.push_back((self.messages + HELD_BEHIND as u64, request));
-                None
-            } else {
-                Some(request)
-            };
-            let due = first.map(|(_, request)| request).into_iter().chain(second);
-            for request in due {
-                if let Some(error) = send(&acks, request).await {
+            let late = due.then(|| held.pop_front()).flatten();
+            for request in late.map(|(_, request)| request).into_iter().chain(answers) {
+                if self.rng.random_ratio(1, HELD_ONE_IN) {
+                    held.push_back((self.messages + HELD_BEHIND, request));
+                } else if let Some(error) = send(&acks, request).await {
                     return error;
                 }
             }
         }
+    }
+
+    /// Puts a message, or all of a batch, into the copy and returns the answers.
+    fn take_all(&mut self, mut message: CaptureMessage) -> Option<Vec<CaptureRequest>> {
+        let Some(batch) = message.batch.take() else {
+            return Some(vec![self.take(message)?]);
+        };
+        let sent_back = self.progress.sent_back;
+        let answers = batch.messages.into_iter().map(|one| self.take(one));
+        let mut answers = answers.collect::<Option<Vec<_>>>()?;
+        if self.progress.sent_back == sent_back {
+            // All were taken: one answer for all.
+            answers.drain(..answers.len().saturating_sub(1));
+            for request in &mut answers {
+                if let Some(capture_request::Type::Ack(ack)) = &mut request.r#type {
+                    ack.cumulative = true;
+                }
+            }
+        }
+        Some(answers)
     }
 
     /// Puts a message into the copy and returns its answer.
@@ -206,10 +233,11 @@ impl Consumer {
     /// Rests while existing rows come faster than they are wanted.
     async fn pace(&mut self) {
         let wanted = self.manners.rows_per_second;
-        if wanted == 0 || !self.copy.existing_rows.is_multiple_of(256) {
+        let rows = self.copy.existing_rows;
+        if wanted == 0 || rows < self.paced_at + PACED_ROWS {
             return;
         }
-        let rows = self.copy.existing_rows;
+        self.paced_at = rows;
         let (since, before) = *self.paced_since.get_or_insert((Instant::now(), rows));
         let seconds = (rows - before) as f64 / wanted as f64;
         tokio::time::sleep_until(since + Duration::from_secs_f64(seconds)).await;

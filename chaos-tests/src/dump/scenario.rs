@@ -37,6 +37,9 @@ const CAUGHT_UP_WITHIN: Duration = Duration::from_secs(120);
 /// The writers are under way before the dump begins.
 const HEAD_START: Duration = Duration::from_millis(800);
 
+/// Messages in a batch, for a consumer that asks for batches.
+const BATCH: u32 = 500;
+
 /// What to run.
 #[derive(Clone, Debug)]
 pub struct DumpPlan {
@@ -128,6 +131,8 @@ async fn one(plan: &DumpPlan, world: &mut World, number: u32, seed: u64) -> Resu
         seed,
         sent_back_max: 3,
         sent_back_one_in: u32::try_from(plan.rows / 2).unwrap_or(u32::MAX),
+        // Old consumers and new ones in turn.
+        batch: if seed.is_multiple_of(2) { 0 } else { BATCH },
         rows_per_second: plan.pace,
     };
     let mut consumer = Running::start(manners(&name), Copy::default());

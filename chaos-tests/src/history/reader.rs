@@ -264,7 +264,7 @@ pub(crate) async fn open(
     Ok(answer.into_inner())
 }
 
-fn parameters<const N: usize>(pairs: [(&str, Kind); N]) -> Struct {
+pub(crate) fn parameters<const N: usize>(pairs: [(&str, Kind); N]) -> Struct {
     let to_field = |(name, kind): (&str, Kind)| (name.to_owned(), Value { kind: Some(kind) });
     Struct {
         fields: pairs.into_iter().map(to_field).collect::<BTreeMap<_, _>>(),
