@@ -36,7 +36,7 @@ const SETTINGS: [&str; 8] = [
     "max_wal_senders=10",
     "max_replication_slots=10",
     "max_connections=60",
-    "max_wal_size=8GB",
+    "max_wal_size=2GB",
     "listen_addresses=127.0.0.1",
     "logging_collector=off",
 ];

@@ -63,6 +63,8 @@ pub(super) struct Order {
     pub(super) client: ClientKind,
     /// Measure how old each row's first timestamp is, from this change on.
     pub(super) latency_from: Option<u64>,
+    /// Rows of a dump, which have no position of their own.
+    pub(super) is_dump: bool,
 }
 
 /// What a measuring consumer is made of.
@@ -256,6 +258,7 @@ async fn generated(
 #[derive(Debug)]
 struct Tally {
     changes: u64,
+    is_dump: bool,
     last: (u64, u64),
     latency_from: u64,
     latencies: Option<Histogram<u64>>,
@@ -266,6 +269,7 @@ impl Tally {
         let histogram = || Histogram::new_with_max(LATENCY_MAX, 3);
         Ok(Self {
             changes: 0,
+            is_dump: order.is_dump,
             last: (0, 0),
             latency_from: order.latency_from.unwrap_or_default(),
             latencies: order.latency_from.map(|_| histogram()).transpose()?,
@@ -273,7 +277,10 @@ impl Tally {
     }
 
     fn count(&mut self, position: (u64, u64), changes: u64) -> anyhow::Result<()> {
-        if position <= self.last {
+        if self.is_dump != (position.0 == 0) {
+            bail!("something else than what was ordered came at {position:?}");
+        }
+        if position <= self.last && !self.is_dump {
             bail!("position {position:?} came after {:?}", self.last);
         }
         self.last = position;

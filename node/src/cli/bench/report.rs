@@ -90,6 +90,12 @@ pub(super) struct What {
     /// Seconds that were measured.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) seconds: Option<u64>,
+    /// Ranges that were read at a time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) workers: Option<u32>,
+    /// `standby` or `source`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) from: Option<&'static str>,
     /// Sessions.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) sessions: Option<u64>,
@@ -182,6 +188,8 @@ impl Report {
                 .map(|rate| format!("{rate:.0} transactions/s")),
         );
         words.extend(what.seconds.map(|seconds| format!("{seconds} s")));
+        words.extend(what.workers.map(|count| format!("{count} workers")));
+        words.extend(what.from.map(|from| format!("from the {from}")));
         words.extend(what.sessions.map(|count| format!("{count} sessions")));
         words.extend(what.socket.map(|socket| format!("socket {socket}")));
         let version = what.server_version.as_ref();
