@@ -5,6 +5,7 @@
 //! mailbox, role and lifetime: it is told what became durable, which is the only thing that may be
 //! confirmed to PostgreSQL, and is asked to drain. It never touches the log.
 
+pub(crate) mod asked;
 mod catch_up;
 mod follow;
 pub(crate) mod meter;

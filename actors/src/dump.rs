@@ -31,7 +31,8 @@ pub const ROW_BATCHES_WAITING_MAX: usize = 4;
 /// Where a gateway gets ranges from.
 #[async_trait]
 pub trait RangeSource: Debug + Send + Sync {
-    /// Watches a number that changes whenever there may be something to pull.
+    /// Watches a number that changes whenever there may be something to pull; closed when there
+    /// never will be.
     fn changes(&self) -> watch::Receiver<u64>;
 
     /// Takes the next range that is due for a subscription; `None` when nothing is due now: wait
@@ -60,6 +61,36 @@ pub trait RangeSource: Debug + Send + Sync {
 
     /// Gives a range back that was not wholly acknowledged; it is handed out again after a pause.
     async fn give_up(&self, ticket: RangeTicket, reason: GivenUp);
+}
+
+/// There is never a range: for a gateway without dumps.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoRanges;
+
+#[async_trait]
+impl RangeSource for NoRanges {
+    fn changes(&self) -> watch::Receiver<u64> {
+        // Closed from the beginning: nobody need wait.
+        watch::channel(0).1
+    }
+
+    async fn pull(&self, _: &SubscriptionId) -> Result<Option<RangeTicket>, DumpError> {
+        Ok(None)
+    }
+
+    async fn open(&self, _: &RangeTicket, _: Lsn) -> Result<OpenedRange, DumpError> {
+        let (_, rows) = mpsc::channel(1);
+        Ok(OpenedRange {
+            at: Lsn::ZERO,
+            rows,
+        })
+    }
+
+    async fn finish(&self, _: RangeTicket, _: Delivered) -> Result<(), DumpError> {
+        Ok(())
+    }
+
+    async fn give_up(&self, _: RangeTicket, _: GivenUp) {}
 }
 
 /// The right to run one range once.

@@ -8,17 +8,22 @@
 //!
 //! # Invariants
 //!
+//! - Rows of dumps join the stream at their exact position: after every change before it, before
+//!   every change from it on (`ranges`).
 //! - An acknowledgement counts once its cursor is durable; cursors are saved together, every
 //!   [`CURSOR_SAVE_INTERVAL`] and when a session ends.
 //! - A position that retention has removed is an error, never a silent later start.
 
 mod actor;
+mod delivery;
 mod error;
 mod feed;
 mod hub;
+mod intake;
 mod limits;
 mod meters;
 mod peek;
+mod ranges;
 mod session;
 mod start;
 mod status;
@@ -44,6 +49,7 @@ pub use self::{
 };
 use crate::{
     cursors::{CursorStore, SubscriptionId},
+    dump::RangeSource,
     log::ChangeLog,
 };
 
@@ -64,9 +70,10 @@ impl GatewayHandle {
     pub fn start(
         resolver: Arc<dyn SourceResolver>,
         cursors: Arc<dyn CursorStore>,
+        ranges: Arc<dyn RangeSource>,
         limits: GatewayLimits,
     ) -> Self {
-        let hub = Arc::new(Hub::new(resolver, cursors, limits));
+        let hub = Arc::new(Hub::new(resolver, cursors, ranges, limits));
         let door = actor::start(&hub);
         Self { hub, door }
     }
@@ -133,6 +140,7 @@ impl GatewayHandle {
     pub async fn drain(&self) -> Result<(), GatewayError> {
         self.hub.refuse_sessions();
         self.end_sessions(None, EndReason::Draining).await?;
+        self.hub.wait_for_intakes().await;
         self.hub.save_cursors().await?;
         self.hub.stop();
         Ok(())

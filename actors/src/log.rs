@@ -48,6 +48,18 @@ pub trait ChangeLog: Debug + Send + Sync {
 
     /// Returns what the log holds now.
     fn extent(&self) -> LogExtent;
+
+    /// Asks whoever writes the log to make known soon that nothing is missing up to `at`: a reader
+    /// waits at the tail for that, and an idle source tells it once a second only. A wish: a log
+    /// that is written elsewhere may ignore it.
+    fn ask_progress(&self, at: Lsn) {
+        let _ = at;
+    }
+
+    /// Watches the furthest position that was asked for; `None` when the log hears of none.
+    fn asked_progress(&self) -> Option<watch::Receiver<Lsn>> {
+        None
+    }
 }
 
 /// The one writer of a log.
@@ -243,6 +255,15 @@ impl LogError {
             Self::OutOfOrder { .. } | Self::Closed { .. } => None,
         }
     }
+}
+
+/// Raises the position that readers ask for.
+fn ask(asked: &watch::Sender<Lsn>, at: Lsn) {
+    asked.send_if_modified(|furthest| {
+        let is_further = *furthest < at;
+        *furthest = at.max(*furthest);
+        is_further
+    });
 }
 
 /// Refuses a batch whose first entry does not come after `last`.

@@ -29,6 +29,8 @@ pub enum TaskKind {
     DurableTail,
     /// Serves one consumer.
     Session,
+    /// Brings ranges of dumps to one subscription.
+    RangeIntake,
     /// Makes cursors durable.
     CursorSaver,
     /// Starts and stops agents as the state wants.
@@ -50,6 +52,7 @@ impl TaskKind {
             Self::SlotWatch => "slot_watch",
             Self::DurableTail => "durable_tail",
             Self::Session => "session",
+            Self::RangeIntake => "range_intake",
             Self::CursorSaver => "cursor_saver",
             Self::Sources => "sources",
             Self::Server => "server",

@@ -17,6 +17,7 @@ use anyhow::{Context, bail};
 use async_trait::async_trait;
 use pgcapture_actors::{
     cursors::{Cursor, CursorError, CursorStore, SubscriptionId},
+    dump::NoRanges,
     gateway::{GatewayHandle, GatewayLimits, ResolveError, Resolved, SourceResolver},
     log::{
         ChangeLog,
@@ -114,7 +115,12 @@ fn run_server(count: u64) -> anyhow::Result<()> {
     actix::System::with_tokio_rt(runtime).block_on(async move {
         let log = filled(count).await?;
         let resolver = Arc::new(OneStream(log));
-        let gateway = GatewayHandle::start(resolver, Arc::new(Forgetful), GatewayLimits::default());
+        let gateway = GatewayHandle::start(
+            resolver,
+            Arc::new(Forgetful),
+            Arc::new(NoRanges),
+            GatewayLimits::default(),
+        );
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
         println!("{}", listener.local_addr()?);
         let serving = configure(Server::builder())

@@ -16,6 +16,7 @@ use anyhow::Context as _;
 use pgcapture_actors::{
     consensus::Consensus,
     cursors::CursorStore,
+    dump::NoRanges,
     gateway::{GatewayHandle, GatewayLimits},
     supervise::Task,
 };
@@ -85,7 +86,12 @@ pub async fn start(config: &Config) -> anyhow::Result<Node> {
     sources.open_logs().await;
 
     let resolver = StreamResolver::new(consensus.state(), Arc::clone(&logs));
-    let gateway = GatewayHandle::start(Arc::new(resolver), cursors, gateway_limits(config));
+    let gateway = GatewayHandle::start(
+        Arc::new(resolver),
+        cursors,
+        Arc::new(NoRanges),
+        gateway_limits(config),
+    );
 
     let stop_agents = CancellationToken::new();
     let reconciler = sources.start(stop_agents.clone());

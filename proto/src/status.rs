@@ -38,6 +38,8 @@ const TABLE: &[(&str, Code)] = &[
     ("PGC-G15", Code::InvalidArgument),
     // A mode that the other sessions do not have.
     ("PGC-G16", Code::FailedPrecondition),
+    // Rows of a dump; it is read again.
+    ("PGC-G17", Code::Unavailable),
     // The node: its disk, a token, names and requests.
     ("PGC-N01", Code::Unavailable),
     ("PGC-N04", Code::Unavailable),

@@ -24,6 +24,36 @@ const COMMIT_TIME_TAG: u8 = 0x48;
 /// Tag of `CaptureMessage.checkpoint` and of `CaptureBatch.messages`.
 const FIRST_FIELD_TAG: u8 = 0x0A;
 
+/// Tag of `Checkpoint.data`.
+const DATA_TAG: u8 = 0x1A;
+
+/// `Checkpoint.data` of the last row of a range.
+pub const LAST_ROW: u8 = 1;
+
+/// What a checkpoint says beside the position: `Checkpoint.data`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Data {
+    /// Nothing.
+    #[default]
+    None,
+    /// A row of a dump: its place in the range, from 1, so that a cumulative acknowledgement says
+    /// how far. Four bytes, big-endian; only for sessions that asked for batches.
+    Row(u32),
+    /// The last row of a range: one byte.
+    LastRow,
+}
+
+impl Data {
+    /// Bytes on the wire, tag and length included.
+    const fn length(self) -> usize {
+        match self {
+            Self::None => 0,
+            Self::Row(_) => 6,
+            Self::LastRow => 3,
+        }
+    }
+}
+
 /// One message to write.
 #[derive(Clone, Copy, Debug)]
 pub struct Outgoing<'a> {
@@ -33,19 +63,26 @@ pub struct Outgoing<'a> {
     pub payload: &'a [u8],
     /// Commit time to put on it; `None` for consumers that did not ask.
     pub commit_time: Option<PgTime>,
+    /// What its checkpoint says beside the position.
+    pub data: Data,
 }
 
 impl Outgoing<'_> {
+    #[inline]
+    fn checkpoint_length(&self) -> usize {
+        checkpoint_length(self.checkpoint) + self.data.length()
+    }
+
     fn message_length(&self) -> usize {
         let time = self
             .commit_time
             .map_or(0, |time| 1 + encoded_len_varint(time.0.cast_unsigned()));
-        2 + checkpoint_length(self.checkpoint) + self.payload.len() + time
+        2 + self.checkpoint_length() + self.payload.len() + time
     }
 
     #[expect(
         clippy::cast_possible_truncation,
-        reason = "a checkpoint takes at most 17 bytes"
+        reason = "a checkpoint takes at most 23 bytes"
     )]
     fn write(&self, out: &mut BytesMut) {
         let Some((log_tag, rest)) = self.payload.split_first() else {
@@ -54,7 +91,7 @@ impl Outgoing<'_> {
         };
         let Checkpoint { lsn, seq } = self.checkpoint;
         out.put_u8(FIRST_FIELD_TAG);
-        out.put_u8(checkpoint_length(self.checkpoint) as u8);
+        out.put_u8(self.checkpoint_length() as u8);
         if lsn.0 != 0 {
             out.put_u8(0x08);
             encode_varint(lsn.0, out);
@@ -62,6 +99,14 @@ impl Outgoing<'_> {
         if seq != 0 {
             out.put_u8(0x10);
             encode_varint(u64::from(seq), out);
+        }
+        match self.data {
+            Data::None => {}
+            Data::Row(place) => {
+                out.put_slice(&[DATA_TAG, 4]);
+                out.put_u32(place);
+            }
+            Data::LastRow => out.put_slice(&[DATA_TAG, 1, LAST_ROW]),
         }
         out.put_u8(capture_tag(*log_tag));
         out.extend_from_slice(rest);
@@ -212,8 +257,21 @@ mod tests {
 
     #[test]
     fn frames_are_what_prost_would_write() {
-        for checkpoint in [(0, 0), (0, 1), (300, 0), (u64::MAX, u32::MAX)] {
+        let datas = [
+            Data::None,
+            Data::Row(258),
+            Data::LastRow,
+            Data::Row(u32::MAX),
+        ];
+        let positions = [(0, 0), (0, 1), (300, 0), (u64::MAX, u32::MAX)];
+        for (checkpoint, data) in positions.into_iter().zip(datas) {
             let checkpoint = Checkpoint::new(Lsn(checkpoint.0), checkpoint.1);
+            let wire_data: &'static [u8] = match data {
+                Data::None => &[],
+                Data::Row(258) => &[0, 0, 1, 2],
+                Data::Row(_) => &[255; 4],
+                Data::LastRow => &[1],
+            };
             for commit_time in [None, Some(PgTime(1)), Some(PgTime(-1))] {
                 let mut all = Vec::new();
                 let payloads: Vec<_> = cases()
@@ -222,7 +280,7 @@ mod tests {
                         expected.checkpoint = Some(WireCheckpoint {
                             lsn: checkpoint.lsn.0,
                             seq: checkpoint.seq,
-                            ..WireCheckpoint::default()
+                            data: bytes::Bytes::from_static(wire_data),
                         });
                         expected.commit_time = commit_time.map_or(0, |t| t.0.cast_unsigned());
                         all.push(expected);
@@ -235,6 +293,7 @@ mod tests {
                         checkpoint,
                         payload,
                         commit_time,
+                        data,
                     })
                     .collect();
                 for (message, expected) in messages.iter().zip(&all) {

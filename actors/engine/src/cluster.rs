@@ -23,8 +23,8 @@ pub use self::{
     dump::{
         COOL_DOWN_MAX, COOL_DOWNS_MAX, DUMP_RANGES_MAX, DUMP_TABLES_MAX, DUMPS_KEPT_MAX,
         DUMPS_OPEN_MAX, Dump, DumpAction, DumpCommand, DumpOptions, DumpRefusal, DumpRule,
-        DumpState, DumpTable, FinishedRange, NewDump, PlannedTable, REPLANS_MAX, TableFailure,
-        TableLayout, WantedPages,
+        DumpState, DumpTable, FinishedRange, NewDump, NewLayout, PlannedTable, REPLANS_MAX,
+        TableFailure, TableLayout, WantedPages,
     },
     replica::{
         DEFAULT_LAG_MAX, DEFAULT_RANGES_MAX, RANGES_MAX_LIMIT, REPLICAS_MAX, Replica, ReplicaKind,
@@ -56,8 +56,8 @@ pub struct State {
     pub epochs: BTreeMap<String, Epoch>,
     /// All replicas by name.
     pub replicas: BTreeMap<String, Replica>,
-    /// Pauses between ranges that were set for a uri.
-    pub cool_downs: BTreeMap<String, Duration>,
+    /// Pauses between ranges that were set for a subscription: its stream and its name.
+    pub cool_downs: BTreeMap<(String, String), Duration>,
     /// The number of the newest dump that ever existed.
     pub last_dump: DumpId,
     /// All dumps that are not forgotten. Not serialised with the rest: a store keeps one row each,

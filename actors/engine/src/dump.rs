@@ -7,7 +7,11 @@
 
 mod pages;
 
+pub mod cut;
+
 mod facts;
+
+pub mod schedule;
 
 mod status;
 

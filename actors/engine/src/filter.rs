@@ -19,6 +19,7 @@ use prost::{Message as _, encoding::decode_varint};
 use crate::{
     batch::{Entry, EntryKind, MalformedBatch},
     capture_options::CaptureOptions,
+    checkpoint::Checkpoint,
 };
 
 /// Verdicts kept at once; beyond this the memory is cleared and learned again. A database with
@@ -77,6 +78,25 @@ impl Filter {
             EntryKind::Gap => Ok(self.options.with_gaps),
             EntryKind::Truncate | EntryKind::KeepAlive => Ok(false),
         }
+    }
+
+    /// Tells whether the session gets a row of a dump, an encoded `pgcapture.Message`. It is no
+    /// operation on the table, so only the table is looked at.
+    ///
+    /// # Errors
+    ///
+    /// [`MalformedBatch`] when it is not what a dump writes.
+    pub fn wants_row(&mut self, payload: &[u8]) -> Result<bool, MalformedBatch> {
+        let entry = Entry {
+            checkpoint: Checkpoint::default(),
+            kind: EntryKind::Change,
+            payload,
+        };
+        let tag = payload.first().copied();
+        if tag.and_then(EntryKind::from_tag) != Some(EntryKind::Change) {
+            return Err(MalformedBatch);
+        }
+        Ok(self.wants_table(&peek_change(entry.inner()?)?))
     }
 
     #[inline]

@@ -169,7 +169,7 @@ impl Ledger {
             match ack.kind {
                 AckKind::Done => self.finish(session, ack.checkpoint, &mut applied)?,
                 AckKind::UpTo | AckKind::UpToRow(_) => {
-                    self.finish_up_to(session, ack.checkpoint, &mut applied)?
+                    self.finish_up_to(session, ack.checkpoint, &mut applied)?;
                 }
                 AckKind::Requeue => {
                     applied.requeued_count += self.requeue(session, ack.checkpoint, now)?;

@@ -49,6 +49,8 @@ pub struct Progress {
     /// Nothing is missing up to here.
     quiet_end: Lsn,
     is_urgent: bool,
+    /// Readers of the log wait for this position.
+    wanted: Lsn,
     interval: Duration,
     last_progress: Option<Duration>,
 }
@@ -66,6 +68,7 @@ impl Progress {
             commit_time,
             quiet_end: Lsn::ZERO,
             is_urgent: false,
+            wanted: Lsn::ZERO,
             interval: PROGRESS_INTERVAL,
             last_progress: None,
         }
@@ -116,6 +119,13 @@ impl Progress {
         self.quiet_end = self.quiet_end.max(lsn);
     }
 
+    /// Records that readers of the log wait to hear that nothing is missing up to `lsn`: that is not
+    /// held back by the interval. Tells whether the log does not say so yet.
+    pub fn want(&mut self, lsn: Lsn) -> bool {
+        self.wanted = self.wanted.max(lsn);
+        self.wanted > self.emitted_resume
+    }
+
     /// Returns a batch without entries that must be appended to the log next, when positions have
     /// moved, nothing is in flight and the interval is over. It counts as emitted. Call it after
     /// [`Self::durable`] as well: what a keepalive said while something was in flight is due then.
@@ -124,7 +134,9 @@ impl Progress {
             self.is_urgent = false;
             return None;
         }
-        if self.is_in_flight() || !(self.is_urgent || self.is_interval_over(now)) {
+        let is_wanted = self.quiet_end >= self.wanted && self.wanted > self.emitted_resume;
+        let is_due = self.is_urgent || is_wanted || self.is_interval_over(now);
+        if self.is_in_flight() || !is_due {
             return None;
         }
         self.is_urgent = false;
@@ -225,6 +237,25 @@ mod tests {
         assert_eq!(progress.keepalive(waiting, true, soon), None, "no news");
         assert_eq!(progress.keepalive(keepalive(40), true, soon), None);
         assert!(progress.poll(soon + PROGRESS_INTERVAL).is_some());
+    }
+
+    #[test]
+    fn what_readers_wait_for_is_told_at_once_and_nothing_less() {
+        let mut progress = progress();
+        assert!(progress.keepalive(keepalive(20), true, START).is_some());
+        progress.durable(None, Lsn(20));
+        assert!(!progress.want(Lsn(20)));
+        assert!(progress.want(Lsn(40)));
+        assert_eq!(progress.keepalive(keepalive(39), true, START), None);
+        let batch = progress.keepalive(keepalive(45), true, START).unwrap();
+        assert_eq!(batch.resume_lsn, Lsn(45));
+        assert!(!progress.want(Lsn(40)));
+        progress.durable(None, Lsn(45));
+        assert_eq!(
+            progress.keepalive(keepalive(50), true, START),
+            None,
+            "no more is wanted"
+        );
     }
 
     #[test]

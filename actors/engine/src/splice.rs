@@ -147,6 +147,11 @@ impl Splice {
         self.sessions.insert(session, RangeNumber(0));
     }
 
+    /// Gives everything up: nobody is left who would bring it to an end.
+    pub fn give_up_all(&mut self, now: Duration) {
+        self.end_all(&RangeEnd::Disconnected, now, |_| true);
+    }
+
     /// Lets a session go. What it had is given up; with the last one, everything is.
     pub fn leave(&mut self, session: SessionId, now: Duration) {
         self.sessions.remove(&session);
@@ -246,10 +251,9 @@ impl Splice {
     /// Returns the range that the session is being sent.
     #[must_use]
     pub fn delivering(&self, session: SessionId) -> Option<RangeNumber> {
-        let is_of = |range: &Range| matches!(range.stage, Stage::Delivering { session: owner, .. } if owner == session);
         let mut ranges = self.ranges.iter();
         ranges
-            .find(|(_, range)| is_of(range))
+            .find(|(_, range)| range.delivering_to(session).is_some())
             .map(|(number, _)| *number)
     }
 
@@ -295,9 +299,8 @@ impl Splice {
         let Some(range) = self.ranges.get_mut(&number) else {
             return false;
         };
-        let at = match range.stage {
-            Stage::Delivering { at, session: owner } if owner == session => at,
-            _ => return false,
+        let Some(at) = range.delivering_to(session) else {
+            return false;
         };
         range.note(rows, now);
         if is_last {

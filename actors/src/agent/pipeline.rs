@@ -31,7 +31,7 @@ use super::{
 };
 use crate::{
     clock,
-    decoder::{Decoder, DecoderHandle, meter::DecodeMeter, slot_reader::SlotReader},
+    decoder::{Decoder, DecoderHandle, asked::Asked, meter::DecodeMeter, slot_reader::SlotReader},
     log::{ChangeLog, Tail},
     postgres::Config,
     publisher::{Publisher, PublisherHandle},
@@ -154,6 +154,7 @@ fn build_reader(
     let backlog = taken.server_end_lsn.bytes_since(taken.resume_lsn);
     mode.decide(backlog, true, Duration::ZERO);
     SlotReader {
+        asked: Asked::new(parts.log.asked_progress()),
         meter: DecodeMeter::new(&parts.spec.source, *decoder.counters()),
         decoder,
         progress: Progress::new(at.last, at.resume_lsn, at.commit_time),

@@ -34,6 +34,7 @@ impl SlotReader {
         let confirmer = confirm(self.confirmable.clone(), stream.status());
         // Held until we leave: dropping it ends it.
         let _confirmer = spawn(TaskKind::StatusUpdates, &self.spec.source, confirmer);
+        let status = stream.status();
         self.set_state(AgentState::Following);
         loop {
             // Only the wait may be dropped: a batch that was taken from the decoder and then
@@ -41,6 +42,10 @@ impl SlotReader {
             let received = tokio::select! {
                 biased;
                 () = self.drain.cancelled() => None,
+                asked = self.asked.due() => {
+                    self.tell_progress(asked, &status).await?;
+                    continue;
+                }
                 received = stream.receive() => Some(received?),
             };
             let Some(received) = received else {
@@ -51,6 +56,22 @@ impl SlotReader {
             if self.decide_mode() == SlotMode::CatchUp {
                 self.let_go(stream).await?;
                 return Ok(Ended::SwitchMode);
+            }
+        }
+    }
+
+    /// Lets readers of the log know that nothing is missing up to a position, or asks the server.
+    async fn tell_progress(&mut self, asked: Lsn, status: &StatusHandle) -> Result<(), AgentError> {
+        if !self.progress.want(asked) {
+            self.asked.answered();
+            return Ok(());
+        }
+        self.hear_tail();
+        match self.progress.poll(self.started.elapsed()) {
+            Some(progress) => self.publish(progress).await,
+            None => {
+                status.ask();
+                Ok(())
             }
         }
     }

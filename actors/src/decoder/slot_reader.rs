@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     agent::{AgentSpec, AgentState, AgentStatus, error::AgentError},
-    decoder::meter::DecodeMeter,
+    decoder::{asked::Asked, meter::DecodeMeter},
     log::Tail,
     postgres::{Config, Connection, PgError, Replication},
     publisher::PublisherHandle,
@@ -58,6 +58,8 @@ pub(crate) struct SlotReader {
     /// End of the server's WAL as last heard.
     pub(crate) server_end: Lsn,
     pub(crate) meter: DecodeMeter,
+    /// What readers of the log wait for.
+    pub(crate) asked: Asked,
 }
 
 impl SlotReader {

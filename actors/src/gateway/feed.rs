@@ -2,6 +2,8 @@
 //!
 //! Owns the reader of one subscription, or of one peek. Rows are not copied: a part shares the
 //! memory of the batch, unless the filter took so little of it that keeping the batch would be waste.
+//! It stops before a limit when there is one, and knows when nothing before the limit can come any more:
+//! the next entry lies behind it, or the log's durable end does and all of it was read.
 
 use std::sync::Arc;
 
@@ -15,13 +17,26 @@ use pgcapture_engine::{
     lsn::{Lsn, PgTime},
 };
 
-use crate::log::{LogError, LogReader};
+use crate::log::{ChangeLog, LogError, LogReader};
+
+/// No limit.
+pub(super) const NO_LIMIT: Lsn = Lsn(u64::MAX);
 
 /// A part keeps the memory of its batch when at least one of this many bytes is delivered.
 const KEEP_ONE_IN: usize = 2;
 
+/// What the feed has next.
+#[derive(Debug)]
+pub(super) enum Fed {
+    /// A part of the log.
+    Part(Part),
+    /// Everything before the limit was handed out.
+    Reached,
+}
+
 /// A reader and what is left of its last batch.
 pub(super) struct Feed {
+    log: Arc<dyn ChangeLog>,
     reader: Box<dyn LogReader>,
     rest: Batch,
     /// Entries that an earlier life of the subscription had acknowledged; runs in order.
@@ -37,8 +52,13 @@ impl std::fmt::Debug for Feed {
 }
 
 impl Feed {
-    pub(super) fn new(reader: Box<dyn LogReader>, done: &[(Checkpoint, Checkpoint)]) -> Self {
+    pub(super) fn new(
+        log: Arc<dyn ChangeLog>,
+        reader: Box<dyn LogReader>,
+        done: &[(Checkpoint, Checkpoint)],
+    ) -> Self {
         Self {
+            log,
             reader,
             rest: Batch::default(),
             done: done.to_vec(),
@@ -46,17 +66,50 @@ impl Feed {
         }
     }
 
-    /// Returns the next part of the log, waiting at its tail. The part may have nothing to deliver.
+    /// Returns the next part of the log before `limit`, waiting at the tail. The part may have
+    /// nothing to deliver.
     ///
     /// Cancellation-safe: a dropped call loses nothing.
-    pub(super) async fn next(&mut self, filter: &mut Filter, room: Room) -> Result<Part, LogError> {
+    pub(super) async fn next(
+        &mut self,
+        filter: &mut Filter,
+        room: Room,
+        limit: Lsn,
+    ) -> Result<Fed, LogError> {
         while self.rest.entries.is_empty() {
-            self.rest = self.reader.next().await?;
+            if limit == NO_LIMIT {
+                self.rest = self.reader.next().await?;
+            } else if !self.fill_before(limit).await? {
+                return Ok(Fed::Reached);
+            }
         }
-        self.cut(filter, room).map_err(|error| damaged(&error))
+        self.cut(filter, room, limit)
+            .map_err(|error| damaged(&error))
     }
 
-    fn cut(&mut self, filter: &mut Filter, room: Room) -> Result<Part, MalformedBatch> {
+    /// Reads the next batch; tells whether there is one, or the durable end lies at the limit.
+    async fn fill_before(&mut self, limit: Lsn) -> Result<bool, LogError> {
+        let mut tail = self.log.tail();
+        loop {
+            // First the end, then the look: what is not there then comes after the end.
+            let durable = *tail.borrow_and_update();
+            if let Some(batch) = self.reader.try_next().await? {
+                self.rest = batch;
+                return Ok(true);
+            }
+            if durable.resume_lsn >= limit {
+                return Ok(false);
+            }
+            self.log.ask_progress(limit);
+            if tail.changed().await.is_err() {
+                // The log is closed; the reader knows why.
+                self.rest = self.reader.next().await?;
+                return Ok(true);
+            }
+        }
+    }
+
+    fn cut(&mut self, filter: &mut Filter, room: Room, limit: Lsn) -> Result<Fed, MalformedBatch> {
         let entries = self.rest.entries.clone();
         let mut slots = Vec::with_capacity(room.messages.min(self.rest.entry_count as usize));
         let (mut taken, mut kept) = (0, 0);
@@ -67,6 +120,9 @@ impl Feed {
                 break;
             }
             let entry = entry?;
+            if entry.checkpoint.lsn >= limit {
+                break;
+            }
             let commit_time = self.commit_time(&entry);
             let offset = taken + ENTRY_HEADER_BYTES;
             taken = offset + entry.payload.len();
@@ -86,14 +142,16 @@ impl Feed {
         }
         drop(entries);
         let bytes = self.rest.entries.split_to(taken);
-        let (first, last) = span.ok_or(MalformedBatch)?;
-        Ok(Part {
+        let Some((first, last)) = span else {
+            return Ok(Fed::Reached);
+        };
+        Ok(Fed::Part(Part {
             first,
             last,
             commit_time: self.rest.commit_time,
             body: Arc::new(body(bytes, slots, kept)),
             has_restored,
-        })
+        }))
     }
 
     /// Tells whether an earlier life had the entry acknowledged.

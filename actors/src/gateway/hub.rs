@@ -28,7 +28,10 @@ use super::{
     status,
     subscription::Subscription,
 };
-use crate::cursors::{CursorError, CursorStore, SubscriptionId};
+use crate::{
+    cursors::{CursorError, CursorStore, SubscriptionId},
+    dump::RangeSource,
+};
 
 /// Cursors that moved are made durable together at this pace: ten small writes a second, and after
 /// a crash at most this much is delivered again.
@@ -42,6 +45,9 @@ const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 pub(super) struct Hub {
     resolver: Arc<dyn SourceResolver>,
     pub(super) cursors: Arc<dyn CursorStore>,
+    pub(super) ranges: Arc<dyn RangeSource>,
+    /// Whether there will ever be any.
+    pub(super) has_ranges: bool,
     pub(super) limits: GatewayLimits,
     started: Instant,
     subscriptions: Mutex<BTreeMap<SubscriptionId, Arc<Subscription>>>,
@@ -68,11 +74,14 @@ impl Hub {
     pub(super) fn new(
         resolver: Arc<dyn SourceResolver>,
         cursors: Arc<dyn CursorStore>,
+        ranges: Arc<dyn RangeSource>,
         limits: GatewayLimits,
     ) -> Self {
         Self {
             resolver,
             cursors,
+            has_ranges: ranges.changes().has_changed().is_ok(),
+            ranges,
             limits,
             started: Instant::now(),
             subscriptions: Mutex::default(),
@@ -226,6 +235,21 @@ impl Hub {
         self.session_count.load(Ordering::Relaxed)
     }
 
+    pub(super) fn is_refusing(&self) -> bool {
+        self.is_refusing.load(Ordering::SeqCst)
+    }
+
+    /// Waits until every range was given back. Sessions have left.
+    pub(super) async fn wait_for_intakes(&self) {
+        for subscription in self.subscriptions() {
+            if let Some(mut intake) = subscription.take_intake()
+                && let Err(error) = intake.join().await
+            {
+                tracing::error!(%error, "the ranges of a subscription were not given back");
+            }
+        }
+    }
+
     pub(super) fn refuse_sessions(&self) {
         self.is_refusing.store(true, Ordering::SeqCst);
     }
@@ -240,7 +264,7 @@ impl Hub {
 
     /// Tells whether another session may come, and under which number.
     pub(super) fn admit_session(&self) -> Result<u64, CaptureError> {
-        if self.is_refusing.load(Ordering::SeqCst) {
+        if self.is_refusing() {
             return Err(CaptureError::Ended(super::EndReason::Draining));
         }
         let count = self.session_count();

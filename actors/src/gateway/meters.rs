@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
-use pgcapture_engine::{ledger::Applied, lsn::PgTime};
+use pgcapture_engine::{ledger::Applied, lsn::PgTime, splice::RowsSent};
 
-use crate::{clock::now, cursors::SubscriptionId};
+use crate::{clock::now, cursors::SubscriptionId, dump::GivenUp};
 
 /// The metrics of one subscription.
 #[derive(Debug)]
@@ -16,6 +16,9 @@ pub(super) struct Meters {
     delivered_bytes: Counter,
     acked_events: Counter,
     latency: Histogram,
+    dump_rows: Counter,
+    dump_bytes: Counter,
+    dump_hold: Histogram,
     unacked: Gauge,
     lag_bytes: Gauge,
     lag_seconds: Gauge,
@@ -36,6 +39,9 @@ impl Meters {
             delivered_bytes: counter!("pgcapture_delivered_bytes_total", &labels()),
             acked_events: counter!("pgcapture_acked_events_total", &labels()),
             latency: histogram!("pgcapture_event_latency_seconds", "stage" => "deliver"),
+            dump_rows: counter!("pgcapture_dump_rows_delivered_total", &labels()),
+            dump_bytes: counter!("pgcapture_dump_bytes_delivered_total", &labels()),
+            dump_hold: histogram!("pgcapture_dump_hold_seconds"),
             unacked: gauge!("pgcapture_consumer_unacked_events", &labels()),
             lag_bytes: gauge!("pgcapture_consumer_lag_bytes", &labels()),
             lag_seconds: gauge!("pgcapture_consumer_lag_seconds", &labels()),
@@ -49,6 +55,34 @@ impl Meters {
         if commit_time != PgTime(0) {
             self.latency.record(age(commit_time).as_secs_f64());
         }
+    }
+
+    /// Records rows of a dump that were handed to the transport.
+    pub(super) fn rows_delivered(&self, rows: RowsSent) {
+        self.dump_rows.increment(rows.row_count);
+        self.dump_bytes.increment(rows.bytes);
+    }
+
+    /// Records how long changes waited for a range.
+    pub(super) fn held(&self, hold: Duration) {
+        self.dump_hold.record(hold.as_secs_f64());
+    }
+
+    /// Records that a range was given up.
+    pub(super) fn given_up(&self, reason: &GivenUp) {
+        let reason = match reason {
+            GivenUp::Disconnected => "disconnected",
+            GivenUp::Requeued(_) => "requeued",
+            GivenUp::Stalled => "stalled",
+            GivenUp::TooOld => "too_old",
+            GivenUp::Failed(_) => "failed",
+        };
+        let labels = [
+            ("stream", self.stream.clone()),
+            ("consumer", self.consumer.clone()),
+            ("reason", reason.to_owned()),
+        ];
+        counter!("pgcapture_dump_ranges_given_up_total", &labels).increment(1);
     }
 
     pub(super) fn applied(&self, applied: &Applied) {

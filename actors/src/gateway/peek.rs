@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 
 use super::{
     error::CaptureError,
-    feed::Feed,
+    feed::{Fed, Feed, NO_LIMIT},
     session::Flow,
     start,
     subscription::{Pulled, Rows},
@@ -41,7 +41,8 @@ pub(super) async fn deliver(
     });
     let position = start::find_position(log, options.start).await?;
     let mut reached = position.floor;
-    let mut feed = Feed::new(start::open_after(log, position.floor).await?, &[]);
+    let reader = start::open_after(log, position.floor).await?;
+    let mut feed = Feed::new(Arc::clone(log), reader, &[]);
     let mut filter = Filter::new(options.clone());
     let mut writer = FrameWriter::new(options);
     while end.is_none_or(|end| reached < end) {
@@ -57,7 +58,9 @@ pub(super) async fn deliver(
             messages: ROOM.messages.min(credit),
             ..ROOM
         };
-        let mut part = feed.next(&mut filter, room).await?;
+        let Fed::Part(mut part) = feed.next(&mut filter, room, NO_LIMIT).await? else {
+            continue;
+        };
         reached = part.last;
         if let Some(end) = end
             && reached > end

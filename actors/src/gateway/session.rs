@@ -25,10 +25,11 @@ use pgcapture_proto::pgcapture::CaptureInit;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use super::{
+    delivery::Delivery,
     error::{CaptureError, EndReason, RequestError},
     hub::Hub,
     meters, peek,
-    subscription::Membership,
+    subscription::{Membership, Puller},
     writer::{Chunk, FrameWriter},
 };
 use crate::log::{ChangeLog, LogError, LogHealth};
@@ -65,6 +66,13 @@ pub enum Requested {
     Init(CaptureInit),
     /// Only acknowledgements.
     Acks,
+    /// Deliver the rows of this range of a dump again, later.
+    RefuseRow {
+        /// The range: `seq` of the row.
+        range: u32,
+        /// Why.
+        reason: String,
+    },
     /// Deliver this many more messages.
     Credit(u32),
     /// Nothing more will come.
@@ -310,6 +318,7 @@ impl Serving<'_> {
             reason = ordered(&mut order) => reason,
         };
         if reason == EndReason::Draining {
+            self.membership.withdraw_ranges();
             let grace = self.membership.hub.limits.drain_grace;
             // Acknowledgements under way count; without them it is delivered again.
             let finished = tokio::time::timeout(grace, listener.listen_until_answered()).await;
@@ -322,18 +331,30 @@ impl Serving<'_> {
     }
 
     async fn deliver(&self, outbound: &mpsc::Sender<Chunk>) -> Result<(), CaptureError> {
-        let mut filter = Filter::new(self.options.clone());
+        let mut puller = Puller {
+            filter: Filter::new(self.options.clone()),
+            delivery: None,
+        };
         let mut writer = FrameWriter::new(self.options);
         let meters = &self.membership.subscription.meters;
         loop {
             // First the place, then the rows: nothing is taken that cannot be sent.
-            let Ok(permit) = outbound.reserve().await else {
+            let permit = tokio::select! {
+                biased;
+                permit = outbound.reserve() => permit,
+                // Its reader must not wait for a consumer that does not read.
+                () = ended(puller.delivery.as_ref()) => {
+                    puller.delivery = None;
+                    continue;
+                }
+            };
+            let Ok(permit) = permit else {
                 return Ok(());
             };
             let credit = || self.flow.credit();
             let pulled = self
                 .membership
-                .pull(&mut filter, credit, &self.flow.wake)
+                .pull(&mut puller, credit, &self.flow.wake)
                 .await?;
             let chunk = writer.write(&pulled);
             self.flow.spend(chunk.message_count);
@@ -350,9 +371,17 @@ impl Serving<'_> {
         let pause = (timeout / EXPIRY_CHECKS).max(Duration::from_millis(1));
         loop {
             tokio::time::sleep(pause).await;
-            self.membership.expire();
+            self.membership.expire(timeout);
             self.flow.wake.notify_one();
         }
+    }
+}
+
+/// Waits until the range that is being delivered has ended otherwise.
+async fn ended(delivery: Option<&Delivery>) {
+    match delivery {
+        Some(delivery) => delivery.ended().await,
+        None => std::future::pending().await,
     }
 }
 
@@ -424,6 +453,12 @@ impl<'a> Listener<'a> {
             Requested::End => std::future::pending::<()>().await,
             Requested::Credit(messages) => self.flow.grant(messages),
             Requested::Acks => self.flow.wake.notify_one(),
+            Requested::RefuseRow { range, reason } => {
+                if let Some(membership) = self.membership {
+                    membership.refuse_row(range, &reason)?;
+                }
+                self.flow.wake.notify_one();
+            }
         }
         Ok(true)
     }

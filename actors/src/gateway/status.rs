@@ -26,6 +26,8 @@ pub struct SubscriptionStatus {
     pub retained_bytes: usize,
     /// Messages delivered again since the subscription came to memory.
     pub redelivered_count: u64,
+    /// Ranges of dumps that are being read, delivered or acknowledged.
+    pub range_count: usize,
     /// WAL between the floor and the durable end of the log; `None` when the log cannot be read.
     pub lag_bytes: Option<u64>,
     /// Time between the commits at both; `None` when either is unknown.
@@ -49,6 +51,7 @@ pub(super) async fn all(hub: &Hub) -> Result<Vec<SubscriptionStatus>, GatewayErr
             floor: Some(cursor.floor),
             floor_time: PgTime(0),
             durable_floor: Some(cursor.floor),
+            range_count: 0,
         };
         found.insert(id.clone(), status(id, &glance, tail));
     }
@@ -106,6 +109,7 @@ fn status(id: SubscriptionId, glance: &Glance, tail: Option<Tail>) -> Subscripti
         unacked: glance.unacked,
         retained_bytes: glance.retained_bytes,
         redelivered_count: glance.redelivered_count,
+        range_count: glance.range_count,
         lag_bytes: last.map(|last| last.lsn.bytes_since(floor.lsn)),
         lag,
     }

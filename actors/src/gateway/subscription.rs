@@ -9,21 +9,32 @@ use std::{
     time::Duration,
 };
 
+pub(super) use pgcapture_engine::ledger::Room;
 use pgcapture_engine::{
     capture_options::{CaptureOptions, Mode},
     checkpoint::Checkpoint,
     filter::Filter,
     ledger::{
-        Ack, Applied, Ledger, ParcelBody, Position, Room, SessionId, Slot, Terms, UnknownCheckpoint,
+        Ack, Applied, Ledger, ParcelBody, Position, SessionId, Slot, Terms, UnknownCheckpoint,
     },
     lsn::PgTime,
 };
 use tokio::sync::Notify;
 
-use super::{error::CaptureError, feed::Feed, hub::Hub, meters::Meters, start};
+use super::{
+    delivery::{Delivery, DumpRows},
+    error::CaptureError,
+    feed::{Fed, Feed},
+    hub::Hub,
+    intake,
+    meters::Meters,
+    ranges::{Ranges, Turn},
+    start,
+};
 use crate::{
     cursors::{ACKED_RUNS_MAX, Cursor, SubscriptionId},
     log::ChangeLog,
+    supervise::{Task, TaskKind, spawn},
 };
 
 /// While several sessions share a subscription each takes at most this much at once, so that a small
@@ -41,9 +52,11 @@ pub(super) struct Subscription {
     state: Mutex<State>,
     /// Held while the subscription is brought to memory.
     opening: tokio::sync::Mutex<()>,
-    feed: tokio::sync::Mutex<Option<Feed>>,
+    pub(super) feed: tokio::sync::Mutex<Option<Feed>>,
     /// Something other than the log has more to deliver, or another session became active.
-    changed: Notify,
+    pub(super) changed: Notify,
+    /// A range has ended, or the last session has left.
+    pub(super) intake_wake: Notify,
 }
 
 #[derive(Debug)]
@@ -62,6 +75,14 @@ struct State {
     /// What the store has.
     saved: Option<Cursor>,
     redelivered_count: u64,
+    ranges: Ranges,
+}
+
+/// What a session pulls with.
+pub(super) struct Puller {
+    pub(super) filter: Filter,
+    /// The range that it is being sent.
+    pub(super) delivery: Option<Delivery>,
 }
 
 /// What a session gets at once.
@@ -77,6 +98,8 @@ pub(super) enum Rows {
     Part(Arc<ParcelBody>),
     /// What is delivered again.
     Again(Vec<(Arc<ParcelBody>, Slot)>),
+    /// Rows of a dump.
+    Dump(DumpRows),
 }
 
 /// What a status shows of a subscription in memory.
@@ -89,11 +112,13 @@ pub(super) struct Glance {
     pub(super) floor: Option<Checkpoint>,
     pub(super) floor_time: PgTime,
     pub(super) durable_floor: Option<Checkpoint>,
+    pub(super) range_count: usize,
 }
 
 enum Step {
     Deliver(Pulled),
     Read(Room),
+    Rows(Room),
     Wait,
 }
 
@@ -113,11 +138,45 @@ impl Subscription {
                 saved_version: 0,
                 saved: None,
                 redelivered_count: 0,
+                ranges: Ranges::default(),
             }),
             opening: tokio::sync::Mutex::default(),
             feed: tokio::sync::Mutex::default(),
             changed: Notify::new(),
+            intake_wake: Notify::new(),
         }
+    }
+
+    /// Works on the ranges, beside the ledger while there is one.
+    pub(super) fn with_ranges<T>(&self, work: impl FnOnce(&mut Ranges, Option<&Ledger>) -> T) -> T {
+        let mut state = self.state();
+        let State { ranges, ledger, .. } = &mut *state;
+        work(ranges, ledger.as_ref())
+    }
+
+    /// Tells whether no session is connected.
+    pub(super) fn is_left(&self) -> bool {
+        self.state().session_count == 0
+    }
+
+    /// Ends the intake when no session is connected; tells whether it did.
+    pub(super) fn end_intake(&self) -> bool {
+        let mut state = self.state();
+        let is_left = state.session_count == 0;
+        state.ranges.has_intake &= !is_left;
+        is_left
+    }
+
+    pub(super) fn take_intake(&self) -> Option<Task<()>> {
+        self.state().ranges.intake.take()
+    }
+
+    /// WAL between what was handed out and the end of the log; `None` while nobody is connected.
+    pub(super) fn lag(&self) -> Option<u64> {
+        let state = self.state();
+        let last = state.log.tail().borrow().last.unwrap_or_default();
+        let admitted = state.ledger.as_ref()?.admitted();
+        Some(last.lsn.bytes_since(admitted.lsn))
     }
 
     /// A session that panicked while it held the lock left the ledger between two calls at worst:
@@ -157,10 +216,13 @@ impl Subscription {
             Some(position) => position,
             None => self.load(hub, options).await?,
         };
-        let reader = start::open_after(&self.log(), position.floor).await?;
-        *self.feed.lock().await = Some(Feed::new(reader, &position.acked_above));
+        let log = self.log();
+        let reader = start::open_after(&log, position.floor).await?;
+        let restored_at = log.tail().borrow().last.unwrap_or_default();
+        *self.feed.lock().await = Some(Feed::new(log, reader, &position.acked_above));
         {
             let mut state = self.state();
+            state.ranges.restored_at = restored_at;
             state.mode = options.mode;
             state.position = None;
             state.ledger = Some(Ledger::restore(position, options.mode == Mode::Ordered));
@@ -203,6 +265,13 @@ impl Subscription {
             ledger.join(session, terms);
         }
         state.session_count += 1;
+        let ranges = &mut state.ranges;
+        ranges.splice.join(session, mode == Mode::Ordered);
+        if hub.has_ranges && !ranges.has_intake {
+            ranges.has_intake = true;
+            let intake = intake::run(Arc::clone(self), Arc::clone(hub));
+            ranges.intake = Some(spawn(TaskKind::RangeIntake, &self.id.consumer, intake));
+        }
         Ok(Membership {
             subscription: Arc::clone(self),
             hub: Arc::clone(hub),
@@ -269,6 +338,7 @@ impl Subscription {
                 .or_else(|| state.position.as_ref().map(|position| position.floor)),
             floor_time: ledger.map_or(PgTime(0), Ledger::floor_time),
             durable_floor: state.saved.as_ref().map(|cursor| cursor.floor),
+            range_count: state.ranges.splice.counts().1,
         }
     }
 }
@@ -278,7 +348,7 @@ impl Subscription {
 pub(super) struct Membership {
     pub(super) subscription: Arc<Subscription>,
     pub(super) hub: Arc<Hub>,
-    session: SessionId,
+    pub(super) session: SessionId,
 }
 
 impl Membership {
@@ -288,7 +358,7 @@ impl Membership {
     /// Cancellation-safe: what was taken is returned in the same poll.
     pub(super) async fn pull(
         &self,
-        filter: &mut Filter,
+        puller: &mut Puller,
         credit: impl Fn() -> usize,
         wake: &Notify,
     ) -> Result<Pulled, CaptureError> {
@@ -298,18 +368,18 @@ impl Membership {
             let mut changed = std::pin::pin!(subscription.changed.notified());
             changed.as_mut().enable();
             let now = self.hub.now();
-            let (step, due) = self.look(credit(), now);
-            let room = match step {
+            let (step, due) = self.look(puller, credit(), now);
+            let is_waiting = match step {
                 Step::Deliver(pulled) => return Ok(pulled),
-                Step::Read(room) => Some(room),
-                Step::Wait => None,
+                Step::Read(_) | Step::Rows(_) => false,
+                Step::Wait => true,
             };
             tokio::select! {
                 biased;
                 () = changed => {}
-                () = wake.notified(), if room.is_none() => {}
+                () = wake.notified(), if is_waiting => {}
                 () = sleep_for(due.map(|due| due.saturating_sub(now))) => {}
-                read = self.read(filter, room) => if let Some(pulled) = read? {
+                read = self.take(puller, step) => if let Some(pulled) = read? {
                     return Ok(pulled);
                 },
             }
@@ -317,7 +387,7 @@ impl Membership {
     }
 
     /// Decides what to do now, and when to look again.
-    fn look(&self, credit: usize, now: Duration) -> (Step, Option<Duration>) {
+    fn look(&self, puller: &mut Puller, credit: usize, now: Duration) -> (Step, Option<Duration>) {
         let share = self.hub.limits.share(self.hub.session_count());
         let mut state = self.subscription.state();
         let take_max = if state.session_count > 1 && state.mode == Mode::Shared {
@@ -325,10 +395,13 @@ impl Membership {
         } else {
             TAKE_MAX
         };
-        let Some(ledger) = &mut state.ledger else {
+        let State { ledger, ranges, .. } = &mut *state;
+        ranges.drop_stale(self.session, &mut puller.delivery);
+        let Some(ledger) = ledger else {
             return (Step::Wait, None);
         };
         let mut room = ledger.room(self.session, share);
+        ranges.shrink(self.session, &mut room);
         room.messages = room.messages.min(credit).min(take_max);
         if room.is_empty() || !ledger.is_active(self.session) {
             return (Step::Wait, None);
@@ -344,24 +417,35 @@ impl Membership {
         if ledger.is_rewinding() {
             return (Step::Wait, due);
         }
-        (Step::Read(room), due)
+        match ranges.turn(self.session, &mut puller.delivery, now) {
+            Turn::Rows => (Step::Rows(room), due),
+            Turn::Changes => (Step::Read(room), due),
+            Turn::Held => (Step::Wait, due),
+        }
     }
 
-    /// Reads the next part of the log; `None` when the filter left nothing of it.
-    async fn read(
-        &self,
-        filter: &mut Filter,
-        room: Option<Room>,
-    ) -> Result<Option<Pulled>, CaptureError> {
-        let Some(room) = room else {
-            return std::future::pending().await;
-        };
+    async fn take(&self, puller: &mut Puller, step: Step) -> Result<Option<Pulled>, CaptureError> {
+        match step {
+            Step::Read(room) => self.read(&mut puller.filter, room).await,
+            Step::Rows(room) => Ok(self.rows(puller, room).await),
+            Step::Deliver(_) | Step::Wait => std::future::pending().await,
+        }
+    }
+
+    /// Reads the next part of the log; `None` when the filter left nothing of it, or when it
+    /// stopped at the limit.
+    async fn read(&self, filter: &mut Filter, room: Room) -> Result<Option<Pulled>, CaptureError> {
         let subscription = &self.subscription;
         let mut feed = subscription.feed.lock().await;
         let Some(feed) = feed.as_mut() else {
             return std::future::pending().await;
         };
-        let part = feed.next(filter, room).await?;
+        // Nobody lowers it while the feed is ours: see `ranges`.
+        let limit = subscription.with_ranges(|ranges, _| ranges.limit());
+        let Fed::Part(part) = feed.next(filter, room, limit).await? else {
+            subscription.reached(limit, self.hub.now());
+            return Ok(None);
+        };
         let body = Arc::clone(&part.body);
         let commit_time = part.commit_time;
         {
@@ -384,10 +468,13 @@ impl Membership {
         let applied = {
             let mut state = self.subscription.state();
             state.version += 1;
-            match &mut state.ledger {
-                Some(ledger) => ledger.apply(self.session, acks, now)?,
+            let State { ledger, ranges, .. } = &mut *state;
+            let applied = match ledger {
+                Some(ledger) => ranges.apply(ledger, self.session, acks, now)?,
                 None => Applied::default(),
-            }
+            };
+            self.subscription.settle(ranges, ledger.as_ref(), now);
+            applied
         };
         self.subscription.meters.applied(&applied);
         if applied.requeued_count > 0 {
@@ -397,12 +484,16 @@ impl Membership {
     }
 
     /// Queues what the session has left unanswered for too long.
-    pub(super) fn expire(&self) {
+    pub(super) fn expire(&self, timeout: Duration) {
         let now = self.hub.now();
         let expired = {
             let mut state = self.subscription.state();
-            let ledger = state.ledger.as_mut();
-            ledger.map_or(0, |ledger| ledger.expire(self.session, now))
+            let State { ledger, ranges, .. } = &mut *state;
+            ranges.splice.expire(self.session, timeout, now);
+            let changes = ledger.as_mut();
+            let expired = changes.map_or(0, |ledger| ledger.expire(self.session, now));
+            self.subscription.settle(ranges, ledger.as_ref(), now);
+            expired
         };
         if expired > 0 {
             self.subscription.meters.redelivered("timeout", expired);
@@ -414,7 +505,8 @@ impl Membership {
     pub(super) fn unacked(&self) -> usize {
         let state = self.subscription.state();
         let ledger = state.ledger.as_ref();
-        ledger.map_or(0, |ledger| ledger.unacked(self.session))
+        let changes = ledger.map_or(0, |ledger| ledger.unacked(self.session));
+        changes + state.ranges.splice.unacked(self.session).0
     }
 }
 
@@ -428,6 +520,9 @@ impl Drop for Membership {
             if let Some(ledger) = &mut state.ledger {
                 released = ledger.release(self.session, now);
             }
+            let State { ledger, ranges, .. } = &mut *state;
+            ranges.splice.leave(self.session, now);
+            self.subscription.settle(ranges, ledger.as_ref(), now);
             let is_last = state.session_count == 0;
             if is_last && let Some(ledger) = state.ledger.take() {
                 state.position = Some(ledger.position(ACKED_RUNS_MAX));
@@ -441,6 +536,7 @@ impl Drop for Membership {
             *feed = None;
         }
         self.subscription.changed.notify_waiters();
+        self.subscription.intake_wake.notify_one();
         self.hub.save_soon();
     }
 }
@@ -452,7 +548,7 @@ fn cursor_of(position: Position) -> Cursor {
     }
 }
 
-async fn sleep_for(pause: Option<Duration>) {
+pub(super) async fn sleep_for(pause: Option<Duration>) {
     match pause {
         Some(pause) => tokio::time::sleep(pause).await,
         None => std::future::pending().await,

@@ -4,13 +4,17 @@
 
 use bytes::{Bytes, BytesMut};
 use pgcapture_engine::{
-    capture_frame::{Outgoing, push_batch, push_message},
+    capture_frame::{Data, Outgoing, push_batch, push_message},
     capture_options::CaptureOptions,
+    checkpoint::Checkpoint,
     ledger::{ParcelBody, Slot},
-    lsn::PgTime,
+    lsn::{Lsn, PgTime},
 };
 
-use super::subscription::{Pulled, Rows};
+use super::{
+    delivery::DumpRows,
+    subscription::{Pulled, Rows},
+};
 
 /// Messages for the transport: whole gRPC frames of `CaptureMessage`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,6 +48,30 @@ impl FrameWriter {
                 self.write_rows(body.slots.iter().map(|slot| (&**body, slot)))
             }
             Rows::Again(rows) => self.write_rows(rows.iter().map(|(body, slot)| (&**body, slot))),
+            Rows::Dump(rows) => self.write_dump(rows),
+        }
+    }
+
+    /// Rows of a dump: position 0, the range's number, and the last one marked.
+    fn write_dump(&mut self, rows: &DumpRows) -> Chunk {
+        self.buffer.reserve(rows.bytes());
+        let checkpoint = Checkpoint::new(Lsn::ZERO, rows.number.0);
+        let count = rows.len();
+        let has_places = self.batch_size > 0;
+        let messages = rows.payloads().zip(1..).map(|(payload, nth)| Outgoing {
+            checkpoint,
+            payload,
+            commit_time: None,
+            data: match rows.place_before.saturating_add(nth) {
+                _ if rows.is_last && nth as usize == count => Data::LastRow,
+                place if has_places => Data::Row(place),
+                _ => Data::None,
+            },
+        });
+        Self::push(&mut self.buffer, messages, self.batch_size);
+        Chunk {
+            bytes: self.buffer.split().freeze(),
+            message_count: count,
         }
     }
 
@@ -58,20 +86,29 @@ impl FrameWriter {
             payload: body.payload(slot),
             commit_time: (with_commit_time && slot.commit_time != PgTime(0))
                 .then_some(slot.commit_time),
+            data: Data::None,
         });
-        if self.batch_size == 0 {
-            for message in messages {
-                push_message(&mut self.buffer, &message);
-            }
-        } else {
-            let messages: Vec<_> = messages.collect();
-            for batch in messages.chunks(self.batch_size) {
-                push_batch(&mut self.buffer, batch);
-            }
-        }
+        Self::push(&mut self.buffer, messages, self.batch_size);
         Chunk {
             bytes: self.buffer.split().freeze(),
             message_count,
+        }
+    }
+
+    fn push<'b>(
+        buffer: &mut BytesMut,
+        messages: impl Iterator<Item = Outgoing<'b>>,
+        batch_size: usize,
+    ) {
+        if batch_size == 0 {
+            for message in messages {
+                push_message(buffer, &message);
+            }
+        } else {
+            let messages: Vec<_> = messages.collect();
+            for batch in messages.chunks(batch_size) {
+                push_batch(buffer, batch);
+            }
         }
     }
 }

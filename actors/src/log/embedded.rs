@@ -33,7 +33,11 @@ use std::{
 
 use async_trait::async_trait;
 use pgcapture_engine::{
-    batch::Batch, checkpoint::Epoch, lsn::PgTime, retention::Retention, segment::SegmentHeader,
+    batch::Batch,
+    checkpoint::Epoch,
+    lsn::{Lsn, PgTime},
+    retention::Retention,
+    segment::SegmentHeader,
 };
 use tokio::sync::watch;
 
@@ -49,7 +53,7 @@ use self::{
     writer::Writer,
 };
 use super::{
-    ChangeLog, LogError, LogExtent, LogHealth, LogReader, LogWriter, Start, Tail, removed,
+    ChangeLog, LogError, LogExtent, LogHealth, LogReader, LogWriter, Start, Tail, ask, removed,
     skip::Skip,
 };
 use crate::clock::now;
@@ -130,6 +134,7 @@ impl EmbeddedLog {
             queue: Queue::new(options.queue_bytes_max, &tail),
             tail: tail_receiver,
             health: watch::Sender::default(),
+            asked: watch::Sender::default(),
             committed: committed_receiver,
             segments: RwLock::new(recovered.segments),
             earliest: Mutex::default(),
@@ -287,6 +292,14 @@ impl ChangeLog for EmbeddedLog {
             bytes,
             segments,
         }
+    }
+
+    fn ask_progress(&self, at: Lsn) {
+        ask(&self.shared.asked, at);
+    }
+
+    fn asked_progress(&self) -> Option<watch::Receiver<Lsn>> {
+        Some(self.shared.asked.subscribe())
     }
 }
 

@@ -18,12 +18,12 @@ use async_trait::async_trait;
 use pgcapture_engine::{
     batch::Batch,
     checkpoint::{Checkpoint, Epoch},
-    lsn::PgTime,
+    lsn::{Lsn, PgTime},
 };
 use tokio::sync::{Notify, watch};
 
 use super::{
-    ChangeLog, LogError, LogExtent, LogHealth, LogReader, LogWriter, Start, Tail, check_order,
+    ChangeLog, LogError, LogExtent, LogHealth, LogReader, LogWriter, Start, Tail, ask, check_order,
     removed, skip::Skip,
 };
 
@@ -59,6 +59,7 @@ struct Shared {
     state: Mutex<State>,
     tail: watch::Sender<Tail>,
     health: watch::Sender<LogHealth>,
+    asked: watch::Sender<Lsn>,
     /// Wakes appenders and flushers: room, fence, release or failure.
     changed: Notify,
 }
@@ -89,6 +90,7 @@ impl MemoryLog {
             state: Mutex::default(),
             tail: watch::Sender::default(),
             health: watch::Sender::default(),
+            asked: watch::Sender::default(),
             changed: Notify::new(),
         };
         Arc::new(Self {
@@ -207,6 +209,14 @@ impl ChangeLog for MemoryLog {
             bytes: state.bytes,
             segments: 1,
         }
+    }
+
+    fn ask_progress(&self, at: Lsn) {
+        ask(&self.shared.asked, at);
+    }
+
+    fn asked_progress(&self) -> Option<watch::Receiver<Lsn>> {
+        Some(self.shared.asked.subscribe())
     }
 }
 

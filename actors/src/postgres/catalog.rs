@@ -11,6 +11,7 @@ mod server;
 mod slots;
 mod tables;
 
+pub(in crate::postgres) use self::tables::glob;
 pub use self::{
     plan::{SourcePlan, SourceRequest, plan_source},
     preflight::{PreflightRequest, preflight},
@@ -25,25 +26,25 @@ pub use self::{
 use super::PgError;
 
 /// A row of a simple query.
-type Row = Vec<Option<String>>;
+pub(super) type Row = Vec<Option<String>>;
 
 /// Returns the text of a column; an absent one is NULL.
-fn text(row: &Row, column: usize) -> Option<&str> {
+pub(super) fn text(row: &Row, column: usize) -> Option<&str> {
     row.get(column)?.as_deref()
 }
 
 /// Returns a column that is never NULL.
-fn owned(row: &Row, column: usize) -> String {
+pub(super) fn owned(row: &Row, column: usize) -> String {
     text(row, column).unwrap_or_default().to_owned()
 }
 
 /// Returns a column that parses, `None` for NULL.
-fn parsed<T: std::str::FromStr>(row: &Row, column: usize) -> Option<T> {
+pub(super) fn parsed<T: std::str::FromStr>(row: &Row, column: usize) -> Option<T> {
     text(row, column)?.parse().ok()
 }
 
 /// Returns a boolean column; NULL is false.
-fn flag(row: &Row, column: usize) -> bool {
+pub(super) fn flag(row: &Row, column: usize) -> bool {
     text(row, column) == Some("t")
 }
 

@@ -22,8 +22,16 @@
 //! Dropping a reader before its end cancels the reading. The replica's connections are kept and used
 //! again; [`ReadError::is_about_replica`] tells whether another replica may do better.
 
+mod check;
 mod error;
+mod facts;
 mod options;
+mod plan;
+mod position;
+mod range;
+mod replica;
+mod session;
+mod slot_snapshot;
 mod status;
 
 pub use self::{
@@ -32,5 +40,7 @@ pub use self::{
         BEHIND_MAX, LOCK_MAX, RangeRequest, ReadLimits, ReplicaKind, ReplicaOptions, SILENCE_MAX,
         SNAPSHOT_MAX,
     },
+    range::RangeReader,
+    replica::Replica,
     status::{DumpTable, PlanPosition, ReplicaHealth, ReplicaStatus, TablePlan, TableProblem},
 };

@@ -10,8 +10,9 @@ use futures_util::FutureExt;
 use http_body_util::BodyExt;
 use pgcapture_actors::gateway::{RequestError, RequestSource, Requested};
 use pgcapture_engine::{
+    capture_frame::LAST_ROW,
     checkpoint::Checkpoint,
-    ledger::{Ack, AckKind},
+    ledger::{ALL_ROWS, Ack, AckKind},
     lsn::Lsn,
 };
 use pgcapture_proto::pgcapture::{CaptureAck, CaptureRequest, capture_request};
@@ -23,6 +24,9 @@ pub const REQUEST_BYTES_MAX: usize = 1 << 20;
 
 /// Acknowledgements that are handed on together at most.
 const ACKS_TOGETHER_MAX: usize = 4_096;
+
+/// A reason is kept with the range and shown; a consumer that sends a whole trace is cut short.
+const REASON_CHARS_MAX: usize = 500;
 
 /// Compressed flag and length.
 const FRAME_HEADER_BYTES: usize = 5;
@@ -174,11 +178,34 @@ fn parse_ack(frame: &[u8]) -> Option<Ack> {
     let lsn = varint(&mut checkpoint, 0x08)?;
     let seq = varint(&mut checkpoint, 0x10)?;
     // `data` is empty on everything that this gateway sends; left out or sent as empty.
-    let is_whole = rest.is_empty() && matches!(checkpoint, [] | [0x1A, 0x00]);
-    is_whole.then_some(Ack {
+    // `data` is empty on changes, left out or sent as empty, and short on rows of dumps.
+    let data = match checkpoint {
+        [] => &[],
+        [0x1A, length, data @ ..] if usize::from(*length) == data.len() => data,
+        _ => return None,
+    };
+    if !rest.is_empty() || (lsn != 0 && !data.is_empty()) {
+        return None;
+    }
+    // The reason of a row that is sent back counts: see `decode`.
+    if lsn == 0 && kind == AckKind::Requeue {
+        return None;
+    }
+    Some(Ack {
         checkpoint: Checkpoint::new(Lsn(lsn), u32::try_from(seq).ok()?),
-        kind,
+        kind: with_data(kind, lsn, data),
     })
+}
+
+/// A cumulative acknowledgement of a row of a dump says by `data` how far. Without it, in a session
+/// without batches, it can stand for no more than one row: which one is not known.
+fn with_data(kind: AckKind, lsn: u64, data: &[u8]) -> AckKind {
+    match (kind, lsn, data) {
+        (AckKind::UpTo, 0, [LAST_ROW]) => AckKind::UpToRow(ALL_ROWS),
+        (AckKind::UpTo, 0, &[a, b, c, d]) => AckKind::UpToRow(u32::from_be_bytes([a, b, c, d])),
+        (AckKind::UpTo, 0, _) => AckKind::Done,
+        (kind, ..) => kind,
+    }
 }
 
 /// Splits off a length-delimited field of this tag.
@@ -213,7 +240,18 @@ fn decode(frame: &[u8]) -> Result<Decoded, RequestError> {
         Some(capture_request::Type::Credit(credit)) => {
             Decoded::Other(Requested::Credit(credit.messages))
         }
-        Some(capture_request::Type::Ack(ack)) => Decoded::Ack(to_ack(&ack)?),
+        Some(capture_request::Type::Ack(ack)) => {
+            let Ack { checkpoint, kind } = to_ack(&ack)?;
+            match kind {
+                AckKind::Requeue if checkpoint.lsn == Lsn::ZERO => {
+                    Decoded::Other(Requested::RefuseRow {
+                        range: checkpoint.seq,
+                        reason: ack.requeue_reason.chars().take(REASON_CHARS_MAX).collect(),
+                    })
+                }
+                kind => Decoded::Ack(Ack { checkpoint, kind }),
+            }
+        }
         // Nothing that this version knows: a newer client's, to be ignored.
         None => Decoded::Other(Requested::Acks),
     })
@@ -235,7 +273,7 @@ fn to_ack(ack: &CaptureAck) -> Result<Ack, RequestError> {
     };
     Ok(Ack {
         checkpoint: Checkpoint::new(Lsn(checkpoint.lsn), checkpoint.seq),
-        kind,
+        kind: with_data(kind, checkpoint.lsn, &checkpoint.data),
     })
 }
 

@@ -161,7 +161,12 @@ pub(crate) async fn node_with(limits: GatewayLimits) -> Node {
 async fn start(log: Arc<MemoryLog>, cursors: Arc<MemoryCursors>, limits: GatewayLimits) -> Node {
     let resolver = Arc::new(Shop(Arc::clone(&log)));
     let store: Arc<MemoryCursors> = Arc::clone(&cursors);
-    let gateway = GatewayHandle::start(resolver, store, limits);
+    let gateway = GatewayHandle::start(
+        resolver,
+        store,
+        Arc::new(pgcapture_actors::dump::NoRanges),
+        limits,
+    );
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let service = CaptureService::new(gateway.clone());

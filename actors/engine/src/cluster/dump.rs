@@ -40,7 +40,7 @@ pub const REPLANS_MAX: u32 = 5;
 /// Longest pause between ranges.
 pub const COOL_DOWN_MAX: Duration = Duration::from_hours(24);
 
-/// At most this many uris have a cool-down of their own.
+/// At most this many subscriptions have a cool-down of their own.
 pub const COOL_DOWNS_MAX: usize = 10_000;
 
 /// A job: existing rows for one uri.
@@ -276,6 +276,17 @@ pub struct TableLayout {
     pub planned_at: Lsn,
 }
 
+/// How a table lies after a rewrite.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewLayout {
+    /// What is read.
+    pub heap: Heap,
+    /// How it lies.
+    pub layout: TableLayout,
+    /// Whether rows that move during the dump are looked for at its end.
+    pub needs_sweep: bool,
+}
+
 /// Why a table failed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TableFailure {
@@ -331,8 +342,8 @@ pub enum DumpCommand {
         table: u32,
         /// The generation that ends.
         generation: u32,
-        /// How the table lies now.
-        layout: TableLayout,
+        /// What it is and how it lies now; which of its pages are wanted does not change.
+        plan: Box<NewLayout>,
         /// When.
         at: PgTime,
     },
@@ -364,10 +375,12 @@ pub enum DumpCommand {
         /// Which.
         id: DumpId,
     },
-    /// Sets the pause after each range for all dumps of a uri; zero takes it away. Idempotent.
+    /// Sets the pause after each range for all dumps of a subscription; zero takes it away. Idempotent.
     SetCoolDown {
-        /// Which uri.
-        uri: String,
+        /// Which stream.
+        stream: String,
+        /// Which subscription on it.
+        consumer: String,
         /// How long.
         cool_down: Duration,
     },

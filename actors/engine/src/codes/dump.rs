@@ -141,6 +141,15 @@ pub const BAD_REPLICA: Explanation = Explanation {
     next: "change what the message names; remove the other one first to replace it",
 };
 
+/// Page ranges given by hand mean other rows now.
+pub const PAGES_MOVED: Explanation = Explanation {
+    code: "PGC-E17",
+    title: "the table was rewritten, and its page ranges were given by hand",
+    text: "VACUUM FULL, CLUSTER, TRUNCATE and some forms of ALTER TABLE move every row to a new file. \
+           The page numbers that were given mean other rows there, so going on would leave rows out.",
+    next: "start a new dump with page ranges of the table as it is now, or of the whole table",
+};
+
 /// The family.
 pub const ALL: &[&Explanation] = &[
     &NO_REPLICA,
@@ -159,4 +168,5 @@ pub const ALL: &[&Explanation] = &[
     &UNKNOWN_URI,
     &UNKNOWN_REPLICA,
     &BAD_REPLICA,
+    &PAGES_MOVED,
 ];

@@ -20,6 +20,7 @@ pub const ALL: &[&Explanation] = &[
     &SESSION_FAILED,
     &MALFORMED_REQUEST,
     &MODE_DIFFERS,
+    &ROWS_LOST,
 ];
 
 /// Unknown uri.
@@ -162,4 +163,13 @@ pub const MODE_DIFFERS: Explanation = Explanation {
     title: "mode differs",
     text: "A subscription is either shared or ordered for all its sessions at once.",
     next: "use the same Mode in all consumers of the uri, or another consumer name",
+};
+
+/// Rows lost.
+pub const ROWS_LOST: Explanation = Explanation {
+    code: "PGC-G17",
+    title: "rows lost",
+    text: "The rows of a range of a dump ended before the server had said that there are no \
+           more. Nothing is taken for complete: the range is read again.",
+    next: "look at `pgcapture dump show`; report the node's log if it happens again",
 };

@@ -88,6 +88,14 @@ impl Range {
         }
     }
 
+    /// Its position while it goes out to this session.
+    pub(super) fn delivering_to(&self, session: SessionId) -> Option<Lsn> {
+        match self.stage {
+            Stage::Delivering { at, session: owner } => (owner == session).then_some(at),
+            Stage::Opening { .. } | Stage::Waiting { .. } | Stage::Sent { .. } => None,
+        }
+    }
+
     /// Where the feed stops for it until its rows are out.
     pub(super) const fn unsent_bound(&self) -> Option<Lsn> {
         match self.stage {

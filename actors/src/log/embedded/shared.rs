@@ -14,7 +14,11 @@ use std::{
 };
 
 use metrics::{Counter, Gauge, Histogram};
-use pgcapture_engine::{checkpoint::Checkpoint, lsn::PgTime, segment::SegmentHeader};
+use pgcapture_engine::{
+    checkpoint::Checkpoint,
+    lsn::{Lsn, PgTime},
+    segment::SegmentHeader,
+};
 use tokio::sync::watch;
 
 use super::{cache::TailCache, index::SegmentIndex, queue::Queue};
@@ -56,6 +60,8 @@ pub(super) struct Shared {
     pub(super) queue: Queue,
     pub(super) tail: watch::Receiver<Tail>,
     pub(super) health: watch::Sender<LogHealth>,
+    /// Position that readers ask the writer to make known soon.
+    pub(super) asked: watch::Sender<Lsn>,
     /// Number of the last durable batch, as [`Queue`] counts; closed when the writer has ended.
     pub(super) committed: watch::Receiver<u64>,
     pub(super) segments: RwLock<VecDeque<Arc<Segment>>>,

@@ -87,7 +87,7 @@ fn fits(pattern: &str, table: &TableInfo) -> bool {
 }
 
 /// Matches with `*` for any run of bytes; linear in memory, no recursion on the text.
-fn glob(pattern: &[u8], text: &[u8]) -> bool {
+pub(in crate::postgres) fn glob(pattern: &[u8], text: &[u8]) -> bool {
     let mut rest = text;
     let mut parts = pattern.split(|byte| *byte == b'*');
     let first = parts.next().unwrap_or_default();

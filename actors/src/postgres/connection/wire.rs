@@ -116,6 +116,21 @@ impl Wire {
     /// Runs statements and returns all their rows. After an error the connection can be used again.
     pub(in crate::postgres) async fn query(&mut self, sql: &str) -> Result<Rows, PgError> {
         self.send_query(sql).await?;
+        self.answer().await
+    }
+
+    /// Sends several simple queries at once. Each has an [`Self::answer`] of its own, and is run
+    /// whether or not the one before failed.
+    pub(in crate::postgres) async fn send_queries(&self, queries: &[&str]) -> Result<(), PgError> {
+        let mut out = BytesMut::new();
+        for sql in queries {
+            frontend::query(sql, &mut out).map_err(|error| unwritable(&error))?;
+        }
+        self.send(&out).await
+    }
+
+    /// Receives the rows of a query that was sent.
+    pub(in crate::postgres) async fn answer(&mut self) -> Result<Rows, PgError> {
         let mut rows = Vec::new();
         let mut failed = None;
         loop {

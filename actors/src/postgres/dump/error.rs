@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use pgcapture_engine::{
-    codes::{Explanation, existing_rows as codes},
+    codes::{Explanation, existing_rows as codes, source as source_codes},
     dump::TableName,
     lsn::Lsn,
 };
@@ -28,6 +28,12 @@ pub enum ReadError {
     /// Not in recovery: never was a standby, or was promoted.
     #[error("replica {target} is not in recovery")]
     NotAStandby {
+        /// Its URL without password.
+        target: String,
+    },
+    /// In recovery, though it is said to be the source.
+    #[error("replica {target} is a standby, not the source itself")]
+    NotTheSource {
         /// Its URL without password.
         target: String,
     },
@@ -188,6 +194,7 @@ impl ReadError {
         match self {
             Self::Unreachable { .. } => &codes::REPLICA_UNREACHABLE,
             Self::NotAStandby { .. } => &codes::NOT_A_STANDBY,
+            Self::NotTheSource { .. } => &source_codes::READ_ONLY,
             Self::OtherSystem { .. } => &codes::OTHER_SYSTEM,
             Self::LogicalReplica { .. } => &codes::LOGICAL_REPLICA,
             Self::TooOld { .. } => &codes::REPLICA_TOO_OLD,
@@ -215,6 +222,7 @@ impl ReadError {
         match self {
             Self::Unreachable { .. }
             | Self::NotAStandby { .. }
+            | Self::NotTheSource { .. }
             | Self::OtherSystem { .. }
             | Self::LogicalReplica { .. }
             | Self::TooOld { .. }
@@ -243,6 +251,7 @@ impl ReadError {
             self,
             Self::Unreachable { .. }
                 | Self::NotAStandby { .. }
+                | Self::NotTheSource { .. }
                 | Self::OtherSystem { .. }
                 | Self::LogicalReplica { .. }
                 | Self::TooOld { .. }
@@ -251,6 +260,37 @@ impl ReadError {
                 | Self::NoSlot { .. }
                 | Self::Lost { .. }
         )
+    }
+
+    /// Sorts what went wrong while `table` was read.
+    #[must_use]
+    pub(super) fn while_reading(table: &TableName, source: PgError) -> Self {
+        let table = table.clone();
+        let Some(server) = source.server_error() else {
+            return match source {
+                PgError::MessageTooLarge { .. } => {
+                    let what = source.to_string();
+                    Self::RowUnreadable { table, what }
+                }
+                _ => Self::Lost { table, source },
+            };
+        };
+        let class = server.sqlstate.get(..2).unwrap_or_default();
+        match (server.sqlstate.as_str(), class) {
+            ("42P01" | "3F000", _) => Self::Missing { table },
+            ("42501", _) if server.routine == "check_enable_rls" => Self::RowSecurity { table },
+            ("42501", _) => Self::NoSelect { table },
+            // A column or type went away between the snapshot and the lock.
+            ("42703" | "42704", _) => {
+                let what = server.message.clone();
+                Self::Changed { table, what }
+            }
+            ("40001" | "40P01" | "57014" | "55P03" | "25P03" | "25P04", _) | (_, "53") => {
+                Self::Cancelled { table, source }
+            }
+            (_, "57" | "08") => Self::Lost { table, source },
+            _ => Self::Refused { table, source },
+        }
     }
 
     /// Returns the whole chain of causes in one line.

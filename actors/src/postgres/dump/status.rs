@@ -60,7 +60,8 @@ pub struct TablePlan {
 ///
 /// Every range of the dump must be opened with `at_least >= at`: a transaction older than
 /// `since_xid` is then in each of their snapshots, so that no row it moved can be missed, and the
-/// sweep need not look for it.
+/// sweep need not look for it. This holds for the same replica too: a standby that was restarted
+/// serves queries from a place that may be before the one it had reached (seen).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PlanPosition {
     /// Every transaction that the plan saw commits before this position.

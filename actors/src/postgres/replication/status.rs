@@ -43,6 +43,8 @@ struct Shared {
     confirmed: AtomicU64,
     reply_requested: AtomicBool,
     was_heard: AtomicBool,
+    /// We want to hear where the server stands.
+    is_asking: AtomicBool,
     wake: Notify,
 }
 
@@ -75,6 +77,12 @@ impl StatusHandle {
     /// Everything before `lsn` has arrived; the stream notes it by itself. Shown as `write_lsn`.
     pub fn received(&self, lsn: Lsn) {
         self.shared.received.fetch_max(lsn.0, Ordering::AcqRel);
+    }
+
+    /// Asks the server now where it stands; a keepalive is its answer.
+    pub fn ask(&self) {
+        self.shared.is_asking.store(true, Ordering::Release);
+        self.shared.wake.notify_one();
     }
 
     /// Returns the confirmed position.
@@ -144,8 +152,10 @@ impl Reporter {
                 biased;
                 () = stop.cancelled() => return self.report(false).await,
                 () = self.shared.wake.notified() => {
-                    if self.shared.reply_requested.swap(false, Ordering::AcqRel) {
-                        self.report(false).await?;
+                    let is_answer = self.shared.reply_requested.swap(false, Ordering::AcqRel);
+                    let is_asking = self.shared.is_asking.swap(false, Ordering::AcqRel);
+                    if is_answer || is_asking {
+                        self.report(is_asking).await?;
                     }
                 }
                 () = sleep_until(due) => {

@@ -8,6 +8,7 @@ use anyhow::Context as _;
 use async_trait::async_trait;
 use pgcapture_actors::{
     agent::{AgentLimits, AgentSpec},
+    dump::NoRanges,
     gateway::{GatewayHandle, GatewayLimits, ResolveError, Resolved, SourceResolver},
     log::{
         ChangeLog,
@@ -68,7 +69,12 @@ impl Served {
     pub(super) async fn start(log: Arc<dyn ChangeLog>, directory: &Path) -> anyhow::Result<Self> {
         let cursors = Arc::new(Store::open(directory)?);
         let limits = GatewayLimits::default();
-        let gateway = GatewayHandle::start(Arc::new(OneStream(log)), cursors, limits);
+        let gateway = GatewayHandle::start(
+            Arc::new(OneStream(log)),
+            cursors,
+            Arc::new(NoRanges),
+            limits,
+        );
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?.to_string();
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));

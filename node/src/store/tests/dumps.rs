@@ -104,7 +104,8 @@ async fn dumps_and_replicas_are_there_after_a_restart() {
     let directory = tempfile::tempdir().unwrap();
     let store = with_source(directory.path()).await;
     let cool_down = Command::Dump(DumpCommand::SetCoolDown {
-        uri: "shop".to_owned(),
+        stream: "shop".to_owned(),
+        consumer: "a".to_owned(),
         cool_down: Duration::from_secs(2),
     });
     for command in [

@@ -5,8 +5,7 @@ use std::sync::Arc;
 use super::{
     COOL_DOWN_MAX, COOL_DOWNS_MAX, DUMP_RANGES_MAX, DUMP_TABLES_MAX, DUMPS_KEPT_MAX,
     DUMPS_OPEN_MAX, Dump, DumpAction, DumpCommand, DumpOptions, DumpRefusal, DumpRule, DumpState,
-    DumpTable, FinishedRange, NewDump, PageSet, REPLANS_MAX, TableFailure, TableLayout,
-    WantedPages,
+    DumpTable, FinishedRange, NewDump, NewLayout, PageSet, REPLANS_MAX, TableFailure, WantedPages,
 };
 use crate::{
     cluster::{Answer, Refusal, State, changed},
@@ -37,9 +36,9 @@ impl State {
                 dump,
                 table,
                 generation,
-                layout,
+                plan,
                 at,
-            } => self.replan_table((dump, table, generation), layout, at),
+            } => self.replan_table((dump, table, generation), *plan, at),
             DumpCommand::FailTable {
                 dump,
                 table,
@@ -49,7 +48,11 @@ impl State {
             } => self.fail_table((dump, table, generation), failure, at),
             DumpCommand::Act { id, action, at } => self.act_on_dump(id, action, at),
             DumpCommand::Remove { id } => self.remove_dump(id),
-            DumpCommand::SetCoolDown { uri, cool_down } => self.set_cool_down(uri, cool_down),
+            DumpCommand::SetCoolDown {
+                stream,
+                consumer,
+                cool_down,
+            } => self.set_cool_down((stream, consumer), cool_down),
         }
     }
 
@@ -90,12 +93,12 @@ impl State {
     fn replan_table(
         &mut self,
         (dump, table, generation): (DumpId, u32, u32),
-        layout: TableLayout,
+        plan: NewLayout,
         at: PgTime,
     ) -> Result<Answer, Refusal> {
         self.dump(dump)?;
         let work = |table: &mut DumpTable| {
-            replan(table, layout);
+            replan(table, plan);
             true
         };
         let is_changed = self.change_table(dump, table, generation, at, work);
@@ -168,17 +171,17 @@ impl State {
 
     fn set_cool_down(
         &mut self,
-        uri: String,
+        subscription: (String, String),
         cool_down: std::time::Duration,
     ) -> Result<Answer, Refusal> {
         check_cool_down(cool_down)?;
         if cool_down.is_zero() {
-            return Ok(changed(self.cool_downs.remove(&uri).is_some()));
+            return Ok(changed(self.cool_downs.remove(&subscription).is_some()));
         }
-        let is_known = self.cool_downs.contains_key(&uri);
+        let is_known = self.cool_downs.contains_key(&subscription);
         let count = self.cool_downs.len() + usize::from(!is_known);
-        at_most("uris with a cool-down", count, COOL_DOWNS_MAX)?;
-        let before = self.cool_downs.insert(uri, cool_down);
+        at_most("subscriptions with a cool-down", count, COOL_DOWNS_MAX)?;
+        let before = self.cool_downs.insert(subscription, cool_down);
         Ok(changed(before != Some(cool_down)))
     }
 
@@ -275,13 +278,14 @@ fn finish(table: &mut DumpTable, range: &FinishedRange) -> bool {
     is_new
 }
 
-fn replan(table: &mut DumpTable, layout: TableLayout) {
+fn replan(table: &mut DumpTable, plan: NewLayout) {
     table.generation += 1;
     table.replan_count += 1;
     table.done = PageSet::new();
     table.sweep_done = false;
-    table.layout = layout;
-    table.heap.filenode = layout.filenode;
+    table.heap = plan.heap;
+    table.layout = plan.layout;
+    table.needs_sweep = plan.needs_sweep;
     if table.replan_count > REPLANS_MAX {
         table.failure = Some(TableFailure {
             code: codes::dump::REWRITTEN_TOO_OFTEN.code.to_owned(),

@@ -122,10 +122,14 @@ fn replan(state: &mut State, id: DumpId, generation: u32) -> Result<Answer, Refu
         dump: id,
         table: 0,
         generation,
-        layout: TableLayout {
-            filenode: 99,
-            ..TableLayout::default()
-        },
+        plan: Box::new(NewLayout {
+            heap: Heap {
+                filenode: 99,
+                ..table("orders", 1, WantedPages::Whole).heap
+            },
+            layout: TableLayout::default(),
+            needs_sweep: true,
+        }),
         at: AT,
     };
     apply(state, command)

@@ -77,12 +77,15 @@ fn numbers_of_dumps_are_never_given_twice() {
 }
 
 #[test]
-fn a_cool_down_belongs_to_a_uri_until_it_is_zero() {
+fn a_cool_down_belongs_to_a_subscription_until_it_is_zero() {
     let mut state = shop();
     let mut set = |seconds| {
-        let uri = "shop".to_owned();
-        let cool_down = Duration::from_secs(seconds);
-        apply(&mut state, DumpCommand::SetCoolDown { uri, cool_down })
+        let set = DumpCommand::SetCoolDown {
+            stream: "shop".to_owned(),
+            consumer: "a".to_owned(),
+            cool_down: Duration::from_secs(seconds),
+        };
+        apply(&mut state, set)
     };
     assert_eq!(set(5), Ok(Answer::Done));
     assert_eq!(set(5), Ok(Answer::Unchanged));

@@ -1,0 +1,180 @@
+//! Cool-down, rate, priorities, turns, and when to look again.
+
+use super::*;
+
+#[test]
+fn a_cool_down_follows_each_range() {
+    let mut world = World::new(&[4]);
+    let options = DumpOptions {
+        cool_down: seconds(3),
+        ..small(1)
+    };
+    world.create("a", options, 100);
+    let first = world.pull("a").unwrap();
+    world.now += seconds(10);
+    world.finish(first.ticket);
+    assert_eq!(world.pull("a"), None);
+    assert_eq!(
+        world.schedule.next_due(world.now),
+        Some(world.now + seconds(3))
+    );
+    world.now += seconds(3);
+    assert!(world.pull("a").is_some());
+}
+
+#[test]
+fn the_cool_down_of_a_subscription_holds_for_its_dumps_until_it_is_taken_away() {
+    let mut world = World::new(&[4]);
+    world.create("a", small(1), 100);
+    world.create("b", small(1), 100);
+    let set = |world: &mut World, cool_down| {
+        let command = DumpCommand::SetCoolDown {
+            stream: "shop".to_owned(),
+            consumer: "a".to_owned(),
+            cool_down,
+        };
+        apply(&mut world.state, Command::Dump(command));
+        world.agree();
+    };
+    set(&mut world, seconds(60));
+    for consumer in ["a", "b"] {
+        let range = world.pull(consumer).unwrap();
+        world.finish(range.ticket);
+    }
+    assert_eq!(world.pull("a"), None);
+    assert!(world.pull("b").is_some());
+    world.now += seconds(60);
+    let range = world.pull("a").unwrap();
+    set(&mut world, Duration::ZERO);
+    world.finish(range.ticket);
+    assert!(world.pull("a").is_some());
+}
+
+#[test]
+fn a_rate_is_kept_on_average() {
+    let mut world = World::new(&[4]);
+    let options = DumpOptions {
+        rate_bytes_per_second: Some(100_000),
+        ..small(4)
+    };
+    world.create("a", options, 10_000);
+    let (begin, mut delivered) = (world.now, 0);
+    while world.now < begin + seconds(300) {
+        while let Some(assignment) = world.pull("a") {
+            // Twice what the plan guesses.
+            let bytes = 2 * (64 << 10);
+            let range = world
+                .schedule
+                .finished(assignment.ticket, 1, bytes, world.now);
+            record(&mut world.state, range.unwrap());
+            world.agree();
+            world.schedule.recorded(assignment.ticket);
+            delivered += bytes;
+        }
+        world.now = world.schedule.next_due(world.now).unwrap();
+    }
+    let rate = delivered / 300;
+    assert!((95_000..=105_000).contains(&rate), "{rate}");
+}
+
+#[test]
+fn a_slow_rate_makes_small_ranges() {
+    let mut world = World::new(&[4]);
+    let options = DumpOptions {
+        rate_bytes_per_second: Some(200_000),
+        ..DumpOptions::default()
+    };
+    world.create("a", options, 10_000);
+    assert_eq!(world.pull_pages("a"), Some((0, 47)), "two seconds' worth");
+}
+
+#[test]
+fn equal_dumps_take_turns_and_the_more_important_goes_first() {
+    let mut world = World::new(&[9]);
+    let important = |priority| DumpOptions {
+        priority,
+        ..small(9)
+    };
+    let dumps = [0, 0, 5].map(|priority| world.create("a", important(priority), 16));
+    let order: Vec<_> = std::iter::from_fn(|| world.pull("a"))
+        .map(|assignment| assignment.dump)
+        .collect();
+    let [first, second, best] = dumps;
+    assert_eq!(order, [best, best, first, second, first, second]);
+}
+
+#[test]
+fn dumps_of_different_consumers_take_turns_on_one_replica() {
+    let mut world = World::new(&[1]);
+    for consumer in ["a", "b", "c"] {
+        world.create(consumer, small(1), 1_000);
+    }
+    let mut served = Vec::new();
+    for _ in 0..9 {
+        // The same consumer is always the quickest to ask.
+        let range = ["a", "b", "c"]
+            .into_iter()
+            .find_map(|name| world.pull(name));
+        for consumer in ["a", "b", "c"] {
+            assert_eq!(world.pull(consumer), None);
+        }
+        let range = range.unwrap();
+        served.push(range.dump.0);
+        world.finish(range.ticket);
+    }
+    assert_eq!(served, [1, 2, 3, 1, 2, 3, 1, 2, 3]);
+}
+
+#[test]
+fn a_more_important_dump_gets_the_next_free_replica_and_who_left_reserves_none() {
+    let mut world = World::new(&[1]);
+    let important = DumpOptions {
+        priority: 1,
+        ..small(1)
+    };
+    world.create("a", small(1), 100);
+    let best = world.create("b", important, 100);
+    let running = world.pull("a").unwrap();
+    assert_eq!(world.pull("b"), None, "no replica is free");
+    world.finish(running.ticket);
+    assert_eq!(world.pull("a"), None, "it is reserved");
+    assert_eq!(world.pull("b").unwrap().dump, best);
+    let running = world.schedule.last_ticket();
+
+    assert_eq!(world.pull("a"), None);
+    world.finish(running);
+    assert!(world.pull("a").is_some(), "the important one did not ask");
+}
+
+#[test]
+fn a_reservation_ends_by_itself() {
+    let mut world = World::new(&[1]);
+    let important = DumpOptions {
+        priority: 1,
+        ..small(1)
+    };
+    world.create("a", small(1), 100);
+    world.create("b", important, 100);
+    let running = world.pull("a").unwrap();
+    assert_eq!(world.pull("b"), None);
+    world.finish(running.ticket);
+    assert_eq!(world.pull("a"), None);
+    world.now = world.schedule.next_due(world.now).unwrap();
+    assert!(world.pull("a").is_some(), "b went away");
+}
+
+#[test]
+fn with_nothing_to_wait_for_there_is_no_next_moment() {
+    let mut world = World::new(&[1]);
+    assert_eq!(world.schedule.next_due(world.now), None);
+    let id = world.create("a", small(1), 0);
+    let range = world.pull("a").unwrap();
+    assert_eq!(world.schedule.next_due(world.now), None);
+    world.give_up(range.ticket, Setback::Consumer("no".to_owned()));
+    assert_eq!(
+        world.schedule.next_due(world.now),
+        Some(world.now + seconds(2))
+    );
+    world.act(id, DumpAction::Pause);
+    assert_eq!(world.schedule.next_due(world.now), None);
+}

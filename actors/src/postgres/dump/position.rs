@@ -1,0 +1,187 @@
+//! A snapshot on a physical standby, and its position.
+//!
+//! # The bracket
+//!
+//! A standby replays commit records one after another, and a transaction is visible there from
+//! the moment in which its commit record is applied. So a snapshot on a standby is a prefix of
+//! commit order, and its place is between two replay positions: R0, read before it, and R1, read in
+//! its first query.
+//!
+//! - **R0 is always right as a lower bound.** `pg_last_wal_replay_lsn()` is the end of the last
+//!   record that was applied *completely*; every commit record that starts before it was made
+//!   visible before it was stored. So everything that commits before R0 is in the snapshot. This is
+//!   what may never fail: a row older than a change that was delivered before it would overwrite it.
+//! - **R0 = R1 means that nothing else is in it**, but for one record: the one that starts at R0 may
+//!   be half applied. Replay makes a transaction visible (`ExpireTreeKnownAssignedTransactionIds`)
+//!   and advances the position a few instructions later, after it has removed the files of dropped
+//!   tables. A third read in the next statement closes that to the case that the replaying process
+//!   was off its processor, or removed a file, in between.
+//! - **What is in the snapshot too much does no harm.** Its changes are delivered after the rows:
+//!   once more, and in order. A consumer that applies by key ends where the source ended: the rows
+//!   hold the outcome of these transactions, and whatever an insert, update or delete of them does
+//!   to a row is undone or repeated by the later ones, up to that outcome. A sole caller of this
+//!   that counts rows instead of keeping them would see the difference.
+//!
+//! So `at` is R0 in every case; what several tries buy is exactness. The three reads and the
+//! transaction go to the server in one write: between R0 and R1 lie two statements, not two round
+//! trips.
+//!
+//! # Why replay is not paused
+//!
+//! `pg_wal_replay_pause()` would make it exact beyond doubt. It takes a superuser's grant, holds up
+//! every other reader of the standby, waits for the replaying process to notice, and must be undone
+//! by somebody when we die. FIGURES
+
+use std::time::Duration;
+
+use pgcapture_engine::lsn::Lsn;
+use tokio::time::Instant;
+
+use super::{
+    RangeRequest, ReadError, Replica,
+    facts::{self, Facts, qualified},
+    session::Session,
+};
+use crate::postgres::{
+    PgError,
+    catalog::{Row, flag, parsed, text},
+};
+
+/// Snapshots that are taken until one is exact. FIGURES
+const TRIES_MAX: u32 = 5;
+/// First pause while replay is behind, doubled up to [`LOOK_PAUSE_MAX`].
+const LOOK_PAUSE_MIN: Duration = Duration::from_millis(1);
+/// Longest pause: what a range waits too long at most.
+const LOOK_PAUSE_MAX: Duration = Duration::from_millis(50);
+
+/// An open snapshot, and what was found in it.
+#[derive(Debug)]
+pub(super) struct Snapshot {
+    pub(super) at: Lsn,
+    pub(super) is_exact: bool,
+    /// How many were taken.
+    pub(super) tries: u32,
+    pub(super) facts: Facts,
+}
+
+const REPLAYED: &str = "SELECT pg_last_wal_replay_lsn()";
+
+/// Waits until replay has reached what is needed, and takes a snapshot.
+pub(super) async fn standby_snapshot(
+    session: &mut Session,
+    replica: &Replica,
+    request: &RangeRequest,
+) -> Result<Snapshot, ReadError> {
+    let options = replica.options();
+    let table = &request.heap.name;
+    let lost = |source| ReadError::while_reading(table, source);
+    wait_for(session, replica, request).await?;
+    let name = session.name_for(request.dump);
+    let before = format!("{name}{REPLAYED}");
+    let again = format!("ROLLBACK; {REPLAYED}");
+    // The lock comes before the snapshot: whoever rewrote the table has committed before it.
+    let snapshot = format!(
+        "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; \
+         LOCK TABLE ONLY {} IN ACCESS SHARE MODE; \
+         SELECT 'at', pg_last_wal_replay_lsn(), pg_is_in_recovery(); \
+         SELECT 'at', pg_last_wal_replay_lsn(), pg_is_in_recovery(); {}",
+        qualified(table),
+        facts::questions(session.version, request, options)
+    );
+    let mut tries = 0;
+    loop {
+        let first: &str = if tries == 0 { &before } else { &again };
+        tries += 1;
+        let wire = &mut session.wire;
+        wire.send_queries(&[first, &snapshot]).await.map_err(lost)?;
+        let before = wire.answer().await.map_err(lost);
+        let inside = wire.answer().await.map_err(lost);
+        let at: Lsn = before?
+            .first()
+            .and_then(|row| parsed(row, 0))
+            .unwrap_or_default();
+        let inside = match inside {
+            Err(ReadError::Missing { .. }) => return Err(missing(session, request).await),
+            inside => inside?,
+        };
+        let is_exact = check_places(&inside, at, replica)?;
+        if !is_exact && tries < TRIES_MAX {
+            continue;
+        }
+        return Ok(Snapshot {
+            at,
+            is_exact,
+            tries,
+            facts: Facts::read(&inside, request, options)?,
+        });
+    }
+}
+
+/// Tells whether replay stood still around the snapshot; an error when it was no standby then.
+fn check_places(rows: &[Row], at: Lsn, replica: &Replica) -> Result<bool, ReadError> {
+    let mut places = rows
+        .iter()
+        .filter(|row| text(row, 0) == Some("at"))
+        .peekable();
+    let is_standby = places.peek().is_some_and(|row| flag(row, 2));
+    if !is_standby {
+        let target = replica.options().config.redacted();
+        return Err(ReadError::NotAStandby { target });
+    }
+    Ok(places.all(|row| parsed(row, 1) == Some(at) && flag(row, 2)))
+}
+
+/// Waits until everything that commits before `at_least` was replayed.
+async fn wait_for(
+    session: &mut Session,
+    replica: &Replica,
+    request: &RangeRequest,
+) -> Result<(), ReadError> {
+    let options = replica.options();
+    let behind_max = options.limits.behind_max;
+    let started = Instant::now();
+    let mut pause = LOOK_PAUSE_MIN;
+    loop {
+        let question = "SELECT pg_last_wal_replay_lsn(), pg_is_in_recovery()";
+        let rows = session.wire.query(question).await;
+        let rows = rows.map_err(|source| ReadError::while_reading(&request.heap.name, source))?;
+        let row = rows.first();
+        if !row.is_some_and(|row| flag(row, 1)) {
+            let target = options.config.redacted();
+            return Err(ReadError::NotAStandby { target });
+        }
+        let replayed: Lsn = row.and_then(|row| parsed(row, 0)).unwrap_or_default();
+        if replayed >= request.at_least {
+            return Ok(());
+        }
+        if started.elapsed() >= behind_max {
+            return Err(ReadError::Behind {
+                replayed,
+                wanted: request.at_least,
+                waited: behind_max,
+            });
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LOOK_PAUSE_MAX);
+    }
+}
+
+/// Tells a dropped table from one that has another name now.
+pub(super) async fn missing(session: &mut Session, request: &RangeRequest) -> ReadError {
+    let table = request.heap.name.clone();
+    let question = format!(
+        "ROLLBACK; SELECT c.oid::regclass FROM pg_class c WHERE c.oid = {}",
+        request.heap.oid
+    );
+    let found: Result<Vec<Row>, PgError> = session.wire.query(&question).await;
+    match found
+        .ok()
+        .and_then(|rows| text(rows.first()?, 0).map(str::to_owned))
+    {
+        Some(name) => ReadError::Changed {
+            table,
+            what: format!("it is called {name} now"),
+        },
+        None => ReadError::Missing { table },
+    }
+}
