@@ -122,7 +122,7 @@ async fn read(served: &Served, args: &LogArgs, round: u32) -> anyhow::Result<(Do
         },
         client: args.client,
         latency_from: None,
-        is_dump: false,
+        wants: consumer::Wants::Log,
     };
     let cpu = own_cpu();
     let mut child = Child::start(&Task::Consume(order)).await?;
