@@ -4,8 +4,27 @@
 //! them at a position that it has not passed yet, and says how each ended. A range that is given up
 //! is handed out again; a range is finished once its last row was acknowledged.
 
-mod reader;
 mod request;
+
+mod handle;
+
+mod plan;
+
+mod targets;
+
+mod hub;
+
+mod controller;
+
+mod worker;
+
+mod dumper;
+
+mod reader;
+
+mod postgres_reader;
+
+pub mod scripted;
 
 use std::fmt::Debug;
 
@@ -19,6 +38,8 @@ use pgcapture_engine::{
 use tokio::sync::{mpsc, watch};
 
 pub use self::{
+    handle::DumpControllerHandle,
+    postgres_reader::{PostgresReader, ReplicaConfigs},
     reader::{FoundTable, OpenedRows, RangeOrder, ReadTarget, RowReader, RowSource, TablesFound},
     request::{DumpRequest, ScheduledRange, TableRequest},
 };

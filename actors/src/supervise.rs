@@ -33,6 +33,12 @@ pub enum TaskKind {
     RangeIntake,
     /// Makes cursors durable.
     CursorSaver,
+    /// Tells the dump controller what was agreed on.
+    DumpController,
+    /// Reads one range of a dump.
+    Dumper,
+    /// Looks at one replica again and again.
+    ReplicaWatch,
     /// Starts and stops agents as the state wants.
     Sources,
     /// Serves gRPC or HTTP.
@@ -54,6 +60,9 @@ impl TaskKind {
             Self::Session => "session",
             Self::RangeIntake => "range_intake",
             Self::CursorSaver => "cursor_saver",
+            Self::DumpController => "dump_controller",
+            Self::Dumper => "dumper",
+            Self::ReplicaWatch => "replica_watch",
             Self::Sources => "sources",
             Self::Server => "server",
             Self::Tool => "tool",

@@ -1,7 +1,7 @@
 //! A running node: the order of its start and of its stop.
 //!
-//! [`start`] reads from top to bottom as the node comes up: store, logs, gateway, agents, gRPC,
-//! HTTP, ready. [`Node::stop`] is the reverse under one deadline. Nothing here decides anything.
+//! [`start`] reads from top to bottom as the node comes up: store, logs, dumps, gateway, agents,
+//! gRPC, HTTP, ready. [`Node::stop`] is the reverse under one deadline. Nothing here decides anything.
 
 mod exposure;
 mod server;
@@ -16,7 +16,7 @@ use anyhow::Context as _;
 use pgcapture_actors::{
     consensus::Consensus,
     cursors::CursorStore,
-    dump::NoRanges,
+    dump::{DumpControllerHandle, RowReader},
     gateway::{GatewayHandle, GatewayLimits},
     supervise::Task,
 };
@@ -24,10 +24,12 @@ use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use self::exposure::refuse_open_listener;
+use self::server::Services;
 use crate::{
     config::Config,
     http::{self, Pages},
     logs::Logs,
+    replicas::{self, Replicas},
     resolver::StreamResolver,
     rpc::admin::{AdminService, NodeInfo},
     sources::{Sources, unix_now_micros},
@@ -43,6 +45,9 @@ pub struct Node {
     pub metrics: SocketAddr,
     /// Its sources.
     pub sources: Arc<Sources>,
+    /// Where existing rows of its sources are read from.
+    pub replicas: Arc<Replicas>,
+    dumps: DumpControllerHandle,
     deadline: Duration,
     logs: Arc<Logs>,
     gateway: GatewayHandle,
@@ -50,6 +55,7 @@ pub struct Node {
     reconciler: JoinHandle<()>,
     ready: watch::Sender<bool>,
     health: server::Health,
+    stop_dumps: CancellationToken,
     stop_agents: CancellationToken,
     stop_servers: CancellationToken,
     servers: [Task<()>; 2],
@@ -71,30 +77,12 @@ pub async fn start(config: &Config) -> anyhow::Result<Node> {
     let grpc_listener = bind(config.node.listen).await?;
     let http_listener = bind(config.node.metrics).await?;
 
-    let data_dir = config.node.data_dir.clone();
-    let opened = tokio::task::spawn_blocking(move || Store::open(&data_dir)).await?;
-    let store = Arc::new(opened?);
-    let consensus: Arc<dyn Consensus> = Arc::<Store>::clone(&store);
-    let cursors: Arc<dyn CursorStore> = store;
-
-    let logs = Arc::new(Logs::new(config));
-    let sources = Arc::new(Sources::new(
-        config,
-        Arc::clone(&consensus),
-        Arc::clone(&logs),
-    ));
-    sources.open_logs().await;
-
-    let resolver = StreamResolver::new(consensus.state(), Arc::clone(&logs));
-    let gateway = GatewayHandle::start(
-        Arc::new(resolver),
-        cursors,
-        Arc::new(NoRanges),
-        gateway_limits(config),
-    );
+    let parts = Parts::open(config).await?;
+    let dumps = parts.start_dumps();
+    let gateway = parts.start_gateway(config, &dumps);
 
     let stop_agents = CancellationToken::new();
-    let reconciler = sources.start(stop_agents.clone());
+    let reconciler = parts.sources.start(stop_agents.clone());
 
     let (ready, is_ready) = watch::channel(false);
     let orders = TaskTracker::new();
@@ -102,22 +90,25 @@ pub async fn start(config: &Config) -> anyhow::Result<Node> {
     let admin = AdminService {
         info: Arc::new(node_info(config, addresses)),
         ready: is_ready.clone(),
-        consensus,
-        sources: Arc::clone(&sources),
-        logs: Arc::clone(&logs),
+        consensus: Arc::clone(&parts.consensus),
+        sources: Arc::clone(&parts.sources),
+        logs: Arc::clone(&parts.logs),
         gateway: gateway.clone(),
         orders: orders.clone(),
     };
+    let stop_dumps = CancellationToken::new();
+    let readers = (Arc::clone(&parts.replicas), dumps.clone(), parts.reader);
+    let services = Services::new(admin, readers, stop_dumps.clone());
     let stop_servers = CancellationToken::new();
     let (listen, health, grpc) =
-        server::serve(grpc_listener, admin, credentials, stop_servers.clone()).await?;
+        server::serve(grpc_listener, services, credentials, stop_servers.clone()).await?;
     let pages = Pages {
         ready: is_ready,
-        sources: Arc::clone(&sources),
+        sources: Arc::clone(&parts.sources),
     };
     let (metrics, http) = http::serve(http_listener, pages, stop_servers.clone())?;
 
-    add_configured(config, &sources, &orders);
+    add_configured(config, &parts.sources, &parts.replicas, &orders);
     health.serving().await;
     ready.send_replace(true);
     tracing::info!(
@@ -130,14 +121,17 @@ pub async fn start(config: &Config) -> anyhow::Result<Node> {
     Ok(Node {
         listen,
         metrics,
-        sources,
+        sources: parts.sources,
+        replicas: parts.replicas,
+        dumps,
         deadline: config.node.drain_timeout.0,
-        logs,
+        logs: parts.logs,
         gateway,
         orders,
         reconciler,
         ready,
         health,
+        stop_dumps,
         stop_agents,
         stop_servers,
         servers: [grpc, http],
@@ -145,8 +139,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Node> {
 }
 
 impl Node {
-    /// Stops in order: no new sessions, sessions drained, agents drained and confirmed, logs
-    /// closed. Returns whether all of it ended within the configured time; what did not is cut off
+    /// Stops in order: no new sessions, sessions drained, dumps and agents drained, logs closed. Returns whether all of it ended within the configured time; what did not is cut off
     /// and loses nothing that is durable.
     pub async fn stop(self) -> bool {
         let deadline = self.deadline;
@@ -173,12 +166,14 @@ impl Node {
 
     async fn drain(mut self) -> bool {
         let mut is_clean = true;
+        self.stop_dumps.cancel();
         if let Err(error) = self.gateway.drain().await {
             tracing::error!(%error, "the last acknowledgements could not be saved");
             is_clean = false;
         }
         self.orders.close();
         self.orders.wait().await;
+        self.dumps.drain().await;
         self.stop_agents.cancel();
         is_clean &= self.reconciler.await.is_ok();
         self.logs.close().await;
@@ -190,13 +185,74 @@ impl Node {
     }
 }
 
-/// Adds what the configuration declares. A source that cannot be set up must not hold up the node;
-/// the tracker owns the attempt.
-fn add_configured(config: &Config, sources: &Arc<Sources>, orders: &TaskTracker) {
-    for (name, section) in &config.source {
-        let (sources, name, section) = (Arc::clone(sources), name.clone(), section.clone());
-        orders.spawn(async move { sources.add_configured(&name, &section).await });
+/// What a node stands on; nothing of it runs yet.
+struct Parts {
+    consensus: Arc<dyn Consensus>,
+    cursors: Arc<dyn CursorStore>,
+    logs: Arc<Logs>,
+    sources: Arc<Sources>,
+    replicas: Arc<Replicas>,
+    reader: Arc<dyn RowReader>,
+}
+
+impl Parts {
+    /// Opens the store and the logs.
+    async fn open(config: &Config) -> anyhow::Result<Self> {
+        let data_dir = config.node.data_dir.clone();
+        let opened = tokio::task::spawn_blocking(move || Store::open(&data_dir)).await?;
+        let store = Arc::new(opened?);
+        let consensus: Arc<dyn Consensus> = Arc::<Store>::clone(&store);
+        let logs = Arc::new(Logs::new(config));
+        let sources = Sources::new(config, Arc::clone(&consensus), Arc::clone(&logs));
+        let sources = Arc::new(sources);
+        sources.open_logs().await;
+        let replicas = Replicas::new(config, Arc::clone(&consensus), Arc::clone(&sources));
+        Ok(Self {
+            consensus,
+            cursors: store,
+            logs,
+            sources,
+            replicas: Arc::new(replicas),
+            reader: Arc::new(replicas::reader(config.limits.max_row)),
+        })
     }
+
+    fn start_dumps(&self) -> DumpControllerHandle {
+        DumpControllerHandle::start(Arc::clone(&self.consensus), Arc::clone(&self.reader))
+    }
+
+    fn start_gateway(&self, config: &Config, dumps: &DumpControllerHandle) -> GatewayHandle {
+        let resolver = StreamResolver::new(self.consensus.state(), Arc::clone(&self.logs));
+        GatewayHandle::start(
+            Arc::new(resolver),
+            Arc::clone(&self.cursors),
+            Arc::new(dumps.clone()),
+            gateway_limits(config),
+        )
+    }
+}
+
+/// Adds what the configuration declares, replicas after the sources that they name. What cannot be
+/// set up must not hold up the node; the tracker owns the attempt.
+fn add_configured(
+    config: &Config,
+    sources: &Arc<Sources>,
+    replicas: &Arc<Replicas>,
+    orders: &TaskTracker,
+) {
+    let (sources, replicas) = (Arc::clone(sources), Arc::clone(replicas));
+    let (wanted_sources, wanted_replicas) = (config.source.clone(), config.replica.clone());
+    let added = orders.clone();
+    orders.spawn(async move {
+        let each = wanted_sources
+            .iter()
+            .map(|(name, section)| sources.add_configured(name, section));
+        futures_util::future::join_all(each).await;
+        for (name, section) in wanted_replicas {
+            let replicas = Arc::clone(&replicas);
+            added.spawn(async move { replicas.add_configured(&name, &section).await });
+        }
+    });
 }
 
 fn node_info(config: &Config, (listen, metrics): (SocketAddr, SocketAddr)) -> NodeInfo {

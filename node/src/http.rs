@@ -6,6 +6,8 @@
 //! | `/healthz` | 200 while the process works |
 //! | `/readyz` | 200 while the node takes sessions, else 503; the body names sources in trouble |
 
+mod dumps;
+
 use std::{
     net::SocketAddr,
     sync::{Arc, OnceLock},
@@ -45,6 +47,7 @@ pub fn install_metrics() {
         let handle = builder.ok()?.install_recorder().ok()?;
         let version = env!("CARGO_PKG_VERSION");
         metrics::gauge!("pgcapture_build_info", "version" => version).set(1.0);
+        dumps::describe();
         Some(handle)
     });
 }

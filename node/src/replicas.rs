@@ -6,6 +6,7 @@
 
 mod checks;
 mod definition;
+mod login;
 
 use std::sync::Arc;
 
@@ -15,7 +16,7 @@ use pgcapture_engine::{
     lsn::PgTime,
 };
 
-pub use self::definition::ReplicaDefinition;
+pub use self::{definition::ReplicaDefinition, login::reader};
 use crate::{
     config::{Config, ReplicaSection},
     sources::{Check, Secrets, SourceError, SourcePlan, Sources, unix_now_micros},
@@ -95,12 +96,14 @@ impl Replicas {
         }
         let config = definition.connection()?;
         let source_config = self.sources.connection_of(&source)?;
-        let plan = checks::run(&definition, &config, &source, &source_config).await;
-        let checks = plan.checks.clone();
-        if dry_run || plan.has_errors() {
+        let found = checks::run(&definition, &config, &source, &source_config).await;
+        let is_good = !found.plan.has_errors();
+        let checks = found.plan.checks;
+        let Some(system_identifier) = found.system_identifier.filter(|_| is_good && !dry_run)
+        else {
             let replica = None;
             return Ok(AddedReplica { checks, replica });
-        }
+        };
         if let Some(password) = definition.inline.take() {
             let kept = self.secrets.keep(&definition.name, password.expose());
             let store = |error: std::io::Error| SourceError::Store {
@@ -109,7 +112,7 @@ impl Replicas {
             definition.password = Some(kept.map_err(store)?);
         }
         let now = PgTime::from_unix_micros(unix_now_micros());
-        let replica = definition.into_replica(now);
+        let replica = definition.into_replica(now, system_identifier);
         let command = Command::AddReplica(Box::new(replica.clone()));
         self.consensus.propose(command).await?;
         tracing::info!(
@@ -207,7 +210,9 @@ impl Replicas {
     fn existing(&self, definition: &ReplicaDefinition) -> Option<Result<Replica, SourceError>> {
         let state = self.state();
         let existing = state.replicas.get(&definition.name)?;
-        let mut wanted = definition.clone().into_replica(existing.created_at);
+        let wanted = definition.clone();
+        let identity = existing.system_identifier;
+        let mut wanted = wanted.into_replica(existing.created_at, identity);
         if definition.inline.is_some() {
             // A password in the url was moved to a file when the replica was added.
             wanted.password.clone_from(&existing.password);

@@ -21,6 +21,12 @@ mod options;
 #[path = "capture/sharing.rs"]
 mod sharing;
 
+#[path = "capture/dumps.rs"]
+mod dumps;
+
+#[path = "capture/dump_faults.rs"]
+mod dump_faults;
+
 #[path = "capture/faults.rs"]
 mod faults;
 

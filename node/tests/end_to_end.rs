@@ -42,3 +42,9 @@ mod sessions;
 
 #[path = "end_to_end/disk.rs"]
 mod disk;
+
+#[path = "end_to_end/dumps.rs"]
+mod dumps;
+
+#[path = "end_to_end/bad_dumps.rs"]
+mod bad_dumps;

@@ -1,11 +1,20 @@
 //! The gRPC listener: streams, administration, health and reflection on one port.
 
-use std::{fs, net::SocketAddr, path::Path};
+use std::{fs, net::SocketAddr, path::Path, sync::Arc};
 
 use anyhow::Context as _;
-use pgcapture_actors::supervise::{Task, TaskKind, spawn};
+use pgcapture_actors::{
+    dump::{DumpControllerHandle, RowReader},
+    supervise::{Task, TaskKind, spawn},
+};
 use pgcapture_engine::codes;
-use pgcapture_proto::{FILE_DESCRIPTOR_SET, admin::v1::admin_server::AdminServer};
+use pgcapture_proto::{
+    FILE_DESCRIPTOR_SET,
+    admin::v1::{
+        admin_server::AdminServer, dumps_server::DumpsServer, replicas_server::ReplicasServer,
+    },
+    pgcapture::{agent_server::AgentServer, db_log_controller_server::DbLogControllerServer},
+};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::{
@@ -16,15 +25,23 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 
 use crate::{
     config::{Config, read_secret},
+    replicas::Replicas,
     rpc::{
         admin::{self, AdminService},
+        agent::{self, AgentService},
         auth::TokenCheck,
         capture::{self, CaptureService},
+        dump_control::{self, DumpControlService},
+        dumps::{self, DumpsService},
+        replicas::{self, ReplicasService},
     },
 };
 
 /// The largest administration request; a definition of a source has some KiB.
 const ADMIN_REQUEST_BYTES_MAX: usize = 1 << 20;
+
+/// The largest schedule: 100,000 ranges, as a dump may have, with long names.
+const SCHEDULE_BYTES_MAX: usize = 16 << 20;
 
 /// What the listener needs to be protected; read before anything starts.
 pub(super) struct Credentials {
@@ -59,6 +76,49 @@ fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
     fs::read(path).with_context(|| format!("{code}: cannot read {}", path.display()))
 }
 
+/// Everything that is served beside health and reflection.
+pub(super) struct Services {
+    admin: AdminService,
+    replicas: ReplicasService,
+    dumps: DumpsService,
+    control: DumpControlService,
+    agent: AgentService,
+}
+
+impl Services {
+    /// Makes the services of dumps beside those of the administration; `stop` ends their streams.
+    pub(super) fn new(
+        admin: AdminService,
+        (replicas, dumps, reader): (Arc<Replicas>, DumpControllerHandle, Arc<dyn RowReader>),
+        stop: CancellationToken,
+    ) -> Self {
+        let consensus = Arc::clone(&admin.consensus);
+        let orders = admin.orders.clone();
+        Self {
+            admin,
+            replicas: ReplicasService {
+                replicas,
+                dumps: dumps.clone(),
+                orders: orders.clone(),
+            },
+            dumps: DumpsService {
+                consensus: Arc::clone(&consensus),
+                dumps: dumps.clone(),
+                orders: orders.clone(),
+                stop: stop.clone(),
+            },
+            control: DumpControlService {
+                consensus: Arc::clone(&consensus),
+                dumps: dumps.clone(),
+                ranges: Arc::new(dumps.clone()),
+                orders,
+                stop,
+            },
+            agent: AgentService::new(consensus, reader, dumps),
+        }
+    }
+}
+
 /// What the health service says.
 #[derive(Clone)]
 pub(super) struct Health {
@@ -81,7 +141,16 @@ impl Health {
     }
 
     async fn set(&self, status: ServingStatus) {
-        for service in ["", capture::SERVICE_NAME, admin::SERVICE_NAME] {
+        let services = [
+            "",
+            capture::SERVICE_NAME,
+            dump_control::SERVICE_NAME,
+            agent::SERVICE_NAME,
+            admin::SERVICE_NAME,
+            replicas::SERVICE_NAME,
+            dumps::SERVICE_NAME,
+        ];
+        for service in services {
             self.reporter.set_service_status(service, status).await;
         }
     }
@@ -90,7 +159,7 @@ impl Health {
 /// Serves until `stop`. Health answers without a token: probes have none.
 pub(super) async fn serve(
     listener: TcpListener,
-    admin: AdminService,
+    services: Services,
     credentials: Credentials,
     stop: CancellationToken,
 ) -> anyhow::Result<(SocketAddr, Health, Task<()>)> {
@@ -110,12 +179,23 @@ pub(super) async fn serve(
         let configured = server.tls_config(tls);
         server = configured.with_context(|| format!("{code}: TLS cannot be set up"))?;
     }
-    let capture = CaptureService::new(admin.gateway.clone());
-    let admin = AdminServer::new(admin).max_decoding_message_size(ADMIN_REQUEST_BYTES_MAX);
+    let capture = CaptureService::new(services.admin.gateway.clone());
+    let admin = AdminServer::new(services.admin).max_decoding_message_size(ADMIN_REQUEST_BYTES_MAX);
+    let replicas = ReplicasServer::new(services.replicas);
+    let replicas = replicas.max_decoding_message_size(ADMIN_REQUEST_BYTES_MAX);
+    let dumps = DumpsServer::new(services.dumps);
+    let dumps = dumps.max_decoding_message_size(ADMIN_REQUEST_BYTES_MAX);
+    let control = DbLogControllerServer::new(services.control);
+    let control = control.max_decoding_message_size(SCHEDULE_BYTES_MAX);
+    let agent = AgentServer::new(services.agent);
     let router = server
         .add_service(health_service)
         .add_service(InterceptedService::new(capture, check.clone()))
+        .add_service(InterceptedService::new(control, check.clone()))
+        .add_service(InterceptedService::new(agent, check.clone()))
         .add_service(InterceptedService::new(admin, check.clone()))
+        .add_service(InterceptedService::new(replicas, check.clone()))
+        .add_service(InterceptedService::new(dumps, check.clone()))
         .add_service(InterceptedService::new(
             reflection().build_v1()?,
             check.clone(),

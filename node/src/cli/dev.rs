@@ -4,6 +4,7 @@
 //! `--pg URL` a running server is used: its slot, publication and sample schema are dropped again.
 
 mod load;
+mod servers;
 mod shop;
 mod status;
 
@@ -14,11 +15,11 @@ use std::{
 };
 
 use clap::{Args, Subcommand};
-use pgcapture_actors::postgres::{self, LocalServer, LocalServerOptions, StopMode};
+use pgcapture_actors::postgres;
 use pgcapture_engine::{cluster::Origin, codes};
 use tokio_util::sync::CancellationToken;
 
-use self::{load::Load, shop::Shop};
+use self::{load::Load, servers::Servers, shop::Shop};
 use super::{
     Failure, Global, output,
     start::{cannot_start, start_telemetry, terminate},
@@ -38,6 +39,9 @@ const FOREIGN_NAME: &str = "pgcapture_dev";
 /// The port of metrics is this far above the port of clients.
 const METRICS_OFFSET: u16 = 90;
 
+/// At most this many standbys; each is a PostgreSQL of its own.
+const REPLICAS_MAX: i64 = 4;
+
 /// Arguments of `dev`.
 #[derive(Args, Debug)]
 #[command(args_conflicts_with_subcommands = true)]
@@ -53,6 +57,11 @@ pub struct DevArgs {
     /// Directory of initdb and postgres.
     #[arg(long, value_name = "DIR")]
     pg_bin: Option<PathBuf>,
+    /// Standbys beside the PostgreSQL, from which existing rows are read; without any they are read
+    /// from the PostgreSQL itself.
+    #[arg(long, value_name = "N", default_value_t = 0, conflicts_with = "pg",
+          value_parser = clap::value_parser!(u8).range(0..=REPLICAS_MAX))]
+    replicas: u8,
     /// Keep the node's files here instead of in a temporary folder.
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
@@ -111,7 +120,7 @@ pub(super) async fn run(global: &Global, args: DevArgs) -> Result<(), Failure> {
 struct Dev {
     node: Node,
     shop: Shop,
-    server: Option<LocalServer>,
+    servers: Servers,
     // Held so that the folder is removed last.
     _directory: tempfile::TempDir,
 }
@@ -119,42 +128,42 @@ struct Dev {
 impl Dev {
     async fn start(args: &DevArgs) -> Result<Self, Failure> {
         let (directory, config) = node_config(args)?;
-        let (server, node) = tokio::join!(start_postgres(args), app::start(&config));
+        let (servers, node) = tokio::join!(Servers::start(args), app::start(&config));
         let node = match node {
             Ok(node) => node,
             Err(error) => return Err(cannot_start(&error)),
         };
-        let mut server = match server {
-            Ok(server) => server,
+        let mut servers = match servers {
+            Ok(servers) => servers,
             Err(failure) => {
                 node.stop().await;
                 return Err(failure);
             }
         };
-        match prepare(args, server.as_ref(), &node).await {
+        match prepare(args, &mut servers, &node).await {
             Ok(shop) => Ok(Self {
                 node,
                 shop,
-                server,
+                servers,
                 _directory: directory,
             }),
             Err(failure) => {
                 node.stop().await;
-                stop_postgres(&mut server).await;
+                servers.stop().await;
                 Err(failure)
             }
         }
     }
 
-    /// Stops in order: what we made in a foreign server, the node, our own server.
-    async fn stop(mut self) -> Result<(), Failure> {
-        let cleaned = if self.server.is_none() {
+    /// Stops in order: what we made in a foreign server, the node, our own servers.
+    async fn stop(self) -> Result<(), Failure> {
+        let cleaned = if self.servers.primary.is_none() {
             self.leave_foreign_server().await
         } else {
             Ok(())
         };
         let is_clean = self.node.stop().await;
-        stop_postgres(&mut self.server).await;
+        self.servers.stop().await;
         cleaned?;
         if is_clean {
             return Ok(());
@@ -184,7 +193,7 @@ impl Dev {
         } else {
             format!(" --endpoint {listen}")
         };
-        let postgres = match &self.server {
+        let postgres = match &self.servers.primary {
             Some(server) => format!("postgres on :{} (started by pgcapture)", server.port()),
             None => "the PostgreSQL that you named".to_owned(),
         };
@@ -193,10 +202,14 @@ impl Dev {
              gRPC      {listen} (reflection on)    metrics  http://{}/metrics\n  \
              source    {postgres}    stream  {STREAM}\n  \
              database  {}\n  \
+             replicas  {}\n  \
              try:  pgcapture tail {STREAM}{endpoint}    pgcapture source ls{endpoint}    pgcapture dev status -o env{endpoint}\n  \
+             or:   pgcapture dump start {STREAM} --table {}.orders{endpoint}\n  \
              NOT FOR PRODUCTION: no TLS, data deleted on exit. Ctrl-C ends it.\n",
             self.node.metrics,
             self.shop.url(),
+            self.servers.replicas_text(),
+            self.shop.schema(),
         )
     }
 }
@@ -232,42 +245,24 @@ fn node_config(args: &DevArgs) -> Result<(tempfile::TempDir, Config), Failure> {
     Ok((directory, config))
 }
 
-async fn start_postgres(args: &DevArgs) -> Result<Option<LocalServer>, Failure> {
-    if args.pg.is_some() {
-        return Ok(None);
-    }
-    let options = LocalServerOptions {
-        bin_dir: args.pg_bin.clone(),
-        ..LocalServerOptions::default()
-    };
-    let started = LocalServer::start(options).await;
-    started.map(Some).map_err(|error| {
-        let text = format!("{error} ({})", error.explanation().code);
-        Failure::new(1, &codes::node::NO_POSTGRES, text)
-    })
-}
-
 /// Makes the sample shop and captures it.
-async fn prepare(
-    args: &DevArgs,
-    server: Option<&LocalServer>,
-    node: &Node,
-) -> Result<Shop, Failure> {
-    let url = match (server, &args.pg) {
+async fn prepare(args: &DevArgs, servers: &mut Servers, node: &Node) -> Result<Shop, Failure> {
+    let is_foreign = servers.primary.is_none();
+    let url = match (&servers.primary, &args.pg) {
         (Some(server), _) => server.url("postgres"),
         (None, Some(url)) => url.clone(),
         (None, None) => return Err(Failure::usage("no PostgreSQL to use")),
     };
     let postgres_failure =
         |error: &postgres::PgError| Failure::new(1, error.explanation(), error.to_string());
-    let shop = Shop::create(&url, server.is_none());
+    let shop = Shop::create(&url, is_foreign);
     let shop = shop.await.map_err(|error| match &error {
         shop::ShopError::Url(bad) => Failure::new(2, bad.explanation(), bad.to_string()),
         shop::ShopError::Postgres(error) => postgres_failure(error),
     })?;
-    let name = if server.is_some() { "" } else { FOREIGN_NAME };
+    let name = if is_foreign { FOREIGN_NAME } else { "" };
     let section = SourceSection {
-        url,
+        url: url.clone(),
         password: None,
         stream: STREAM.to_owned(),
         slot: name.to_owned(),
@@ -277,26 +272,23 @@ async fn prepare(
     };
     let definition = Definition::new(STREAM, section, "", Origin::Command);
     let definition = definition.map_err(|error| source_failure(&error))?;
-    match node.sources.add(definition).await {
-        Ok(_) => Ok(shop),
-        Err(error) => {
-            if server.is_none() {
-                drop(shop.drop().await.map_err(|error| postgres_failure(&error)));
+    let captured = match node.sources.add(definition).await {
+        Ok(_) => servers.add_replicas(node, args.replicas, &url).await,
+        Err(error) => Err(source_failure(&error)),
+    };
+    match captured {
+        Ok(()) => Ok(shop),
+        Err(failure) => {
+            if is_foreign {
+                // The failure that is shown is the first one.
+                drop(node.sources.detach(STREAM, false).await);
+                drop(shop.drop().await);
             }
-            Err(source_failure(&error))
+            Err(failure)
         }
     }
 }
 
 fn source_failure(error: &SourceError) -> Failure {
     Failure::new(1, error.explanation(), error.to_string()).next(error.next())
-}
-
-async fn stop_postgres(server: &mut Option<LocalServer>) {
-    let Some(server) = server else {
-        return;
-    };
-    if let Err(error) = server.stop(StopMode::Fast).await {
-        tracing::warn!(%error, "PostgreSQL did not stop by itself and is killed");
-    }
 }

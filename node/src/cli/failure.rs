@@ -14,7 +14,7 @@
 
 use std::{fmt::Write as _, io, process::ExitCode};
 
-use pgcapture_engine::codes::{Explanation, node};
+use pgcapture_engine::codes::{Explanation, dump, node};
 use tonic::{Code, Status};
 
 use super::{Global, output};
@@ -128,6 +128,9 @@ impl From<Status> for Failure {
             Some(value.to_str().ok()?.to_owned())
         };
         let code = told(pgcapture_proto::status::CODE_KEY);
+        // What exists is in a state for something else: to people that is a conflict.
+        let is_conflict = code.as_deref() == Some(dump::WRONG_STATE.code);
+        let exit = if is_conflict { 7 } else { exit };
         let known = code.as_deref().and_then(pgcapture_engine::codes::find);
         let explanation = known.or(explanation);
         let code = explanation.map_or("", |known| known.code);

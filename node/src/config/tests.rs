@@ -53,6 +53,11 @@ url = "postgres://pgcapture@db1,db2/shop?target_session_attrs=read-write"
 password = "${SHOP_PASSWORD}"
 tables = ["public.*"]
 exclude = ["public.tmp_*"]
+[replica.r1]
+source = "shop"
+url = "postgres://pgcapture@standby/shop"
+password = "env:STANDBY_PASSWORD"
+max_lag = "10s"
 "#,
     )
     .unwrap();
@@ -68,6 +73,15 @@ exclude = ["public.tmp_*"]
     assert_eq!(shop.slot, "shop_pgcapture");
     assert_eq!(shop.publication, "pgcapture_shop");
     assert_eq!(shop.stream, "shop");
+    let replica = &config.replica["r1"];
+    assert_eq!(
+        (replica.source.as_str(), replica.kind.as_str()),
+        ("shop", "standby")
+    );
+    assert_eq!(
+        (replica.max_ranges, replica.max_lag),
+        (2, Span::from_secs(10))
+    );
 }
 
 #[test]
@@ -114,6 +128,20 @@ fn values_of_every_wrong_kind_are_refused() {
         ("limits", "ack_timeout = 2024-01-01"),
         ("log", "segment = true"),
         ("source.s", "url = \"postgres://h/d\"\ntables = [1]"),
+        ("replica.r", "url = \"postgres://h/d\""),
+        ("replica.r", "source = \"s\""),
+        (
+            "replica.r",
+            "source = \"s\"\nurl = \"postgres://h/d\"\nkind = \"logical\"",
+        ),
+        (
+            "replica.r",
+            "source = \"s\"\nurl = \"postgres://h/d\"\nmax_ranges = 0",
+        ),
+        (
+            "replica.r",
+            "source = \"s\"\nurl = \"postgres://h/d\"\nmax_lag = \"soon\"",
+        ),
     ] {
         let (codes, text) = mistakes(&format!("[{section}]\n{line}\n"));
         assert_eq!(codes, ["PGC-C003"], "{line}: {text}");
@@ -151,6 +179,8 @@ fn a_secret_in_the_file_is_refused_and_not_repeated() {
         format!("[auth]\ntoken = \"{canary}\""),
         format!("[source.s]\nurl = \"postgres://h/d\"\npassword = \"{canary}\""),
         format!("[source.s]\nurl = \"postgres://u:{canary}@h/d\""),
+        format!("[replica.r]\nsource = \"s\"\nurl = \"postgres://u:{canary}@h/d\""),
+        format!("[replica.r]\nsource = \"s\"\nurl = \"postgres://h/d\"\npassword = \"{canary}\""),
     ] {
         let error = Config::from_text("pgcapture.toml", &text).unwrap_err();
         for problem in &error.problems {

@@ -7,7 +7,7 @@ use pgcapture_actors::postgres::{
 };
 use pgcapture_engine::{
     cluster::{ReplicaKind, Source},
-    codes::{dump, source as source_codes},
+    codes::existing_rows as codes,
 };
 
 use super::ReplicaDefinition;
@@ -25,21 +25,41 @@ pub(super) async fn run(
     config: &Config,
     source: &Source,
     source_config: &Config,
-) -> SourcePlan {
-    let mut plan = SourcePlan::default();
+) -> Found {
+    let mut found = Found::default();
+    found.system_identifier =
+        look(&mut found.plan, definition, (config, source_config), source).await;
+    found
+}
+
+/// What was found.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    /// The checks.
+    pub(super) plan: SourcePlan,
+    /// Identity of the source's server, when both could be asked.
+    pub(super) system_identifier: Option<u64>,
+}
+
+async fn look(
+    plan: &mut SourcePlan,
+    definition: &ReplicaDefinition,
+    (config, source_config): (&Config, &Config),
+    source: &Source,
+) -> Option<u64> {
     let mut connection = match Connection::connect(config, Replication::Off).await {
         Ok(connection) => connection,
         Err(error) => {
             plan.found(error.explanation(), chain(&error), false);
-            return plan;
+            return None;
         }
     };
     if connection.server_version() < VERSION_MIN {
         let major = connection.server_version() / 10_000;
         let text =
             format!("PostgreSQL {major} reads no ranges of pages; 14 is the oldest that does");
-        plan.found(&source_codes::VERSION_TOO_OLD, text, false);
-        return plan;
+        plan.found(&codes::REPLICA_TOO_OLD, text, false);
+        return None;
     }
     let looked = async {
         let replica = server_info(&mut connection).await?;
@@ -51,22 +71,22 @@ pub(super) async fn run(
         Err(error) => {
             let text = format!("cannot compare it with its source: {}", chain(&error));
             plan.found(error.explanation(), text, false);
-            return plan;
+            return None;
         }
     };
     judge(
-        &mut plan,
+        plan,
         definition,
         (&replica, &on_source),
         (config, source_config),
     );
     if plan.has_errors() {
-        return plan;
+        return None;
     }
-    if let Err(error) = judge_rights(&mut plan, &mut connection, source).await {
+    if let Err(error) = judge_rights(plan, &mut connection, source).await {
         plan.found(error.explanation(), chain(&error), false);
     }
-    plan
+    Some(on_source.system_identifier)
 }
 
 /// Whether it has the rows of the source at all.
@@ -81,7 +101,7 @@ fn judge(
             "its system identifier is {}, that of source {} is {}",
             replica.system_identifier, definition.source, source.system_identifier
         );
-        plan.found(&dump::NOT_A_REPLICA, text, false);
+        plan.found(&codes::OTHER_SYSTEM, text, false);
         return;
     }
     if config.database() != source_config.database() {
@@ -91,7 +111,7 @@ fn judge(
             source_config.database()
         );
         plan.checks.push(Check {
-            problem: Some(&dump::NOT_A_REPLICA),
+            problem: Some(&codes::OTHER_SYSTEM),
             text,
             next: format!("end the url with /{}", source_config.database()),
             is_warning: false,
@@ -111,7 +131,7 @@ fn judge(
     };
     if let Some((text, next)) = wrong_kind {
         plan.checks.push(Check {
-            problem: Some(&dump::NOT_A_REPLICA),
+            problem: Some(&codes::NOT_A_STANDBY),
             text: text.to_owned(),
             next: next.to_owned(),
             is_warning: false,
@@ -153,13 +173,13 @@ async fn judge_rights(
     if rows.is_empty() {
         let publication = &source.publication;
         let text = format!("publication {publication} has no tables here, or has not arrived yet");
-        plan.found(&dump::NOT_PUBLISHED, text, true);
+        plan.found(&codes::NOT_PUBLISHED, text, true);
     } else if denied.is_empty() {
         plan.passed(format!("{} captured table(s) can be read", rows.len()));
     }
     for table in denied.iter().take(NAMED_MAX) {
         plan.checks.push(Check {
-            problem: Some(&dump::NO_SELECT),
+            problem: Some(&codes::NO_SELECT),
             text: format!("its role may not read {table}"),
             next: format!("on the source: GRANT SELECT ON {table} TO the role of the url"),
             is_warning: true,
@@ -168,7 +188,7 @@ async fn judge_rights(
     let more = denied.len().saturating_sub(NAMED_MAX);
     if more > 0 {
         let text = format!("{more} more tables cannot be read");
-        plan.found(&dump::NO_SELECT, text, true);
+        plan.found(&codes::NO_SELECT, text, true);
     }
     Ok(())
 }

@@ -83,13 +83,14 @@ impl ReplicaDefinition {
         connection(&self.url, self.inline.as_ref(), self.password.as_ref())
     }
 
-    pub(super) fn into_replica(self, created_at: PgTime) -> Replica {
+    pub(super) fn into_replica(self, created_at: PgTime, system_identifier: u64) -> Replica {
         Replica {
             name: self.name,
             source: self.source,
             url: self.url,
             password: self.password,
             kind: self.kind,
+            system_identifier,
             ranges_max: self.ranges_max,
             lag_max: self.lag_max,
             created_at,

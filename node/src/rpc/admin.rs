@@ -3,7 +3,7 @@
 //! Unwraps a request, calls the sources or the gateway, fills an answer. No answer holds a password:
 //! the state has none, and urls lose theirs before anything else happens.
 
-mod answer;
+pub(super) mod answer;
 mod consumers;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc};
@@ -28,6 +28,7 @@ use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status};
 
+use super::order;
 use crate::{
     config::SourceSection,
     logs::Logs,
@@ -82,27 +83,10 @@ impl AdminService {
         let source = source.map_err(|error| source_status(&error))?;
         Ok(Response::new(answer::source(&self.sources, &state, source)))
     }
-
-    /// Runs an order that changes something to its end, even when the caller hangs up.
-    async fn order<T: Send + 'static>(
-        &self,
-        work: impl Future<Output = Result<T, SourceError>> + Send + 'static,
-    ) -> Result<T, Status> {
-        let done = self.orders.spawn(work).await;
-        let done = done.map_err(|error| {
-            let failed = &codes::node::STORE_FAILED;
-            status(
-                failed.code,
-                format!("the order did not end: {error}"),
-                failed.next,
-            )
-        })?;
-        done.map_err(|error| source_status(&error))
-    }
 }
 
 /// The status of a source's error.
-fn source_status(error: &SourceError) -> Status {
+pub(super) fn source_status(error: &SourceError) -> Status {
     status(error.explanation().code, error, error.next())
 }
 
@@ -153,7 +137,7 @@ impl Admin for AdminService {
         let definition = definition(request.into_inner().definition);
         let definition = definition.map_err(|error| source_status(&error))?;
         let sources = Arc::clone(&self.sources);
-        let added = self.order(async move { sources.add(definition).await });
+        let added = order(&self.orders, async move { sources.add(definition).await });
         self.source_answer(&added.await?.name)
     }
 
@@ -180,7 +164,9 @@ impl Admin for AdminService {
         request: Request<PauseSourceRequest>,
     ) -> Result<Response<Source>, Status> {
         let (sources, name) = (Arc::clone(&self.sources), request.into_inner().name);
-        let paused = self.order(async move { sources.set_paused(&name, true).await });
+        let paused = order(&self.orders, async move {
+            sources.set_paused(&name, true).await
+        });
         self.source_answer(&paused.await?.name)
     }
 
@@ -189,12 +175,12 @@ impl Admin for AdminService {
         request: Request<ResumeSourceRequest>,
     ) -> Result<Response<Source>, Status> {
         let (sources, request) = (Arc::clone(&self.sources), request.into_inner());
-        let resumed = self.order(async move {
+        let resumed = order(&self.orders, async move {
             let source = sources.set_paused(&request.name, false).await?;
             if request.accept_gap {
                 sources.accept_gap(&request.name).await?;
             }
-            Ok(source)
+            Ok::<_, SourceError>(source)
         });
         self.source_answer(&resumed.await?.name)
     }
@@ -208,7 +194,7 @@ impl Admin for AdminService {
         let actions = plan.map_err(|error| source_status(&error))?;
         if !request.dry_run {
             let (sources, gateway) = (Arc::clone(&self.sources), self.gateway.clone());
-            self.order(async move {
+            order(&self.orders, async move {
                 let source = sources.detach(&request.name, request.keep_slot).await?;
                 consumers::remove_all(&gateway, &source.stream).await?;
                 sources.forget(&source).await

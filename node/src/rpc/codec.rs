@@ -249,7 +249,9 @@ fn decode(frame: &[u8]) -> Result<Decoded, RequestError> {
                         reason: ack.requeue_reason.chars().take(REASON_CHARS_MAX).collect(),
                     })
                 }
-                kind => Decoded::Ack(Ack { checkpoint, kind }),
+                AckKind::Requeue | AckKind::Done | AckKind::UpTo | AckKind::UpToRow(_) => {
+                    Decoded::Ack(Ack { checkpoint, kind })
+                }
             }
         }
         // Nothing that this version knows: a newer client's, to be ignored.
@@ -316,22 +318,72 @@ mod tests {
 
     #[test]
     fn the_fast_path_reads_what_prost_reads() {
+        let answers = [("", false), ("busy", false), ("", true), ("b", true)];
         for lsn in [0, 1, 300, u64::MAX] {
             for seq in [0, 1, u32::MAX] {
-                for (reason, cumulative) in [("", false), ("busy", false), ("", true), ("b", true)]
-                {
+                for (reason, cumulative) in answers {
                     let request = ack(lsn, seq, reason, cumulative);
                     let bytes = request.encode_to_vec();
-                    let Ok(Decoded::Ack(expected)) = decode(&bytes) else {
-                        panic!("an ack");
-                    };
-                    // A reason beside `cumulative` is rare enough for the slow path.
-                    let is_rare = !reason.is_empty() && cumulative;
-                    assert_eq!(parse_ack(&bytes), (!is_rare).then_some(expected));
+                    // A reason beside `cumulative` is rare enough for the slow path, and one about a
+                    // row of a dump is no mere acknowledgement.
+                    let is_rare = !reason.is_empty() && (cumulative || lsn == 0);
+                    match decode(&bytes) {
+                        Ok(Decoded::Ack(expected)) => {
+                            assert_eq!(parse_ack(&bytes), (!is_rare).then_some(expected));
+                        }
+                        _ => assert!(is_rare && lsn == 0 && parse_ack(&bytes).is_none()),
+                    }
                 }
             }
         }
         assert_eq!(parse_ack(&CaptureRequest::default().encode_to_vec()), None);
+    }
+
+    #[test]
+    fn the_data_of_a_row_says_how_far_a_cumulative_answer_goes() {
+        let kind_of = |lsn, cumulative, data: &'static [u8]| {
+            let mut request = ack(lsn, 7, "", cumulative);
+            if let Some(capture_request::Type::Ack(ack)) = &mut request.r#type {
+                let checkpoint = ack.checkpoint.as_mut().unwrap();
+                checkpoint.data = bytes::Bytes::from_static(data);
+            }
+            let bytes = request.encode_to_vec();
+            let Ok(Decoded::Ack(slow)) = decode(&bytes) else {
+                panic!("an ack");
+            };
+            assert!(parse_ack(&bytes).is_none_or(|fast| fast == slow));
+            // What is answered a million times a second must not take the slow path.
+            assert!(parse_ack(&bytes).is_some() || lsn > 0);
+            slow.kind
+        };
+        for (cumulative, data, expected) in [
+            (false, &[][..], AckKind::Done),
+            (false, &[1], AckKind::Done),
+            (false, &[0, 0, 1, 2], AckKind::Done),
+            (true, &[], AckKind::Done),
+            (true, &[1], AckKind::UpToRow(ALL_ROWS)),
+            (true, &[0, 0, 1, 2], AckKind::UpToRow(258)),
+            (true, &[2, 2], AckKind::Done),
+        ] {
+            assert_eq!(kind_of(0, cumulative, data), expected, "{data:?}");
+        }
+        assert_eq!(
+            kind_of(9, true, &[1]),
+            AckKind::UpTo,
+            "a change has its own position"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_refused_row_comes_with_its_reason_cut_short() {
+        let long = "x".repeat(REASON_CHARS_MAX + 1);
+        let mut bytes = framed(&ack(0, 7, "", false));
+        bytes.extend(framed(&ack(0, 7, &long, false)));
+        let (mut requests, mut acks) = (body(vec![bytes]), Vec::new());
+        let refused = requests.next(&mut acks).await.unwrap();
+        let reason = long[1..].to_owned();
+        assert_eq!(refused, Requested::RefuseRow { range: 7, reason });
+        assert_eq!(acks.len(), 1, "what came before comes first");
     }
 
     #[tokio::test]

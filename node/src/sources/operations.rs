@@ -11,7 +11,7 @@ use pgcapture_actors::{
     postgres::{self, PgError},
 };
 use pgcapture_engine::{
-    cluster::{Answer, Command, Origin, Refusal, Source},
+    cluster::{Answer, Command, Origin, Refusal, ReplicaRefusal, Source},
     codes::{self, Explanation},
     lsn::PgTime,
 };
@@ -82,7 +82,8 @@ impl SourceError {
                 Refusal::SourceExists { .. }
                 | Refusal::StreamTaken { .. }
                 | Refusal::SlotTaken { .. }
-                | Refusal::TooManySources,
+                | Refusal::TooManySources
+                | Refusal::Replica(ReplicaRefusal::Exists { .. }),
             )
             | Self::NoGap { .. } => &codes::node::CONFLICT,
             Self::Refused(Refusal::InvalidName(_)) | Self::Invalid { .. } => {

@@ -12,6 +12,7 @@ use std::{
 use async_trait::async_trait;
 use pgcapture_actors::{
     cursors::{Cursor, CursorError, CursorStore, SubscriptionId},
+    dump::{NoRanges, RangeSource},
     gateway::{
         GatewayHandle, GatewayLimits, ResolveError, Resolved, SourceResolver, SubscriptionStatus,
     },
@@ -22,7 +23,7 @@ use pgcapture_actors::{
     supervise::{Task, TaskKind, spawn},
 };
 use pgcapture_engine::{
-    batch::{BatchBuilder, EntryKind},
+    batch::{Batch, BatchBuilder, EntryKind},
     checkpoint::{Checkpoint, Epoch},
     lsn::{Lsn, PgTime},
 };
@@ -158,15 +159,25 @@ pub(crate) async fn node_with(limits: GatewayLimits) -> Node {
     start(log, Arc::default(), limits).await
 }
 
+/// A node with a source of ranges.
+pub(crate) async fn node_with_ranges(ranges: Arc<dyn RangeSource>, limits: GatewayLimits) -> Node {
+    let log = MemoryLog::new(MemoryLogOptions::default());
+    start_with(log, Arc::default(), ranges, limits).await
+}
+
 async fn start(log: Arc<MemoryLog>, cursors: Arc<MemoryCursors>, limits: GatewayLimits) -> Node {
+    start_with(log, cursors, Arc::new(NoRanges), limits).await
+}
+
+async fn start_with(
+    log: Arc<MemoryLog>,
+    cursors: Arc<MemoryCursors>,
+    ranges: Arc<dyn RangeSource>,
+    limits: GatewayLimits,
+) -> Node {
     let resolver = Arc::new(Shop(Arc::clone(&log)));
     let store: Arc<MemoryCursors> = Arc::clone(&cursors);
-    let gateway = GatewayHandle::start(
-        resolver,
-        store,
-        Arc::new(pgcapture_actors::dump::NoRanges),
-        limits,
-    );
+    let gateway = GatewayHandle::start(resolver, store, ranges, limits);
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let service = CaptureService::new(gateway.clone());
@@ -211,6 +222,13 @@ impl Node {
         });
         let changes: Vec<_> = changes.collect();
         self.publish_messages(lsn, changes).await;
+    }
+
+    /// Appends that nothing is missing up to `lsn`, as an idle source does.
+    pub(crate) async fn progress(&mut self, lsn: u64) {
+        let batch = Batch::progress(Lsn(lsn), PgTime(0));
+        self.writer.append(batch).await.unwrap();
+        self.writer.flush().await.unwrap();
     }
 
     /// Appends one transaction of `count` changes with names of `size` bytes.

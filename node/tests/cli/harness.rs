@@ -100,9 +100,19 @@ impl Running {
 
     /// Asks for a stop as an init system does and returns the exit code.
     pub(crate) async fn stop(&mut self) -> Option<i32> {
+        self.end(Signal::TERM).await
+    }
+
+    /// Interrupts it as Ctrl-C does and returns the exit code.
+    #[allow(dead_code, reason = "not every test that shares this interrupts")]
+    pub(crate) async fn interrupt(&mut self) -> Option<i32> {
+        self.end(Signal::INT).await
+    }
+
+    async fn end(&mut self, signal: Signal) -> Option<i32> {
         let id = self.child.id().expect("it still runs");
         let pid = Pid::from_raw(i32::try_from(id).expect("a pid is small"));
-        kill_process(pid.expect("a pid is positive"), Signal::TERM).expect("it is ours");
+        kill_process(pid.expect("a pid is positive"), signal).expect("it is ours");
         let ended = async {
             let status = self.child.wait().await.expect("it ends");
             // The sender is dropped once everything was read.

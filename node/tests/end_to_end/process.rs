@@ -64,6 +64,12 @@ impl Ended {
         self
     }
 
+    /// Checks that the arguments themselves were refused, with these words.
+    pub(crate) fn expect_usage(self, words: &[&str]) -> Self {
+        assert_eq!(self.exit, Some(2), "{}: {self:#?}", self.args);
+        self.says(words)
+    }
+
     /// Checks that the command succeeded and reads its data.
     pub(crate) fn json(self) -> Value {
         let ended = self.expect(0);

@@ -1,5 +1,6 @@
 //! The sample shop: tables with the types that make change capture interesting.
 //!
+//! Some orders are there before anything is captured: only a dump brings them.
 //! A jsonb, a numeric, a timestamptz, an array, an enum, and a text that PostgreSQL stores out of
 //! line (TOAST), so that unchanged values are seen to be left out.
 
@@ -41,6 +42,11 @@ CREATE TABLE items (
 INSERT INTO customers (name, email, tags)
 SELECT 'Customer ' || n, 'customer' || n || '@example.com', ARRAY['new', 'city' || n % 7]
 FROM generate_series(1, 100) AS n;
+INSERT INTO orders (customer_id, status, total, note)
+SELECT 1 + n % 100, 'shipped', n % 500 + 0.99,
+    CASE WHEN n % 20 = 0 THEN repeat('handle with care. ', 222) END
+FROM generate_series(1, 5000) AS n;
+INSERT INTO items SELECT id, 1, 'sku-' || id % 1000, 1, total FROM orders;
 ";
 
 /// The shop and the way to it.

@@ -92,12 +92,17 @@ async fn read(
     screen: &mut Screen<'_>,
     seen_at: &mut Instant,
 ) -> Result<DumpView, Status> {
-    let broken = |status: Status| match status.code() {
+    let broken = |status: Status| {
         // A connection that breaks in the middle of an answer.
-        Code::Unknown | Code::Internal if status.metadata().is_empty() => {
+        let is_cut = matches!(
+            status.code(),
+            Code::Unknown | Code::Internal | Code::Cancelled
+        ) && status.metadata().is_empty();
+        if is_cut {
             Status::unavailable(status.message())
+        } else {
+            status
         }
-        _ => status,
     };
     while let Some(dump) = stream.message().await.map_err(broken)? {
         *seen_at = Instant::now();

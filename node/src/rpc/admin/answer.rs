@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// A source with what its agent does.
-pub(super) fn source(
+pub(in crate::rpc) fn source(
     sources: &Sources,
     state: &cluster::State,
     source: &cluster::Source,
@@ -70,7 +70,8 @@ fn source_definition(source: &cluster::Source) -> SourceDefinition {
     }
 }
 
-fn reference(password: Option<&cluster::SecretRef>) -> String {
+/// Where a password is, as it was given.
+pub(in crate::rpc) fn reference(password: Option<&cluster::SecretRef>) -> String {
     password.map(ToString::to_string).unwrap_or_default()
 }
 
@@ -84,20 +85,7 @@ fn gap(gap: &cluster::Gap) -> Gap {
 }
 
 /// What adding a source would find and do.
-pub(super) fn plan(definition: &Definition, plan: sources::SourcePlan) -> SourcePlan {
-    let check = |check: sources::Check| {
-        let severity = match (check.problem, check.is_warning) {
-            (None, _) => Severity::Ok,
-            (Some(_), true) => Severity::Warning,
-            (Some(_), false) => Severity::Error,
-        };
-        Check {
-            severity: severity.into(),
-            code: check.problem.map_or("", |problem| problem.code).to_owned(),
-            text: check.text,
-            next: check.next,
-        }
-    };
+pub(in crate::rpc) fn plan(definition: &Definition, plan: sources::SourcePlan) -> SourcePlan {
     SourcePlan {
         checks: plan.checks.into_iter().map(check).collect(),
         sql: plan.sql,
@@ -115,8 +103,23 @@ pub(super) fn plan(definition: &Definition, plan: sources::SourcePlan) -> Source
     }
 }
 
+/// One fact that was looked at.
+pub(in crate::rpc) fn check(check: sources::Check) -> Check {
+    let severity = match (check.problem, check.is_warning) {
+        (None, _) => Severity::Ok,
+        (Some(_), true) => Severity::Warning,
+        (Some(_), false) => Severity::Error,
+    };
+    Check {
+        severity: severity.into(),
+        code: check.problem.map_or("", |problem| problem.code).to_owned(),
+        text: check.text,
+        next: check.next,
+    }
+}
+
 /// A stream with what its log holds.
-pub(super) fn stream(
+pub(in crate::rpc) fn stream(
     logs: &Logs,
     source: &cluster::Source,
     consumer_counts: &BTreeMap<String, u32>,
@@ -150,7 +153,7 @@ pub(super) fn stream(
     }
 }
 
-pub(super) const fn position(checkpoint: Checkpoint) -> Position {
+pub(in crate::rpc) const fn position(checkpoint: Checkpoint) -> Position {
     Position {
         lsn: checkpoint.lsn.0,
         seq: checkpoint.seq,
@@ -158,6 +161,6 @@ pub(super) const fn position(checkpoint: Checkpoint) -> Position {
 }
 
 /// Zero stays zero: unknown.
-const fn unix_micros(time: PgTime) -> i64 {
+pub(in crate::rpc) const fn unix_micros(time: PgTime) -> i64 {
     if time.0 == 0 { 0 } else { time.unix_micros() }
 }

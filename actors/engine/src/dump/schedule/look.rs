@@ -1,12 +1,12 @@
 //! What the schedule tells people: see [`DumpStatus`].
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use super::{Schedule, books::Job};
 use crate::{
     cluster::{Dump, DumpTable},
     dump::{
-        DumpStatus, Progress, RETRIES_SHOWN_MAX, RangeRetry, ReplicaHealth, ReplicaStatus,
+        DumpId, DumpStatus, Progress, RETRIES_SHOWN_MAX, RangeRetry, ReplicaHealth, ReplicaStatus,
         SweepStatus, TableStatus, WaitsFor, cut,
     },
 };
@@ -19,9 +19,14 @@ impl Schedule {
     #[must_use]
     pub fn status(&self, dump: &Dump, now: Duration) -> DumpStatus {
         let job = self.jobs.get(&dump.id);
+        let counts = self.counts(dump.id);
         let tables: Vec<_> = (0..)
             .zip(&dump.tables)
-            .map(|(index, table)| self.table_status(dump, index, table, job))
+            .map(|(index, table)| {
+                let is_swept = job.is_some_and(|job| job.is_sweep_taken(index));
+                let counts = counts.get(&index).copied().unwrap_or_default();
+                table_status(table, is_swept, counts)
+            })
             .collect();
         let mut progress = Progress::default();
         for table in &tables {
@@ -66,38 +71,17 @@ impl Schedule {
         })
     }
 
-    fn table_status(
-        &self,
-        dump: &Dump,
-        index: u32,
-        table: &DumpTable,
-        job: Option<&Job>,
-    ) -> TableStatus {
-        let running = self.running.values();
-        let is_of = |id, of| id == dump.id && of == index;
-        let running_count = running
-            .filter(|range| is_of(range.dump, range.table))
-            .count();
-        let waiting = job.into_iter().flat_map(|job| job.retries.values());
-        let retry_count = waiting.filter(|retry| retry.table == index).count();
-        let (pages_done, pages_total) = cut::page_counts(table);
-        TableStatus {
-            name: table.heap.name.clone(),
-            label: table.heap.label.clone(),
-            progress: Progress {
-                pages_done,
-                pages_total,
-                row_count: table.row_count,
-                row_estimate: table.layout.row_estimate,
-                bytes: table.bytes,
-                range_count: table.range_count,
-            },
-            sweep: sweep_status(table, job.is_some_and(|job| job.is_sweep_taken(index))),
-            running_count: u32::try_from(running_count).unwrap_or(u32::MAX),
-            retry_count: u32::try_from(retry_count).unwrap_or(u32::MAX),
-            replan_count: table.replan_count,
-            failure: table.failure.clone(),
+    /// Counts running ranges and those that wait for their next try, by table.
+    fn counts(&self, id: DumpId) -> BTreeMap<u32, (u32, u32)> {
+        let mut counts: BTreeMap<u32, (u32, u32)> = BTreeMap::new();
+        for range in self.running.values().filter(|range| range.dump == id) {
+            counts.entry(range.table).or_default().0 += 1;
         }
+        let job = self.jobs.get(&id);
+        for retry in job.into_iter().flat_map(|job| job.retries.values()) {
+            counts.entry(retry.table).or_default().1 += 1;
+        }
+        counts
     }
 
     /// Says why an active dump hands out nothing now; `None` while it does, or while all is running.
@@ -130,6 +114,31 @@ impl Schedule {
         }
         let is_asked = job.asked_at.is_some_and(|at| now < at + ASKED_LATELY);
         (!is_asked).then_some(WaitsFor::Consumer)
+    }
+}
+
+fn table_status(
+    table: &DumpTable,
+    is_swept: bool,
+    (running_count, retry_count): (u32, u32),
+) -> TableStatus {
+    let (pages_done, pages_total) = cut::page_counts(table);
+    TableStatus {
+        name: table.heap.name.clone(),
+        label: table.heap.label.clone(),
+        progress: Progress {
+            pages_done,
+            pages_total,
+            row_count: table.row_count,
+            row_estimate: table.layout.row_estimate,
+            bytes: table.bytes,
+            range_count: table.range_count,
+        },
+        sweep: sweep_status(table, is_swept),
+        running_count,
+        retry_count,
+        replan_count: table.replan_count,
+        failure: table.failure.clone(),
     }
 }
 
