@@ -8,11 +8,13 @@ use std::{
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::ExitCode,
+    time::Duration,
 };
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
 use pgcapture_chaos_tests::{
+    dump::{self, scenario::DumpPlan, verdict::Verdict as DumpVerdict},
     nemesis::Menu,
     report::{Verdict, judge_files},
     scenario::{RunPlan, run},
@@ -34,6 +36,8 @@ struct Cli {
 enum Command {
     /// Start a PostgreSQL and a node, write, break, read, judge.
     Run(RunArgs),
+    /// Dump a table into a live stream while it is rewritten and everything is killed; compare.
+    Dump(DumpArgs),
     /// Judge the files of an old run again.
     Check {
         /// What the readers were given.
@@ -83,16 +87,103 @@ struct RunArgs {
     keep: bool,
 }
 
+#[derive(Debug, Args)]
+struct DumpArgs {
+    /// Rows of the table.
+    #[arg(long, default_value_t = 20_000_000)]
+    rows: u64,
+    /// Dumps, one after the other, each to a fresh consumer.
+    #[arg(long, default_value_t = 1)]
+    runs: u32,
+    /// How often node, standby or consumer is killed during each.
+    #[arg(long, default_value_t = 10)]
+    kills: u32,
+    /// Shortest and longest pause between two faults, in seconds.
+    #[arg(long, default_value = "0.5-6", value_parser = parse_pause)]
+    seconds_between: (u64, u64),
+    /// Seed of the first run; drawn and printed when not given.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// The built node; otherwise the `pgcapture` beside this program.
+    #[arg(long, env = "PGCAPTURE_BIN")]
+    binary: Option<PathBuf>,
+    /// Directory of PostgreSQL's programs; otherwise the newest installed.
+    #[arg(long)]
+    pg_bin: Option<PathBuf>,
+    /// Concurrent writers.
+    #[arg(long, default_value_t = 4)]
+    writers: u32,
+    /// Rows a second that they aim at together.
+    #[arg(long, default_value_t = 2000)]
+    rate: u32,
+    /// Rows a second below which a run is not a pass.
+    #[arg(long, default_value_t = 500)]
+    min_rate: u32,
+    /// Existing rows a second that the consumer takes at most; 0 for as many as come.
+    #[arg(long, default_value_t = 0)]
+    pace: u64,
+    /// Seconds within which a dump must finish.
+    #[arg(long, default_value_t = 1800)]
+    within: u64,
+    /// Keep the directory of the runs; those that fail keep it anyway.
+    #[arg(long)]
+    keep: bool,
+}
+
 /// Transactions a second below which a run is not a pass.
 const TRANSACTIONS_PER_SECOND_MIN: u32 = 5;
 
 #[tokio::main]
 async fn main() -> ExitCode {
     let verdict = match Cli::parse().command {
+        Command::Dump(args) => return finish_dump(run_dump(args).await),
         Command::Check { history, journal } => judge_files(&history, &journal)
             .unwrap_or_else(|error| Verdict::error(0, "check", &error)),
         Command::Run(args) => run_and_keep(args).await,
     };
+    match verdict.to_line().and_then(|line| say(&line)) {
+        Ok(()) => verdict.exit_code(),
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// Dumps in a directory of its own and decides whether it stays.
+async fn run_dump(args: DumpArgs) -> DumpVerdict {
+    let seed = args.seed.unwrap_or_else(rand::random);
+    eprintln!("seed {seed}");
+    let found = run_dir().and_then(|dir| Ok((dir, find_node(args.binary)?)));
+    let (dir, binary) = match found {
+        Ok(found) => found,
+        Err(error) => return DumpVerdict::new(seed).failed(&error),
+    };
+    let plan = DumpPlan {
+        rows: args.rows,
+        runs: args.runs,
+        kills: args.kills,
+        pause_ms: args.seconds_between,
+        seed,
+        binary,
+        pg_bin: args.pg_bin,
+        writers: args.writers,
+        rows_per_second: args.rate,
+        rows_per_second_min: args.min_rate,
+        pace: args.pace,
+        dump_within: Duration::from_secs(args.within),
+    };
+    let verdict = tokio::select! {
+        verdict = dump::scenario::run(&plan, dir.path()) => verdict,
+        error = interrupted() => DumpVerdict::new(seed).failed(&error),
+    };
+    if args.keep || verdict.verdict != "pass" {
+        eprintln!("files of the run: {}", dir.keep().display());
+    }
+    verdict
+}
+
+fn finish_dump(verdict: DumpVerdict) -> ExitCode {
     match verdict.to_line().and_then(|line| say(&line)) {
         Ok(()) => verdict.exit_code(),
         Err(error) => {

@@ -17,11 +17,14 @@ pub async fn run(arguments: Arguments) -> Result<()> {
         };
         if let RawMessage::Change(change) = event.message() {
             let columns: Vec<_> = change.identity().columns().map(|(name, _)| name).collect();
-            let (op, schema, table) = (change.operation(), change.schema(), change.table());
-            arguments.print(&format!(
-                "{} {op:?} {schema}.{table} {columns:?}",
-                event.checkpoint()
-            ));
+            let (schema, table) = (change.schema(), change.table());
+            let line = if event.is_existing_row() {
+                format!("existing row of {schema}.{table} {columns:?}")
+            } else {
+                let (at, op) = (event.checkpoint(), change.operation());
+                format!("{at} {op:?} {schema}.{table} {columns:?}")
+            };
+            arguments.print(&line);
             seen += 1;
         }
         event.ack().await?;

@@ -27,7 +27,8 @@ pub enum Change<T> {
         /// Its key, or the whole row under REPLICA IDENTITY FULL.
         key: RawRow,
     },
-    /// A row of a dump, as it is now: insert or overwrite.
+    /// A row that existed when a dump read it: insert or overwrite. Whole, without unchanged
+    /// columns. Every change that the reading saw was delivered before, every later one follows.
     Snapshot(T),
     /// All rows were removed; with `truncates`.
     Truncate,
@@ -39,7 +40,8 @@ impl<T: Row> Change<T> {
         let row = |new: &RawRow| T::decode(&mut Columns::new(new));
         Ok(match op {
             Operation::Insert => Self::Insert(row(&new)?),
-            Operation::Update if is_dump => Self::Snapshot(row(&new)?),
+            // One with an old key stands for an update that moved it, too: debounced.
+            Operation::Update if is_dump && old.is_empty() => Self::Snapshot(row(&new)?),
             Operation::Update => {
                 let decoded = row(&new)?;
                 Self::Update {

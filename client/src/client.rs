@@ -11,7 +11,12 @@ use tonic::{
     transport::{Certificate, Channel, ClientTlsConfig, Endpoint},
 };
 
-use crate::{error::Error, options::Options, subscribe::Subscribe};
+use crate::{
+    dump::{DumpHandle, StartDump},
+    error::Error,
+    options::Options,
+    subscribe::Subscribe,
+};
 
 /// Flow-control window of a stream: what may be on its way to one consumer.
 const STREAM_WINDOW: u32 = 4 * 1024 * 1024;
@@ -284,6 +289,17 @@ impl Client {
                 ..Options::default()
             },
         )
+    }
+
+    /// Asks for rows that exist already, on a stream that brings the changes.
+    pub fn dump(&self, stream: impl Into<String>) -> StartDump {
+        StartDump::new(self.clone(), stream.into())
+    }
+
+    /// A dump that was started before, by its id, such as `d-41`.
+    #[must_use]
+    pub fn find_dump(&self, id: impl Into<String>) -> DumpHandle {
+        DumpHandle::new(self.clone(), id.into())
     }
 
     pub(crate) fn settings(&self) -> &ClientBuilder {

@@ -26,6 +26,7 @@ use tokio::time::{Instant, Sleep};
 
 use crate::{
     change::Change,
+    checkpoint::Checkpoint,
     decode::DecodeError,
     error::Error,
     event::{Answer, Event},
@@ -52,16 +53,20 @@ pub(crate) struct Changes {
     /// In order of arrival; the ticket of `newest` is not always the last.
     tickets: Vec<Ticket>,
     newest_ticket: Ticket,
+    /// The highest position among them; `None` while there are only rows of dumps.
+    last_position: Option<Checkpoint>,
 }
 
 impl Changes {
+    /// Whether this, which came after `other`, is newer than it: not so when it is an old change
+    /// that was delivered again.
     fn is_newer_than(&self, other: &Self) -> bool {
-        let (own, other) = (
-            self.newest_ticket.checkpoint(),
-            other.newest_ticket.checkpoint(),
-        );
+        let own = self.newest_ticket.checkpoint();
         // Rows of dumps have no place in the order; where the stream put them counts.
-        own.is_dump() || other.is_dump() || own >= other
+        own.is_dump()
+            || other.last_position.as_ref().is_none_or(|last| {
+                own > last || (own == last && !other.newest_ticket.checkpoint().is_dump())
+            })
     }
 }
 
@@ -88,7 +93,11 @@ impl Merge for Changes {
             few
         };
         tickets.append(&mut newer.tickets);
-        Self { tickets, ..newer }
+        Self {
+            tickets,
+            last_position: older.last_position.max(newer.last_position.take()),
+            ..newer
+        }
     }
 
     fn weight(&self) -> usize {
@@ -140,7 +149,7 @@ impl Drop for Group {
 /// The newest changes per key, made by [`Events::debounce`](crate::Events::debounce).
 ///
 /// Delivered is the newest change, with columns that it left out (unchanged TOAST) filled from
-/// those that it superseded; treat inserts and updates alike. `ack` acknowledges all of them,
+/// those that it superseded; treat inserts, updates and existing rows alike. `ack` acknowledges all,
 /// `nack` and drop bring the change back after the interval. An update that moves a row to
 /// another key lets the change that waits under the old key go first. Implies `dedup`.
 #[must_use = "a stream does nothing unless it is polled"]
@@ -267,7 +276,12 @@ impl<T: Row, K: Clone + Eq + Hash> Debounced<T, K> {
                         returns,
                     };
                     let checkpoint = ticket.checkpoint().clone();
-                    return Some(Event::new(change, checkpoint, micros, Answer::Group(group)));
+                    return Some(Event::new(
+                        change,
+                        checkpoint,
+                        micros,
+                        Answer::Group(Box::new(group)),
+                    ));
                 }
                 Err(error) => {
                     (self.hooks.on_decode_error)(&error);
@@ -336,6 +350,7 @@ impl<T: Row, K: Clone + Eq + Hash> Debounced<T, K> {
             newest: change,
             commit_micros,
             tickets: vec![ticket.clone()],
+            last_position: (!ticket.checkpoint().is_dump()).then(|| ticket.checkpoint().clone()),
             newest_ticket: ticket,
         };
         self.pending.add(key, changes, Instant::now());
@@ -347,5 +362,54 @@ impl<T: Row, K: Clone + Eq + Hash + Unpin> Stream for Debounced<T, K> {
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         self.poll_event(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::{
+        lsn::Lsn,
+        raw::Span,
+        session::{Session, Shared},
+    };
+
+    /// A change at a position, or a row of a dump without one.
+    fn update(position: Option<u32>) -> Changes {
+        let row = RawRow::new(Bytes::new(), Span::default(), Span::default(), Vec::new());
+        let (session, _) = Session::new(Arc::new(Shared::default()), false);
+        let lsn = Lsn::new(if position.is_some() { 7 } else { 0 });
+        let checkpoint = Checkpoint::new(lsn, position.unwrap_or(1), Bytes::new());
+        let ticket = session.ticket(checkpoint.clone(), true);
+        Changes {
+            newest: RawChange::new(Operation::Update, row.clone(), row),
+            commit_micros: 0,
+            tickets: vec![ticket.clone()],
+            last_position: position.map(|_| checkpoint),
+            newest_ticket: ticket,
+        }
+    }
+
+    fn newest_of(arrivals: &[Option<u32>]) -> Option<u32> {
+        let merged = arrivals.iter().map(|at| update(*at)).reduce(Changes::merge);
+        let merged = merged.expect("something arrived");
+        let newest = merged.newest_ticket.checkpoint();
+        (!newest.is_dump()).then(|| newest.seq())
+    }
+
+    #[test]
+    fn an_old_change_that_comes_again_never_wins() {
+        assert_eq!(newest_of(&[Some(1), Some(2), Some(1)]), Some(2));
+        assert_eq!(newest_of(&[Some(1), None, Some(1)]), None);
+        assert_eq!(newest_of(&[Some(1), Some(2), None, Some(1)]), None);
+    }
+
+    #[test]
+    fn existing_rows_win_over_what_came_before_and_lose_to_what_follows() {
+        assert_eq!(newest_of(&[Some(1), None]), None);
+        assert_eq!(newest_of(&[Some(1), None, Some(2)]), Some(2));
+        assert_eq!(newest_of(&[None, None, Some(1)]), Some(1));
     }
 }

@@ -41,7 +41,7 @@ pub(crate) enum Answer {
     /// The runner of handlers answers by what the handler returns, unless that was done.
     Handler(Ticket, Arc<AtomicBool>),
     /// A debounced change with those that it superseded.
-    Group(Group),
+    Group(Box<Group>),
 }
 
 impl<T: Row> Event<T> {
@@ -84,7 +84,16 @@ impl<T: Row> Event<T> {
         &self.checkpoint
     }
 
-    /// When its transaction committed; with `commit_time` or `boundaries`.
+    /// Whether this is a row that a dump read, not a change: [`Change::Snapshot`].
+    ///
+    /// It stands behind every change that the reading saw and before every later one, so that it
+    /// can be written over what is there. It has no place in the log, hence no LSN.
+    #[must_use]
+    pub fn is_existing_row(&self) -> bool {
+        self.checkpoint.is_dump()
+    }
+
+    /// When its transaction committed; with `commit_time` or `boundaries`. Never on existing rows.
     #[must_use]
     pub fn commit_time(&self) -> Option<SystemTime> {
         commit_time(self.commit_micros)
@@ -113,7 +122,8 @@ impl<T: Row> Event<T> {
     /// Asks for the change again and tells the gateway why.
     ///
     /// It comes back later, behind newer changes. A debounced change is kept by the stream and
-    /// comes back merged with newer changes of its key.
+    /// comes back merged with newer changes of its key. An existing row comes back with its whole
+    /// range, read again then: rows of the range that were acknowledged come again, too.
     ///
     /// # Errors
     /// The stream was stopped or dropped.
@@ -164,10 +174,6 @@ impl Unanswered {
 }
 
 /// What a raw message is to a consumer of `T`.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "the usual one; a box would cost every change"
-)]
 pub(crate) enum Typed<T> {
     Event(Event<T>),
     /// Nothing: another table, or a kind that has no typed form.

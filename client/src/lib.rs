@@ -41,11 +41,40 @@
 //! # }
 //! ```
 //!
+//! # Existing rows
+//!
+//! ```
+//! # use pgcapture::{Client, DumpState, Row};
+//! # #[derive(Debug, Row)]
+//! # #[pgcapture(table = "public.orders")]
+//! # struct Order { id: i64 }
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> pgcapture::Result<()> {
+//! # let gateway = pgcapture::testkit::Gateway::start().await;
+//! # gateway.existing([pgcapture::testkit::row("public.orders").set("id", 7_i64)]);
+//! # let client = Client::builder(gateway.endpoints()).connect().await?;
+//! # let mut orders = client.consumer("search-indexer").stream("orders").subscribe::<Order>().await?;
+//! let dump = client.dump("orders").table::<Order>().into("search-indexer").start().await?;
+//! # orders.try_next().await?.expect("a row").ack().await?;
+//! # tokio::spawn(async move { orders.next().await });
+//! let mut progress = dump.progress();
+//! while let Some(now) = progress.try_next().await? {
+//!     println!("{} rows, {:.0} %", now.rows, now.ratio * 100.0);
+//! }
+//! assert_eq!(dump.get().await?.state, DumpState::Finished);
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! # What you can rely on
 //!
 //! - **At least once.** A change is delivered until it is acknowledged. Dropping an event means
 //!   that it comes again, after the acknowledgement time-out or with the next connection.
 //!   `dedup` hides repetitions of what this process acknowledged.
+//! - **Existing rows** that a dump reads come between the changes as [`Change::Snapshot`], each
+//!   behind every change that the reading saw and before every later one: write them over what
+//!   is there. A row that is asked for again, or a lost connection, brings the row's whole range
+//!   again, read anew; rows of a range that is acknowledged to its end do not come again.
 //! - **Reconnects** go to the next node, with growing jittered pauses, and continue where
 //!   acknowledgements ended. Answers that would stay the same (unknown stream, no permission,
 //!   a position that is gone) are returned instead; see [`Error::is_retryable`].
@@ -72,6 +101,7 @@ mod columns;
 mod debounce;
 pub mod decode;
 mod dedup;
+mod dump;
 mod error;
 mod event;
 mod events;
@@ -96,6 +126,7 @@ pub use crate::{
     columns::Columns,
     debounce::Debounced,
     decode::DecodeError,
+    dump::{DumpEvents, DumpHandle, DumpProgress, DumpState, DumpTrouble, StartDump},
     error::{Error, Gap},
     event::{Event, Unanswered},
     events::{Events, OnGap},

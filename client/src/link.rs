@@ -16,6 +16,7 @@ use tokio_util::sync::PollSender;
 use tonic::{Request, Streaming, codegen::http::uri::PathAndQuery, transport::Endpoint};
 
 use crate::{
+    checkpoint::Checkpoint,
     client::{Client, connect},
     codec::CaptureCodec,
     error::Error,
@@ -44,6 +45,8 @@ pub(crate) struct Link {
     owed: VecDeque<CaptureRequest>,
     credits: Option<u32>,
     unreplaced: u32,
+    /// The highest change that this session brought.
+    last: Option<Checkpoint>,
 }
 
 impl Plan {
@@ -86,6 +89,7 @@ impl Plan {
             owed: VecDeque::new(),
             credits: self.credits,
             unreplaced: 0,
+            last: None,
         })
     }
 }
@@ -93,6 +97,15 @@ impl Plan {
 impl Link {
     pub(crate) fn session(&self) -> &Arc<Session> {
         &self.session
+    }
+
+    /// Notes what came, so that no repetition is hidden that an existing row makes needed.
+    pub(crate) fn note(&mut self, checkpoint: &Checkpoint) {
+        if checkpoint.is_dump() {
+            self.session.existing_row_behind(self.last.as_ref());
+        } else if self.last.as_ref().is_none_or(|last| checkpoint > last) {
+            self.last = Some(checkpoint.clone());
+        }
     }
 
     /// Queues requests of the client itself; sent before the next message is taken.

@@ -308,14 +308,16 @@ impl RawChange {
         }
     }
 
-    /// This change, its new row completed with what only an older change of the row had.
+    /// This change, its new row completed with what only an older change of the row had, and
+    /// with the key from which the older one moved the row.
     pub(crate) fn merged_over(&self, older: &Self) -> Self {
         if self.op == Operation::Update && older.op != Operation::Delete {
             let new = self.new.filled_from(&older.new);
+            let first = if older.old.is_empty() { self } else { older };
             return Self {
                 op: self.op,
                 new,
-                old: self.old.clone(),
+                old: first.old.clone(),
             };
         }
         self.clone()

@@ -98,7 +98,14 @@ impl RawEvent {
         self.ticket.checkpoint()
     }
 
-    /// When its transaction committed; with `commit_time` or `boundaries`.
+    /// Whether this is a row that a dump read, not a change; see
+    /// [`Event::is_existing_row`](crate::Event::is_existing_row).
+    #[must_use]
+    pub fn is_existing_row(&self) -> bool {
+        self.checkpoint().is_dump()
+    }
+
+    /// When its transaction committed; with `commit_time` or `boundaries`. Never on existing rows.
     #[must_use]
     pub fn commit_time(&self) -> Option<SystemTime> {
         commit_time(self.commit_micros)
@@ -315,6 +322,7 @@ impl RawEvents {
         let State::Open(link) = &mut self.state else {
             return Ok(None);
         };
+        link.note(&parsed.checkpoint);
         let repeated = self.plan.shared.knows(&parsed.checkpoint);
         let ticket = link.session().ticket(parsed.checkpoint, ends_batch);
         let mut commit_micros = parsed.commit_time;

@@ -5,15 +5,21 @@
 //! order are joined into cumulative ones. A ticket whose connection is gone is answered by the next
 //! delivery of the same change.
 //!
-//! Invariants: a cumulative acknowledgement covers only changes that were acknowledged, and
-//! none is sent any more after a negative one or a repeated delivery in the session.
+//! All rows of a range of a dump have the same position. Where their checkpoints say nothing else
+//! they are acknowledged one by one: a joined answer could not say how many it stands for, and the
+//! gateway, which counts, would take rows for done that are still on their way. In batches the data
+//! of a checkpoint has the row's place, and answers are joined across rows and changes.
+//!
+//! Invariants: a cumulative acknowledgement covers only changes that were acknowledged, along with
+//! all that was delivered before them; none is sent any more after a negative one or a repeated
+//! delivery in the session.
 
 use std::{
     future::Future as _,
     pin::Pin,
     sync::{
         Arc, Mutex, OnceLock, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::{Context, Poll, ready},
 };
@@ -44,6 +50,8 @@ pub(crate) struct Shared {
     /// Set when repeated deliveries are to be hidden.
     pub(crate) acknowledged: OnceLock<Mutex<Acknowledged>>,
     pub(crate) closed: AtomicBool,
+    /// Sessions so far.
+    sessions: AtomicU64,
 }
 
 impl Shared {
@@ -69,6 +77,8 @@ pub(crate) struct Session {
     requests: mpsc::Sender<CaptureRequest>,
     closing: CancellationToken,
     shared: Arc<Shared>,
+    /// Counts from 1.
+    number: u64,
     /// Only in ordered sessions with batches: with one active session, whatever lies before a
     /// change was delivered to this session, so that a cumulative acknowledgement is exact.
     line: Option<Mutex<AckLine>>,
@@ -100,11 +110,13 @@ impl Session {
             closing: Some(Box::pin(closing.clone().cancelled_owned())),
         };
         let line = joins_acks.then(Mutex::default);
+        let number = shared.sessions.fetch_add(1, Ordering::Relaxed) + 1;
         (
             Arc::new(Self {
                 requests,
                 closing,
                 shared,
+                number,
                 line,
             }),
             outgoing,
@@ -128,6 +140,14 @@ impl Session {
         }
     }
 
+    /// An existing row arrived behind this change of the session.
+    pub(crate) fn existing_row_behind(&self, last: Option<&Checkpoint>) {
+        if let Some(known) = self.shared.acknowledged.get() {
+            let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
+            known.forget_behind(last, self.number);
+        }
+    }
+
     /// Takes no more answers; those accepted are still sent, then the stream half-closes.
     pub(crate) fn close(&self) {
         self.closing.cancel();
@@ -145,7 +165,7 @@ impl Session {
             known
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
-                .insert(checkpoint);
+                .insert(checkpoint, self.number);
         }
         match self.line() {
             None => [Some(ack(checkpoint, false)), None],
@@ -272,9 +292,9 @@ impl AckLine {
             .highest
             .as_ref()
             .is_none_or(|highest| checkpoint > highest);
-        if checkpoint.is_dump() || !ascends {
-            self.broken = true;
-        } else {
+        // Rows of a dump stand between changes without a place in their order.
+        if !checkpoint.is_dump() {
+            self.broken |= !ascends;
             self.highest = Some(checkpoint.clone());
         }
         let index = self.delivered;
@@ -291,6 +311,9 @@ impl AckLine {
             return [self.flush(), Some(ack(checkpoint, false))];
         }
         self.answered += 1;
+        if checkpoint.is_dump() && checkpoint.data().is_empty() {
+            return [self.flush(), Some(ack(checkpoint, false))];
+        }
         self.waiting += 1;
         self.last = Some(checkpoint.clone());
         let due = place.ends_batch || self.waiting >= JOINED_ACKS;
@@ -396,11 +419,58 @@ mod tests {
     }
 
     #[test]
-    fn rows_of_a_dump_and_repeated_changes_break_the_line() {
-        for odd in [Checkpoint::new(Lsn::new(0), 1, Bytes::new()), at(1)] {
-            let mut line = line_of(3);
-            line.deliver(&odd);
-            assert_eq!(acknowledge(&mut line, 0, false), [(0, false)]);
+    fn repeated_changes_break_the_line() {
+        let mut line = line_of(3);
+        line.deliver(&at(1));
+        assert_eq!(acknowledge(&mut line, 0, false), [(0, false)]);
+    }
+
+    /// A row of range 9.
+    fn existing(data: &'static [u8]) -> Checkpoint {
+        Checkpoint::new(Lsn::default(), 9, Bytes::from_static(data))
+    }
+
+    fn acknowledged_in_order(messages: &[Checkpoint]) -> Vec<(u32, bool)> {
+        let mut line = AckLine::default();
+        for (index, message) in (0..).zip(messages) {
+            assert_eq!(line.deliver(message), index);
         }
+        let mut all = Vec::new();
+        for (index, message) in (0..).zip(messages) {
+            let ends_batch = index + 1 == messages.len() as u64;
+            all.extend(sent(line.acknowledge(message, Place { index, ends_batch })));
+        }
+        all
+    }
+
+    #[test]
+    fn rows_without_a_place_go_one_by_one_and_changes_around_them_are_joined() {
+        let rows = [existing(&[]), existing(&[])];
+        let messages = [&[at(0), at(1)][..], &rows, &[at(2), at(3)]].concat();
+        let expected = [(1, true), (9, false), (9, false), (3, true)];
+        assert_eq!(acknowledged_in_order(&messages), expected);
+    }
+
+    #[test]
+    fn rows_with_a_place_are_joined_with_what_is_around_them() {
+        let rows = [existing(&[0, 0, 0, 1]), existing(&[1])];
+        let messages = [&[at(0)][..], &rows, &[at(2)]].concat();
+        assert_eq!(acknowledged_in_order(&messages), [(2, true)]);
+        assert_eq!(acknowledged_in_order(&rows), [(9, true)]);
+    }
+
+    #[test]
+    fn a_change_behind_an_unanswered_existing_row_is_acknowledged_alone() {
+        let messages = [at(0), existing(&[1]), at(1)];
+        let mut line = AckLine::default();
+        for message in &messages {
+            line.deliver(message);
+        }
+        let place = |index| Place {
+            index,
+            ends_batch: true,
+        };
+        assert_eq!(sent(line.acknowledge(&at(0), place(0))), [(0, true)]);
+        assert_eq!(sent(line.acknowledge(&at(1), place(2))), [(1, false)]);
     }
 }

@@ -99,7 +99,8 @@ impl Subscribe {
     }
 
     /// Does not show again what was acknowledged, when the gateway had not stored that yet:
-    /// the last 65,536 acknowledged changes are remembered. Rows of dumps are not.
+    /// the last 65,536 acknowledged changes are remembered. Existing rows are not,
+    /// and changes that a later connection brings behind one are shown again.
     pub fn dedup(mut self, on: bool) -> Self {
         self.options.dedup = on;
         self

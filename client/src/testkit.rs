@@ -21,6 +21,7 @@
 //! and ignores others. Nothing is durable, and nothing times out: `expire` does that by hand.
 //! Its methods panic on misuse, as test helpers should.
 
+mod dumps;
 mod log;
 mod rows;
 mod session;
@@ -31,8 +32,9 @@ use std::{
     time::SystemTime,
 };
 
-use pgcapture_proto::pgcapture::{
-    self as proto, change::Operation, db_log_gateway_server::DbLogGatewayServer,
+use pgcapture_proto::{
+    admin::v1::dumps_server::DumpsServer,
+    pgcapture::{self as proto, change::Operation, db_log_gateway_server::DbLogGatewayServer},
 };
 use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 use tokio_stream::wrappers::TcpListenerStream;
@@ -107,12 +109,16 @@ impl Gateway {
                 shared: Arc::clone(&shared),
                 down: down.clone(),
             };
+            let dumps = dumps::Service {
+                shared: Arc::clone(&shared),
+            };
             let stop = down.clone();
             servers.spawn(async move {
                 let served = Server::builder()
                     .initial_stream_window_size(WINDOW)
                     .initial_connection_window_size(WINDOW)
                     .add_service(DbLogGatewayServer::new(service))
+                    .add_service(DumpsServer::new(dumps))
                     .serve_with_incoming_shutdown(
                         TcpListenerStream::new(listener),
                         stop.cancelled_owned(),
@@ -185,10 +191,18 @@ impl Gateway {
         self
     }
 
-    /// Delivers these rows as one range of a dump.
+    /// Delivers these existing rows as one range of a dump, between the transactions before and
+    /// after. A negative answer for one of them, and a lost session, bring the whole range back.
     pub fn dump(&self, rows: impl IntoIterator<Item = TestRow>) -> &Self {
-        self.shared.log().dump(rows.into_iter().collect());
+        let rows = rows.into_iter().collect();
+        self.shared.log().dump(rows, None);
         self.shared.touch();
+        self
+    }
+
+    /// Rows that exist: delivered to whoever asks for them by [`Client::dump`](crate::Client::dump).
+    pub fn existing(&self, rows: impl IntoIterator<Item = TestRow>) -> &Self {
+        self.shared.log().existing.extend(rows);
         self
     }
 
@@ -208,6 +222,13 @@ impl Gateway {
     /// Delivers again what is in flight, as after the acknowledgement time-out.
     pub fn expire(&self) -> &Self {
         self.shared.log().expire();
+        self.shared.touch();
+        self
+    }
+
+    /// Forgets all acknowledgements, as a node that dies before it has stored them.
+    pub fn forget_acks(&self) -> &Self {
+        self.shared.log().forget_acks();
         self.shared.touch();
         self
     }
@@ -243,6 +264,12 @@ impl Gateway {
     #[must_use]
     pub fn acked(&self) -> usize {
         self.shared.log().acked()
+    }
+
+    /// How many ranges of dumps are wholly acknowledged, over all uris.
+    #[must_use]
+    pub fn finished_ranges(&self) -> usize {
+        self.shared.log().finished_ranges()
     }
 
     /// Waits until so many messages are acknowledged.

@@ -21,6 +21,7 @@ example!(follow, "../examples/follow.rs");
 example!(typed, "../examples/typed.rs");
 example!(handlers, "../examples/handlers.rs");
 example!(debounce, "../examples/debounce.rs");
+example!(dump, "../examples/dump.rs");
 
 use std::time::Duration;
 
@@ -39,7 +40,9 @@ async fn gateway() -> Gateway {
         .update(order())
         .insert(row("public.items").set("id", 5_i64))
         .delete(row("public.orders").set("id", 1_i64))
-        .commit();
+        .commit()
+        .dump([order()])
+        .existing([order()]);
     gateway
 }
 
@@ -60,12 +63,13 @@ macro_rules! runs {
     };
 }
 
-runs!(follow_prints_and_acknowledges, follow, 4, 4);
-runs!(typed_prints_and_acknowledges, typed, 3, 3);
-runs!(handlers_see_both_tables, handlers, 4, 4);
+runs!(follow_prints_and_acknowledges, follow, 5, 5);
+runs!(typed_prints_and_acknowledges, typed, 4, 4);
+runs!(handlers_see_both_tables, handlers, 5, 5);
 runs!(
     debounce_shows_the_newest_and_acknowledges_all,
     debounce,
     1,
-    3
+    4
 );
+runs!(dump_brings_rows_on_the_stream_of_changes, dump, 5, 5);

@@ -90,15 +90,35 @@ impl Node {
     ///
     /// When the command fails; shows what it said.
     pub fn add_source(&self, name: &str, url: &str, tables: &str) -> Result<()> {
+        self.command(&["source", "add", name, "--url", url, "--tables", tables])
+            .map(|_| ())
+    }
+
+    /// Runs `pgcapture` with these arguments against the node; returns what it printed.
+    ///
+    /// # Errors
+    ///
+    /// When the command fails; shows what it said.
+    pub fn command(&self, arguments: &[&str]) -> Result<String> {
         let mut command = Command::new(&self.binary);
-        command
-            .arg("--endpoint")
-            .arg(self.address.endpoint())
-            .args(["source", "add", name, "--url", url, "--tables", tables]);
-        let output = command.output().context("run source add")?;
+        command.arg("--endpoint").arg(self.address.endpoint());
+        command.args(arguments);
+        let output = command.output().context("run pgcapture")?;
         let said = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "source add failed: {said}");
-        Ok(())
+        let words = arguments.join(" ");
+        ensure!(output.status.success(), "pgcapture {words} failed: {said}");
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Runs `pgcapture -o json` with these arguments against the node; returns what it printed.
+    ///
+    /// # Errors
+    ///
+    /// When the command fails, or prints something else.
+    pub fn ask(&self, arguments: &[&str]) -> Result<serde_json::Value> {
+        let words = [&["-o", "json"], arguments].concat();
+        let printed = self.command(&words)?;
+        serde_json::from_str(&printed).with_context(|| format!("no JSON: {printed}"))
     }
 
     /// Kills it and waits until it is gone.

@@ -29,13 +29,15 @@ const START_WITHIN: Duration = Duration::from_secs(60);
 const STOP_WITHIN: Duration = Duration::from_secs(90);
 
 /// Settings beside the ports. `fsync` is off because processes are killed here, never the machine:
-/// what was written stays in the system's cache, and more commits fit into a second.
-const SETTINGS: [&str; 7] = [
+/// what was written stays in the system's cache, and more commits fit into a second. Checkpoints are
+/// rare for the same reason.
+const SETTINGS: [&str; 8] = [
     "wal_level=logical",
     "fsync=off",
     "max_wal_senders=10",
     "max_replication_slots=10",
     "max_connections=60",
+    "max_wal_size=2GB",
     "listen_addresses=127.0.0.1",
     "logging_collector=off",
 ];
@@ -73,6 +75,36 @@ impl Postgres {
         let output = initdb.output().context("run initdb")?;
         let complaint = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "initdb failed: {complaint}");
+        Self::run(bin, dir, user).await
+    }
+
+    /// Makes a physical standby of this server below `dir`, with a slot of its own, and starts it.
+    ///
+    /// # Errors
+    ///
+    /// When the base backup fails or the standby does not start; says why.
+    pub async fn start_standby(&self, dir: &Path) -> Result<Self> {
+        let dir = dir.join("standby");
+        fs::create_dir(&dir).context("create the standby's directory")?;
+        if let Some((uid, gid)) = self.user {
+            chown(&dir, Some(uid), Some(gid)).context("give it to the user postgres")?;
+        }
+        let mut backup = Command::new(self.bin.join("pg_basebackup"));
+        backup
+            .args(["-h", "127.0.0.1", "-U", "postgres", "-p"])
+            .arg(self.port.to_string())
+            .args(["--checkpoint=fast", "--wal-method=stream", "--no-sync"])
+            .args(["--create-slot", "--slot=standby", "--write-recovery-conf"])
+            .arg("--pgdata")
+            .arg(dir.join("data"));
+        run_as(&mut backup, self.user, &dir);
+        let output = backup.output().context("run pg_basebackup")?;
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "pg_basebackup failed: {complaint}");
+        Self::run(self.bin.clone(), dir, self.user).await
+    }
+
+    async fn run(bin: PathBuf, dir: PathBuf, user: Option<(u32, u32)>) -> Result<Self> {
         let [port] = free_ports()?;
         let process = spawn(&bin, &dir, port, user)?;
         let mut postgres = Self {

@@ -25,11 +25,11 @@ use super::{
 };
 
 /// Acknowledgements under way; a consumer that cannot send one for this long leaves.
-const ACKS_MAX: usize = 4_096;
-const ACK_WITHIN: Duration = Duration::from_secs(10);
+pub(crate) const ACKS_MAX: usize = 4_096;
+pub(crate) const ACK_WITHIN: Duration = Duration::from_secs(10);
 
 /// Pause before the consumer connects again: short beside a node's start.
-const RECONNECT_PAUSE: Duration = Duration::from_millis(30);
+pub(crate) const RECONNECT_PAUSE: Duration = Duration::from_millis(30);
 
 /// Longest silence of the log while it is scanned to a marker that is known to be in it.
 const SCAN_SILENCE_MAX: Duration = Duration::from_secs(30);
@@ -234,7 +234,7 @@ pub async fn scan(endpoint: &str, uri: &str, recorder: &Recorder, marker: i64) -
     }
 }
 
-async fn open(
+pub(crate) async fn open(
     endpoint: &str,
     uri: &str,
     parameters: Struct,
@@ -264,7 +264,7 @@ async fn open(
     Ok(answer.into_inner())
 }
 
-fn parameters<const N: usize>(pairs: [(&str, Kind); N]) -> Struct {
+pub(crate) fn parameters<const N: usize>(pairs: [(&str, Kind); N]) -> Struct {
     let to_field = |(name, kind): (&str, Kind)| (name.to_owned(), Value { kind: Some(kind) });
     Struct {
         fields: pairs.into_iter().map(to_field).collect::<BTreeMap<_, _>>(),

@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::Shared;
+use super::{Shared, log::put_place};
 
 #[derive(Debug)]
 pub(super) struct Service {
@@ -173,7 +173,11 @@ impl Session {
         let wants = &self.wants;
         let mut next = || {
             let wanted = |message: &CaptureMessage| wants.wants(message);
-            let mut message = log.next(&self.uri, self.session, wants.max_unacked, wanted)?;
+            let next = log.next(&self.uri, self.session, wants.max_unacked, wanted);
+            let (entry, mut message) = next?;
+            if wants.batch > 0 {
+                put_place(&mut message, entry);
+            }
             if !wants.commit_time {
                 message.commit_time = 0;
             }

@@ -9,6 +9,7 @@ mod capture;
 mod child;
 mod consumer;
 mod database;
+mod dump;
 mod frames;
 mod holder;
 mod latency;
@@ -58,6 +59,8 @@ enum BenchCommand {
     Sessions(sessions::SessionsArgs),
     /// From the log to one consumer.
     Log(log::LogArgs),
+    /// Existing rows from a standby to one consumer, beside COPY.
+    Dump(dump::DumpArgs),
     /// Work in a process of its own; for the other commands.
     #[command(hide = true)]
     Child,
@@ -88,6 +91,7 @@ pub(super) async fn run(global: &Global, args: BenchArgs) -> Result<(), Failure>
             BenchCommand::Capture(args) => capture::run(global, args, &data).await,
             BenchCommand::Latency(args) => latency::run(global, args, &data).await,
             BenchCommand::Sessions(args) => sessions::run(global, args, &data).await,
+            BenchCommand::Dump(args) => dump::run(global, args, &data).await,
             BenchCommand::Log(args) => log::run(global, args, &data).await,
             BenchCommand::Child => Ok(()),
         }

@@ -265,6 +265,7 @@ async fn to_consumer(
         batch: 0,
         client: args.client,
         latency_from: None,
+        wants: consumer::Wants::Log,
     };
     let mut child = Child::start(&Task::Consume(order)).await?;
     let Opened {} = child.answer().await?;

@@ -14,7 +14,7 @@ use pgcapture_proto::pgcapture::{
     CaptureAck, CaptureRequest, Change, capture_request, db_log_gateway_client::DbLogGatewayClient,
     field,
 };
-use prost_types::{Value, value::Kind};
+use prost_types::{ListValue, Value, value::Kind};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
@@ -63,6 +63,38 @@ pub(super) struct Order {
     pub(super) client: ClientKind,
     /// Measure how old each row's first timestamp is, from this change on.
     pub(super) latency_from: Option<u64>,
+    /// Which messages.
+    pub(super) wants: Wants,
+}
+
+/// Which messages a consumer wants.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Wants {
+    /// Every change in the log.
+    Log,
+    /// The changes of this table from now on.
+    Live(String),
+    /// The existing rows of this table, which have no position of their own.
+    Rows(String),
+}
+
+impl Wants {
+    /// Parameters of the stream.
+    fn parameters(&self) -> Vec<(&'static str, Value)> {
+        let text = |text: &str| Value {
+            kind: Some(Kind::StringValue(text.to_owned())),
+        };
+        match self {
+            Self::Log => vec![("Start", text("earliest"))],
+            Self::Live(table) | Self::Rows(table) => {
+                let tables = Kind::ListValue(ListValue {
+                    values: vec![text(table)],
+                });
+                let tables = Value { kind: Some(tables) };
+                vec![("Start", text("latest")), ("Tables", tables)]
+            }
+        }
+    }
 }
 
 /// What a measuring consumer is made of.
@@ -169,13 +201,12 @@ impl Stream {
 pub(super) async fn run(order: &Order) -> anyhow::Result<()> {
     let began = Instant::now();
     let channel = connect(&order.address).await?;
-    let start = Value {
-        kind: Some(Kind::StringValue("earliest".to_owned())),
-    };
     let batch = Value {
         kind: Some(Kind::NumberValue(f64::from(order.batch))),
     };
-    let init = frames::init(&order.uri, [("Start", start), ("BatchSize", batch)]);
+    let mut parameters = order.wants.parameters();
+    parameters.push(("BatchSize", batch));
+    let init = frames::init(&order.uri, parameters);
     let mut tally = Tally::new(order)?;
     match order.client {
         ClientKind::Raw => raw(order, channel, init, &mut tally).await?,
@@ -256,6 +287,7 @@ async fn generated(
 #[derive(Debug)]
 struct Tally {
     changes: u64,
+    is_dump: bool,
     last: (u64, u64),
     latency_from: u64,
     latencies: Option<Histogram<u64>>,
@@ -266,6 +298,7 @@ impl Tally {
         let histogram = || Histogram::new_with_max(LATENCY_MAX, 3);
         Ok(Self {
             changes: 0,
+            is_dump: matches!(order.wants, Wants::Rows(_)),
             last: (0, 0),
             latency_from: order.latency_from.unwrap_or_default(),
             latencies: order.latency_from.map(|_| histogram()).transpose()?,
@@ -273,7 +306,10 @@ impl Tally {
     }
 
     fn count(&mut self, position: (u64, u64), changes: u64) -> anyhow::Result<()> {
-        if position <= self.last {
+        if self.is_dump != (position.0 == 0) {
+            bail!("something else than what was ordered came at {position:?}");
+        }
+        if position <= self.last && !self.is_dump {
             bail!("position {position:?} came after {:?}", self.last);
         }
         self.last = position;

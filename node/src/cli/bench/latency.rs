@@ -130,6 +130,7 @@ async fn round(args: &LatencyArgs, database: &Database, data: &Path) -> anyhow::
         batch: 0,
         client: ClientKind::Generated,
         latency_from: Some(u64::from(args.rate) * WARM_UP_SECONDS),
+        wants: consumer::Wants::Log,
     }))
     .await?;
     let Opened {} = consumer.answer().await?;

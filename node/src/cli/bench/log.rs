@@ -30,15 +30,25 @@ const TRANSACTION_CHANGES: u64 = 1_000;
 const TRANSACTION_WAL_BYTES: u64 = 256 << 10;
 
 /// Changes in a message of batched delivery.
-const BATCH_SIZE: u32 = 1_000;
+pub(super) const BATCH_SIZE: u32 = 1_000;
 
 /// How the consumer gets its changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Delivery {
+pub(super) enum Delivery {
     /// A message a change, acknowledged one by one, as old clients do.
     Single,
     /// Many changes in a message, acknowledged together.
     Batch,
+}
+
+impl Delivery {
+    /// Returns the word of the command line.
+    pub(super) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Single => "single",
+            Self::Batch => "batch",
+        }
+    }
 }
 
 /// Arguments of `bench log`.
@@ -82,14 +92,10 @@ pub(super) async fn run(global: &Global, args: &LogArgs, data: &Path) -> anyhow:
     served.stop().await?;
     log.close().await;
     drop(progress);
-    let delivery = match args.delivery {
-        Delivery::Single => "single",
-        Delivery::Batch => "batch",
-    };
     let report = Report {
         benchmark: "log",
         what: What {
-            delivery: Some(delivery),
+            delivery: Some(args.delivery.as_str()),
             client: Some(args.client.as_str()),
             rows: Some(args.rows),
             transaction_rows: Some(TRANSACTION_CHANGES),
@@ -116,6 +122,7 @@ async fn read(served: &Served, args: &LogArgs, round: u32) -> anyhow::Result<(Do
         },
         client: args.client,
         latency_from: None,
+        wants: consumer::Wants::Log,
     };
     let cpu = own_cpu();
     let mut child = Child::start(&Task::Consume(order)).await?;

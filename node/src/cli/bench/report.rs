@@ -50,6 +50,12 @@ pub(super) struct Report {
     /// The largest latency.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) max_ms: Option<f64>,
+    /// What 99 of 100 stayed below without a dump.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) p99_alone_ms: Option<f64>,
+    /// Beside a dump over without, of the same round.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) p99_ratio: Option<Spread>,
     /// Resident memory of the node at the end.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) rss_mib: Option<f64>,
@@ -90,6 +96,15 @@ pub(super) struct What {
     /// Seconds that were measured.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) seconds: Option<u64>,
+    /// Ranges that were read at a time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) workers: Option<u32>,
+    /// Rows were read no faster than so many MiB a second.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) limit_mib: Option<u64>,
+    /// `standby` or `source`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) from: Option<&'static str>,
     /// Sessions.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) sessions: Option<u64>,
@@ -182,6 +197,10 @@ impl Report {
                 .map(|rate| format!("{rate:.0} transactions/s")),
         );
         words.extend(what.seconds.map(|seconds| format!("{seconds} s")));
+        words.extend(what.workers.map(|count| format!("{count} workers")));
+        let limit = what.limit_mib;
+        words.extend(limit.map(|mib| format!("at most {mib} MiB/s")));
+        words.extend(what.from.map(|from| format!("from the {from}")));
         words.extend(what.sessions.map(|count| format!("{count} sessions")));
         words.extend(what.socket.map(|socket| format!("socket {socket}")));
         let version = what.server_version.as_ref();
@@ -218,6 +237,8 @@ impl Report {
             of_value("latency p50 ms", self.p50_ms),
             of_value("latency p99 ms", self.p99_ms),
             of_value("latency max ms", self.max_ms),
+            of_value("latency p99 ms alone", self.p99_alone_ms),
+            of_spread("p99 ratio", self.p99_ratio, 2),
             of_value("RSS MiB before", self.rss_before_mib),
             of_value("RSS MiB", self.rss_mib),
         ];

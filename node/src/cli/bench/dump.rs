@@ -1,0 +1,197 @@
+//! `bench dump`: the existing rows of a table from a standby to one consumer in another process,
+//! beside `COPY (SELECT * …) TO STDOUT (FORMAT binary)` of the same rows to `/dev/null`.
+//!
+//! Our time is taken from the order until the consumer has acknowledged the last row: planning, the
+//! snapshots and the splice are in it. With `--latency` it measures instead how old the changes of
+//! another consumer are when they arrive, without a dump and beside one.
+
+mod beside;
+mod world;
+
+use std::{
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Instant,
+};
+
+use anyhow::{Context as _, bail, ensure};
+use clap::{Args, ValueEnum};
+use tokio::process::Command;
+
+use super::{
+    Global,
+    consumer::ClientKind,
+    log::Delivery,
+    measure::{Spread, children_cpu},
+    progress::Progress,
+    report::{Report, What},
+    scratch,
+    workload::Table,
+};
+use world::{Cost, World};
+
+/// Name of the peer in the results.
+const PEER: &str = "COPY";
+
+/// Where rows are read from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum ReadFrom {
+    /// A physical standby.
+    Standby,
+    /// The source itself.
+    Source,
+}
+
+impl ReadFrom {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Standby => "standby",
+            Self::Source => "source",
+        }
+    }
+}
+
+/// Arguments of `bench dump`.
+#[derive(Args, Debug)]
+pub(super) struct DumpArgs {
+    /// How the consumer gets its rows.
+    #[arg(long, value_enum, default_value_t = Delivery::Batch)]
+    delivery: Delivery,
+    /// What the consumer is made of.
+    #[arg(long, value_enum, default_value_t = ClientKind::Raw)]
+    client: ClientKind,
+    /// The table.
+    #[arg(long, value_enum, default_value_t = Table::Narrow)]
+    table: Table,
+    /// Rows of the table; near 600 MiB when not given.
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
+    rows: Option<u64>,
+    /// Ranges that are read at a time.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    workers: u32,
+    /// Where rows are read from.
+    #[arg(long, value_enum, default_value_t = ReadFrom::Standby)]
+    from: ReadFrom,
+    /// Rounds; the result is their median.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    runs: u32,
+    /// Measure the latency of another consumer, without a dump and beside one.
+    #[arg(long)]
+    latency: bool,
+    /// With --latency: one-row transactions a second.
+    #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    rate: u32,
+    /// With --latency: seconds that are measured, after 2 seconds that are not.
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
+    seconds: u64,
+    /// Read no faster than so many MiB a second; 0 for as fast as it goes.
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u64).range(..1 << 20))]
+    limit_mib: u64,
+    /// Directory of initdb, postgres and psql.
+    #[arg(long, value_name = "DIR")]
+    pg_bin: Option<PathBuf>,
+}
+
+impl DumpArgs {
+    fn rows(&self) -> u64 {
+        self.rows.unwrap_or_else(|| self.table.rows_of_a_gibibyte())
+    }
+
+    /// What every report of this command tells.
+    fn what(&self, server_version: String) -> What {
+        What {
+            table: Some(self.table.as_str()),
+            rows: Some(self.rows()),
+            workers: Some(self.workers),
+            from: Some(self.from.as_str()),
+            socket: Some("tcp"),
+            server_version: Some(server_version),
+            delivery: Some(self.delivery.as_str()),
+            client: Some(self.client.as_str()),
+            ..What::of_runs(self.runs)
+        }
+    }
+}
+
+pub(super) async fn run(global: &Global, args: &DumpArgs, data: &Path) -> anyhow::Result<()> {
+    let progress = Progress::new(global);
+    let directory = scratch(data)?;
+    progress.step(format!("writing {} rows", args.rows()));
+    let world = World::start(args, directory.path()).await?;
+    let measured = if args.latency {
+        beside::measure(args, &world, &progress).await
+    } else {
+        measure(args, &world, &progress).await
+    };
+    let is_clean = world.stop().await;
+    drop(progress);
+    let report = measured?;
+    ensure!(is_clean, "the node did not stop cleanly");
+    report.print(global)?;
+    Ok(())
+}
+
+/// Both, in alternation.
+async fn measure(args: &DumpArgs, world: &World, progress: &Progress) -> anyhow::Result<Report> {
+    let rows = args.rows() as f64;
+    let (mut ours, mut peer) = (Vec::new(), Vec::new());
+    for round in 1..=args.runs {
+        progress.step(format!("round {round} of {}: {PEER}", args.runs));
+        let theirs = copy(world).await?;
+        progress.step(format!("round {round} of {}: ours", args.runs));
+        let cost = world.dump(args, &format!("rows-{round}")).await?;
+        progress.result(&format!(
+            "{:.0} rows/s, {PEER} {:.0}, memory {:.0} to {:.0} MiB",
+            rows / cost.seconds,
+            rows / theirs.seconds,
+            cost.rss_before_mib,
+            cost.rss_mib
+        ));
+        ours.push(cost);
+        peer.push(theirs);
+    }
+    let rates = |costs: &[Cost]| -> Vec<f64> {
+        let each = costs.iter().map(|cost| rows / cost.seconds);
+        each.collect()
+    };
+    let cpu = |costs: &[Cost]| {
+        let each = costs.iter().map(|cost| cost.cpu_seconds / (rows / 1e6));
+        Spread::of(each).map(|spread| spread.median)
+    };
+    let report = Report {
+        benchmark: "dump",
+        what: args.what(world.server_version().await?),
+        peer: Some(PEER),
+        cpu_seconds_per_million: cpu(&ours),
+        peer_cpu_seconds_per_million: cpu(&peer),
+        rss_before_mib: Spread::of(ours.iter().map(|cost| cost.rss_before_mib)).map(|all| all.min),
+        rss_mib: Spread::of(ours.iter().map(|cost| cost.rss_mib)).map(|all| all.max),
+        ..Report::default()
+    };
+    Ok(report.with_rates(&rates(&ours), &rates(&peer)))
+}
+
+/// The peer: one statement, through the same kind of socket.
+async fn copy(world: &World) -> anyhow::Result<Cost> {
+    let server = world.replica();
+    let mut command = Command::new(server.bin_dir().join("psql"));
+    command.args(["-X", "-q", "-d", &server.url("postgres"), "-c"]);
+    let table = world::dumped();
+    command.arg(format!(
+        "COPY (SELECT * FROM {table}) TO STDOUT (FORMAT binary)"
+    ));
+    command.stdin(Stdio::null()).stdout(Stdio::null());
+    command.stderr(Stdio::piped()).kill_on_drop(true);
+    let (cpu, began) = (children_cpu(), Instant::now());
+    let output = command.output().await.context("run psql")?;
+    let seconds = began.elapsed().as_secs_f64();
+    if !output.status.success() {
+        let text = String::from_utf8_lossy(&output.stderr);
+        bail!("psql failed ({}): {text}", output.status);
+    }
+    Ok(Cost {
+        seconds,
+        cpu_seconds: children_cpu().saturating_sub(cpu).as_secs_f64(),
+        ..Cost::default()
+    })
+}
