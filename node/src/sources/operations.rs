@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 use pgcapture_actors::{
     agent::{AgentState, HostError},
     consensus::ProposeError,
-    postgres::PgError,
+    postgres::{self, PgError},
 };
 use pgcapture_engine::{
     cluster::{Answer, Command, Origin, Refusal, ReplicaRefusal, Source},
