@@ -28,8 +28,8 @@ use super::{
     delivery::Delivery,
     error::{CaptureError, EndReason, RequestError},
     hub::Hub,
+    membership::{Membership, Puller},
     meters, peek,
-    subscription::{Membership, Puller},
     writer::{Chunk, FrameWriter},
 };
 use crate::log::{ChangeLog, LogError, LogHealth};
