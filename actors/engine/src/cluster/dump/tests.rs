@@ -3,7 +3,11 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::cluster::{Answer, Command, Refusal, State, tests::source};
+use crate::{
+    cluster::{Answer, Command, Refusal, State, tests::source},
+    codes,
+    dump::TableName,
+};
 
 mod limits;
 
