@@ -42,7 +42,9 @@ async fn consume(endpoint: &str) -> usize {
         let checkpoint = message.checkpoint.expect("every message has one");
         if checkpoint.lsn == 0 {
             let change = message.change.expect("a row");
-            let Some(field::Value::Binary(id)) = change.new[0].value.clone() else {
+            let Some(field::Value::Binary(id)) =
+                change.new.first().and_then(|field| field.value.clone())
+            else {
                 panic!("a binary id: {change:?}")
             };
             rows.insert(i64::from_be_bytes(

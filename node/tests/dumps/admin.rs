@@ -98,43 +98,47 @@ fn a_dump_is_listed_paused_resumed_and_cancelled() {
             (started.priority, started.cool_down_micros),
             (-3, 2_000_000)
         );
-
-        let mut watched = node.watch("d-1").await;
-        watched
-            .until(|dump| {
-                let missing = &dump.progress.as_ref().unwrap().waiting_for;
-                missing == "a consumer of shop/search"
-            })
-            .await;
-        let id = || "d-1".to_owned();
-        for _ in 0..2 {
-            let paused = node.admin().pause_dump(PauseDumpRequest { id: id() }).await;
-            assert_eq!(paused.unwrap().into_inner().state, "paused");
-        }
-        let resumed = node
-            .admin()
-            .resume_dump(ResumeDumpRequest { id: id() })
-            .await;
-        assert_eq!(resumed.unwrap().into_inner().state, "active");
-        let cancelled = node
-            .admin()
-            .cancel_dump(CancelDumpRequest { id: id() })
-            .await;
-        assert_eq!(cancelled.unwrap().into_inner().state, "cancelled");
-        assert_eq!(watched.ended().await.state, "cancelled");
-        let refused = node
-            .admin()
-            .pause_dump(PauseDumpRequest { id: id() })
-            .await
-            .unwrap_err();
-        assert_eq!(refused.code(), Code::FailedPrecondition, "{refused:?}");
-        let refused = node
-            .admin()
-            .retry_dump(RetryDumpRequest { id: id() })
-            .await
-            .unwrap_err();
-        assert_eq!(refused.code(), Code::FailedPrecondition, "{refused:?}");
+        it_obeys(&node).await;
     });
+}
+
+/// Watches the dump that nobody consumes through every order it takes.
+async fn it_obeys(node: &Node) {
+    let mut watched = node.watch("d-1").await;
+    watched
+        .until(|dump| {
+            let missing = &dump.progress.as_ref().unwrap().waiting_for;
+            missing == "a consumer of shop/search"
+        })
+        .await;
+    let id = || "d-1".to_owned();
+    for _ in 0..2 {
+        let paused = node.admin().pause_dump(PauseDumpRequest { id: id() }).await;
+        assert_eq!(paused.unwrap().into_inner().state, "paused");
+    }
+    let resumed = node
+        .admin()
+        .resume_dump(ResumeDumpRequest { id: id() })
+        .await;
+    assert_eq!(resumed.unwrap().into_inner().state, "active");
+    let cancelled = node
+        .admin()
+        .cancel_dump(CancelDumpRequest { id: id() })
+        .await;
+    assert_eq!(cancelled.unwrap().into_inner().state, "cancelled");
+    assert_eq!(watched.ended().await.state, "cancelled");
+    let refused = node
+        .admin()
+        .pause_dump(PauseDumpRequest { id: id() })
+        .await
+        .unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition, "{refused:?}");
+    let refused = node
+        .admin()
+        .retry_dump(RetryDumpRequest { id: id() })
+        .await
+        .unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition, "{refused:?}");
 }
 
 #[test]
@@ -173,68 +177,73 @@ fn lists_are_filtered_and_the_newest_comes_first() {
     });
 }
 
+/// What is wrong, with its code and a word of the answer.
+fn bad_requests() -> Vec<(StartDumpRequest, Code, &'static str)> {
+    let with = |tables: &[&str]| StartDumpRequest {
+        tables: tables.iter().map(|table| (*table).to_owned()).collect(),
+        ..orders("shop/x")
+    };
+    let pages = |first, last| {
+        Some(PageRange {
+            first,
+            last: Some(last),
+        })
+    };
+    vec![
+        (orders("nope"), Code::NotFound, "unknown uri"),
+        (orders("shop"), Code::AlreadyExists, "d-1"),
+        (with(&[]), Code::InvalidArgument, "at least one table"),
+        (
+            with(&["public.nope"]),
+            Code::NotFound,
+            existing_rows::TABLE_MISSING.title,
+        ),
+        (
+            with(&["public.v"]),
+            Code::InvalidArgument,
+            existing_rows::NO_HEAP.title,
+        ),
+        (
+            StartDumpRequest {
+                pages: pages(9, 3),
+                ..orders("shop/x")
+            },
+            Code::InvalidArgument,
+            "backwards",
+        ),
+        (
+            StartDumpRequest {
+                pages: pages(100, 200),
+                ..orders("shop/x")
+            },
+            Code::InvalidArgument,
+            "100",
+        ),
+        (
+            StartDumpRequest {
+                pages: pages(0, 9),
+                ..with(&["public.orders", "public.parts"])
+            },
+            Code::InvalidArgument,
+            "pages belong to one table",
+        ),
+        (
+            StartDumpRequest {
+                parallel: 5_000,
+                ..orders("shop/x")
+            },
+            Code::InvalidArgument,
+            "parallel",
+        ),
+    ]
+}
+
 #[test]
 fn what_cannot_be_dumped_is_refused_with_the_next_step() {
     run(async {
         let node = Node::start().await;
         node.start_dump(orders("shop")).await.unwrap();
-        let with = |tables: &[&str]| StartDumpRequest {
-            tables: tables.iter().map(|table| (*table).to_owned()).collect(),
-            ..orders("shop/x")
-        };
-        let pages = |first, last| {
-            Some(PageRange {
-                first,
-                last: Some(last),
-            })
-        };
-        for (request, code, word) in [
-            (orders("nope"), Code::NotFound, "unknown uri"),
-            (orders("shop"), Code::AlreadyExists, "d-1"),
-            (with(&[]), Code::InvalidArgument, "at least one table"),
-            (
-                with(&["public.nope"]),
-                Code::NotFound,
-                existing_rows::TABLE_MISSING.title,
-            ),
-            (
-                with(&["public.v"]),
-                Code::InvalidArgument,
-                existing_rows::NO_HEAP.title,
-            ),
-            (
-                StartDumpRequest {
-                    pages: pages(9, 3),
-                    ..orders("shop/x")
-                },
-                Code::InvalidArgument,
-                "backwards",
-            ),
-            (
-                StartDumpRequest {
-                    pages: pages(100, 200),
-                    ..orders("shop/x")
-                },
-                Code::InvalidArgument,
-                "100",
-            ),
-            (
-                StartDumpRequest {
-                    pages: pages(0, 9),
-                    ..with(&["public.orders", "public.parts"])
-                },
-                Code::InvalidArgument,
-                "pages belong to one table",
-            ),
-            (
-                StartDumpRequest {
-                    parallel: 5_000,
-                    ..orders("shop/x")
-                },
-                Code::InvalidArgument,
-                "parallel",
-            ),
-        ] {
+        for (request, code, word) in bad_requests() {
             let refused = node.start_dump(request.clone()).await.unwrap_err();
             assert_eq!(refused.code(), code, "{request:?}: {refused:?}");
             let said = refused.message();

@@ -59,7 +59,6 @@ pub(crate) fn run(test: impl Future<Output = ()>) {
 pub(crate) struct Node {
     pub(crate) store: Arc<Store>,
     pub(crate) reader: Arc<ScriptedReader>,
-    pub(crate) dumps: DumpControllerHandle,
     pub(crate) stop: CancellationToken,
     channel: Channel,
     _server: Task<()>,
@@ -106,7 +105,7 @@ impl Node {
             orders,
             stop: stop.clone(),
         };
-        let agent = AgentService::new(consensus, rows, dumps.clone());
+        let agent = AgentService::new(consensus, rows, dumps);
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let serving = Server::builder()
@@ -121,7 +120,6 @@ impl Node {
         let node = Self {
             store,
             reader,
-            dumps,
             stop,
             channel: channel.unwrap().connect().await.unwrap(),
             _server: server,

@@ -1,6 +1,6 @@
 //! What cannot be dumped, and servers that are no replica: exit code, code, next step.
 
-use pgcapture_actors::postgres::StopMode;
+use pgcapture_actors::postgres::{LocalServer, StopMode};
 
 use crate::{
     dumps::{DumpWorld, standby},
@@ -57,6 +57,12 @@ async fn what_cannot_be_dumped_says_why_and_what_next() {
             .expect(exit)
             .says(&words);
     }
+    bad_options_are_told(&world).await;
+    unknown_and_second_dumps_are_told(&world).await;
+    drop(standby);
+}
+
+async fn bad_options_are_told(world: &World) {
     let of_t = |pages: &'static str| ["--table", "public.t", "--pages", pages];
     world
         .try_dump(&of_t("9-3"))
@@ -95,7 +101,9 @@ async fn what_cannot_be_dumped_says_why_and_what_next() {
     unknown
         .expect(4)
         .says(&["unknown uri \"nope\"; known streams: shop"]);
+}
 
+async fn unknown_and_second_dumps_are_told(world: &World) {
     let dump = world.start_dump(&["--table", "public.t"]).await;
     world
         .try_dump(&["--table", "public.t"])
@@ -122,7 +130,6 @@ async fn what_cannot_be_dumped_says_why_and_what_next() {
         .ask(&["dump", "cancel", "d-999", "--yes"])
         .await
         .expect(4);
-    drop(standby);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -207,16 +214,20 @@ async fn only_a_replica_of_the_source_is_taken() {
         .says(&["unknown source \"nope\""]);
     let listed = world.ask(&["replica", "ls", "-o", "json"]).await.json();
     assert_eq!(listed, serde_json::json!([]), "none was taken");
+    a_good_one_is_taken_once(&world, &standby).await;
+    it_is_removed(&world).await;
+}
 
+async fn a_good_one_is_taken_once(world: &World, standby: &LocalServer) {
     let dry = world
         .try_replica(&standby.url("postgres"), &["--dry-run"])
         .await;
     assert!(dry.expect(0).data.contains("0 errors"));
     world
-        .add_replica("r1", &standby, &["--max-ranges", "3", "--max-lag", "10s"])
+        .add_replica("r1", standby, &["--max-ranges", "3", "--max-lag", "10s"])
         .await;
     world
-        .add_replica("r1", &standby, &["--max-ranges", "3", "--max-lag", "10s"])
+        .add_replica("r1", standby, &["--max-ranges", "3", "--max-lag", "10s"])
         .await;
     let url = standby.url("postgres");
     let changed = ["replica", "add", "r1", "--source", "shop", "--url", &url];
@@ -231,7 +242,6 @@ async fn only_a_replica_of_the_source_is_taken() {
         (&shown["state"], &shown["max_ranges"]),
         (&"ready".into(), &3.into())
     );
-    it_is_removed(&world).await;
 }
 
 async fn it_is_removed(world: &World) {

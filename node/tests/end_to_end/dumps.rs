@@ -291,7 +291,7 @@ async fn what_failed_is_tried_again() {
     let dump = world.start_dump(&["--table", "public.t"]).await;
     world.sql("ALTER TABLE t RENAME TO u; DROP TABLE u").await;
     standby.catch_up_with(&world.server).await.unwrap();
-    let mut consumer = world.joined("shop").await;
+    let consumer = world.joined("shop").await;
     let failed = world
         .dump_when(&dump, |dump| dump["state"] == "failed")
         .await;
