@@ -7,6 +7,7 @@
 
 pub(crate) mod error;
 mod gap;
+mod host;
 mod pipeline;
 mod slot_watch;
 mod take_over;
@@ -33,11 +34,14 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
-pub use self::error::AgentError;
+pub use self::{
+    error::AgentError,
+    host::{AgentHost, HostError},
+};
 use self::{pipeline::PipelineParts, take_over::OUR_APPLICATION};
 use crate::{
     log::ChangeLog,
-    postgres::{Config, Remedy},
+    postgres::Remedy,
     supervise::{Task, TaskKind, spawn},
 };
 
@@ -251,7 +255,7 @@ impl AgentHandle {
 ///
 /// Outside an actix `System`.
 #[must_use]
-pub fn start(spec: AgentSpec, config: Config, log: Arc<dyn ChangeLog>) -> AgentHandle {
+pub fn start(spec: AgentSpec, host: Arc<dyn AgentHost>, log: Arc<dyn ChangeLog>) -> AgentHandle {
     let (status_tx, status) = watch::channel(AgentStatus::default());
     let drain = CancellationToken::new();
     let decision = Arc::new(GapDecision::default());
@@ -259,7 +263,8 @@ pub fn start(spec: AgentSpec, config: Config, log: Arc<dyn ChangeLog>) -> AgentH
     let application_name = format!("{OUR_APPLICATION}{}/{}", spec.node, spec.epoch);
     let parts = PipelineParts {
         spec: Arc::new(spec),
-        config: config.with_application_name(&application_name),
+        host,
+        application_name,
         log,
         arbiter: Arbiter::current(),
         status: Arc::new(status_tx),
@@ -281,7 +286,9 @@ async fn run(parts: PipelineParts) {
     while !parts.drain.is_cancelled() {
         let started = tokio::time::Instant::now();
         let error = match pipeline::run(&parts).await {
-            Err(error) if !parts.drain.is_cancelled() => error,
+            Err(error) if !parts.drain.is_cancelled() => {
+                error.or_failed_log(&parts.log.health().borrow())
+            }
             Ok(()) | Err(_) => break,
         };
         if started.elapsed() > HEALTHY_AFTER {

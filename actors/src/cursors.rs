@@ -65,7 +65,7 @@ pub trait CursorStore: Debug + Send + Sync {
 }
 
 /// The store failed.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 #[error("cannot keep cursors: {reason}")]
 pub struct CursorError {
     /// What the store said.

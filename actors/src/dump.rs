@@ -208,3 +208,6 @@ pub enum RangeRemedy {
     /// It will not get better by itself: the table fails, with this error.
     Fail,
 }
+
+#[cfg(test)]
+mod tests;

@@ -21,6 +21,7 @@ mod feed;
 mod hub;
 mod intake;
 mod limits;
+mod membership;
 mod meters;
 mod peek;
 mod ranges;

@@ -24,8 +24,11 @@ pub use self::{
         Received, ReplicationEvent, ReplicationOptions, ReplicationStream, StatusHandle,
     },
     secret::Secret,
-    server::{LocalServer, LocalServerError, LocalServerOptions, StandbyOptions, StopMode},
+    server::{
+        Caretaker, LocalServer, LocalServerError, LocalServerOptions, StandbyOptions, StopMode,
+    },
     slot_copy::{
-        ChunkReader, Rows, SlotCopy, SlotCopyError, SlotCopyOptions, SlotRow, advance_slot,
+        ChunkReader, NextChunk, Rows, SlotCopies, SlotCopy, SlotCopyError, SlotCopyOptions,
+        SlotRow, advance_slot,
     },
 };

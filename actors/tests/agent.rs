@@ -9,3 +9,6 @@ mod exactly_once;
 
 #[path = "agent/lost_changes.rs"]
 mod lost_changes;
+
+#[path = "agent/failing_disk.rs"]
+mod failing_disk;

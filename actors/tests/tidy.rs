@@ -268,7 +268,13 @@ fn an_error_code_stands_in_one_place_and_in_its_own_family() {
         let Some(file) = path.strip_prefix("actors/engine/src/codes/") else {
             continue;
         };
-        let family = file.chars().next().unwrap().to_ascii_uppercase();
+        // Dumps share the letter of the existing rows that they bring; D is for doctor's checks.
+        let named = if file == "dump.rs" {
+            "existing_rows.rs"
+        } else {
+            file
+        };
+        let family = named.chars().next().unwrap().to_ascii_uppercase();
         for line in text.lines().map(str::trim) {
             let Some(code) = line.strip_prefix("code: \"") else {
                 continue;

@@ -66,7 +66,8 @@ struct RunArgs {
     /// The built node; otherwise the `pgcapture` beside this program.
     #[arg(long, env = "PGCAPTURE_BIN")]
     binary: Option<PathBuf>,
-    /// Directory of PostgreSQL's programs; otherwise the newest installed.
+    /// Directory of PostgreSQL's programs; otherwise what `PGCAPTURE_PG_BIN` names, or the newest
+    /// installed.
     #[arg(long)]
     pg_bin: Option<PathBuf>,
     /// Concurrent writers.

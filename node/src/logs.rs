@@ -10,7 +10,7 @@ use std::{
 };
 
 use pgcapture_actors::log::{
-    ChangeLog, LogError,
+    ChangeLog, LogError, LogHealth,
     embedded::{EmbeddedLog, EmbeddedLogOptions},
 };
 
@@ -42,14 +42,15 @@ impl Logs {
         }
     }
 
-    /// Opens a source's log, or returns the open one. Blocks for some milliseconds.
+    /// Opens a source's log, or returns the open one; one that has failed is opened again, which
+    /// checks what it holds. Blocks for some milliseconds.
     ///
     /// # Errors
     ///
     /// As [`EmbeddedLog::open`].
     pub fn open(&self, source: &str) -> Result<Arc<dyn ChangeLog>, LogError> {
         let mut open = self.lock();
-        if let Some(log) = open.get(source) {
+        if let Some(log) = open.get(source).filter(|log| !has_failed(log)) {
             return Ok(Arc::<EmbeddedLog>::clone(log));
         }
         let options = EmbeddedLogOptions {
@@ -65,6 +66,12 @@ impl Logs {
         let log = EmbeddedLog::open(directory, options)?;
         open.insert(source.to_owned(), Arc::clone(&log));
         Ok(log)
+    }
+
+    /// Tells whether a source's log is open and has not failed.
+    #[must_use]
+    pub fn is_usable(&self, source: &str) -> bool {
+        self.lock().get(source).is_some_and(|log| !has_failed(log))
     }
 
     /// Returns a source's log if it is open.
@@ -101,5 +108,65 @@ impl Logs {
     /// A panic under the lock leaves the map as it was: go on.
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Arc<EmbeddedLog>>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn has_failed(log: &EmbeddedLog) -> bool {
+    matches!(*log.health().borrow(), LogHealth::Failed { .. })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs::File, io};
+
+    use pgcapture_actors::log::embedded::Disk;
+    use pgcapture_engine::{
+        batch::Batch,
+        checkpoint::Epoch,
+        lsn::{Lsn, PgTime},
+    };
+
+    use super::*;
+
+    /// Every sync fails.
+    #[derive(Debug)]
+    struct BrokenDisk;
+
+    impl Disk for BrokenDisk {
+        fn sync(&self, _: &File) -> io::Result<()> {
+            Err(io::Error::from_raw_os_error(5))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_log_that_has_failed_is_opened_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let logs = Logs {
+            directory: folder.path().to_owned(),
+            options: EmbeddedLogOptions {
+                disk: Arc::new(BrokenDisk),
+                ..EmbeddedLogOptions::default()
+            },
+            open: Mutex::default(),
+        };
+        let failing = logs.open("shop").unwrap();
+        assert!(logs.is_usable("shop"));
+        let mut writer = failing.open_writer(Epoch(1)).await.unwrap();
+        let progress = Batch::progress(Lsn(1), PgTime(0));
+        writer.append(progress).await.unwrap();
+        assert!(writer.flush().await.is_err());
+        let mut health = failing.health();
+        let is_failed = |health: &LogHealth| matches!(health, LogHealth::Failed { .. });
+        health.wait_for(is_failed).await.unwrap();
+        assert!(!logs.is_usable("shop"));
+        let again = loop {
+            match logs.open("shop") {
+                // Its thread is about to give up the directory.
+                Err(LogError::InUse { .. }) => tokio::task::yield_now().await,
+                opened => break opened.unwrap(),
+            }
+        };
+        assert!(logs.is_usable("shop"));
+        assert!(!Arc::ptr_eq(&again, &failing));
     }
 }

@@ -10,6 +10,7 @@
 //! - An agent runs only under an epoch that was agreed on for this very start.
 
 mod definition;
+mod host;
 mod operations;
 mod secrets;
 mod setup;
@@ -24,7 +25,6 @@ use std::{
 use pgcapture_actors::{
     agent::{self, AgentHandle, AgentLimits, AgentSpec, Trouble},
     consensus::Consensus,
-    postgres,
 };
 use pgcapture_engine::{
     cluster::{Answer, Command, OnGap, SecretRef, Source, State},
@@ -33,13 +33,14 @@ use pgcapture_engine::{
 use tokio::{sync::watch, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
+use self::host::SourceHost;
 pub use self::{
     definition::Definition,
     operations::SourceError,
     setup::{Check, SourcePlan},
 };
 pub(crate) use self::{
-    definition::connection,
+    host::connection,
     secrets::Secrets,
     status::{chain, lag, lag_bytes, unix_now_micros},
 };
@@ -154,8 +155,9 @@ impl Sources {
         self.keep_troubles_of(state);
         let mut is_done = true;
         for source in state.sources.values() {
-            let has_log = self.open_log(&source.name).await;
             let runs = self.running.borrow().contains_key(&source.name);
+            // An agent keeps the log that it was started with, even one that has failed.
+            let has_log = runs || self.open_log(&source.name).await;
             if source.paused || runs {
                 is_done &= has_log;
             } else {
@@ -166,7 +168,7 @@ impl Sources {
     }
 
     async fn open_log(&self, name: &str) -> bool {
-        if self.logs.get(name).is_some() {
+        if self.logs.is_usable(name) {
             return true;
         }
         let (logs, source) = (Arc::clone(&self.logs), name.to_owned());
@@ -199,7 +201,6 @@ impl Sources {
             status::trouble(closed, "the log of the source is not open".to_owned())
         };
         let log = self.logs.get(&source.name).ok_or_else(missing)?;
-        let config = self.connection(source)?;
         let assign = Command::Assign {
             name: source.name.clone(),
         };
@@ -224,8 +225,9 @@ impl Sources {
             epoch = epoch.0,
             "starting the agent of a source"
         );
+        let host = Arc::new(SourceHost::new(Arc::clone(&self.consensus), source));
         let running = Running {
-            handle: agent::start(spec, config, log),
+            handle: agent::start(spec, host, log),
             url: source.url.clone(),
             password: source.password.clone(),
         };
@@ -233,12 +235,6 @@ impl Sources {
         self.running
             .send_modify(|all| drop(all.insert(name, running)));
         Ok(())
-    }
-
-    /// Returns where the source connects to, with its password.
-    fn connection(&self, source: &Source) -> Result<postgres::Config, Trouble> {
-        connection(&source.url, None, source.password.as_ref())
-            .map_err(|error| status::trouble(error.explanation(), error.to_string()))
     }
 
     /// Drains agents, all at once, and forgets them.

@@ -3,7 +3,22 @@
 #[path = "cli/harness.rs"]
 mod harness;
 
-use harness::{Running, free_directory, run};
+use std::{fs, net::TcpStream, os::unix::fs::PermissionsExt as _, time::Duration};
+
+use harness::{PATIENCE, Running, free_directory, run};
+use rustix::process::Signal;
+
+/// Between two looks at a fact that nothing announces.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// Looks again and again until something is so.
+async fn eventually(what: &str, is_so: impl Fn() -> bool) {
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while !is_so() {
+        assert!(tokio::time::Instant::now() < deadline, "never: {what}");
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn dev_shows_its_parts_and_leaves_nothing_behind() {
@@ -71,6 +86,27 @@ async fn dev_shows_its_parts_and_leaves_nothing_behind() {
     let left: Vec<_> = std::fs::read_dir(directory.path()).unwrap().collect();
     assert!(left.is_empty(), "{left:?}");
     run(&endpoint, &["--timeout", "1s", "source", "ls"]).expect(6);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_dev_leaves_no_server_and_no_folder() {
+    let directory = free_directory();
+    // The server's user passes through.
+    fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let entries = || fs::read_dir(directory.path()).unwrap().flatten();
+    let args = ["dev", "--port", "0", "--load", "orders:100/s"];
+    let mut dev = Running::start_in(directory.path(), &args);
+    dev.wait_for("NOT FOR PRODUCTION").await;
+    let pid_file = |entry: fs::DirEntry| entry.path().join("data/postmaster.pid");
+    let pid_file = entries().map(pid_file).find(|file| file.exists()).unwrap();
+    let text = fs::read_to_string(pid_file).unwrap();
+    let port: u16 = text.lines().nth(3).unwrap().parse().unwrap();
+    assert_eq!(entries().count(), 2, "one of the server, one of the node");
+    let is_reachable = || TcpStream::connect(("127.0.0.1", port)).is_ok();
+    assert!(is_reachable());
+    dev.signal(Signal::KILL);
+    eventually("the end of the server", || !is_reachable()).await;
+    eventually("the end of the folders", || entries().count() == 0).await;
 }
 
 #[test]

@@ -13,8 +13,8 @@ use pgcapture_proto::pgcapture::{
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
-/// Orders that the sample shop has before anything is captured.
-const ORDER_COUNT: usize = 5_000;
+/// The last order that the sample shop has before anything is captured.
+const LAST_OLD_ORDER: i64 = 5_000;
 
 /// Consumes `orders` as an old client until all orders from before have come, between the changes;
 /// returns how many changes came.
@@ -45,7 +45,9 @@ async fn consume(endpoint: &str) -> usize {
             let Some(field::Value::Binary(id)) = change.new[0].value.clone() else {
                 panic!("a binary id: {change:?}")
             };
-            rows.insert(id);
+            rows.insert(i64::from_be_bytes(
+                id.as_ref().try_into().expect("eight bytes"),
+            ));
             is_last |= !checkpoint.data.is_empty();
         } else {
             change_count += 1;
@@ -56,7 +58,16 @@ async fn consume(endpoint: &str) -> usize {
         }))
         .await;
     }
-    assert!(rows.len() >= ORDER_COUNT, "{} rows", rows.len());
+    // The load adds orders at one end and takes the oldest away: a snapshot has no hole.
+    let (first, last) = (*rows.first().expect("rows"), *rows.last().expect("rows"));
+    assert!(
+        first < LAST_OLD_ORDER && LAST_OLD_ORDER <= last,
+        "{first} to {last}"
+    );
+    assert_eq!(
+        rows.into_iter().collect::<Vec<_>>(),
+        (first..=last).collect::<Vec<_>>()
+    );
     // The stream stays open until the dump was seen to end.
     std::mem::forget(stream);
     std::mem::forget(requests);

@@ -317,8 +317,9 @@ impl State {
         let gaps = self.gaps.entry(name.to_owned()).or_default();
         let is_known = |known: &&mut Gap| known.from == gap.from && known.reason == gap.reason;
         if let Some(known) = gaps.iter_mut().find(is_known) {
-            let is_new = known.to != gap.to;
-            known.to = gap.to;
+            // An end that is known stays known: the same hole may be told late.
+            let is_new = gap.to.is_some() && known.to != gap.to;
+            known.to = gap.to.or(known.to);
             return Ok(changed(is_new));
         }
         gaps.push(gap);

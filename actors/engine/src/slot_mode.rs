@@ -112,6 +112,15 @@ impl SlotModeSwitch {
         (upto > from).then_some(upto)
     }
 
+    /// Returns up to where the chunk behind the one that is read should go, from `from` where that
+    /// one ends; `None` when what is left is better followed.
+    #[must_use]
+    pub fn chunk_ahead(&self, from: Lsn, server_end: Lsn) -> Option<Lsn> {
+        let is_worth_it = server_end.bytes_since(from) >= self.options.follow_below;
+        let upto = self.next_chunk(from, server_end);
+        upto.filter(|_| is_worth_it)
+    }
+
     /// Records how a chunk ended. One without any transaction lies inside a huge one, or in WAL of
     /// other databases: the next is twice as long, up to [`CHUNK_GROWTH_MAX`].
     pub fn chunk_finished(&mut self, has_transactions: bool) {
@@ -198,6 +207,15 @@ mod tests {
                 expected.map(Lsn),
                 "{from} {end}"
             );
+        }
+    }
+
+    #[test]
+    fn no_chunk_is_asked_for_ahead_of_what_is_better_followed() {
+        let switch = switch();
+        for (from, expected) in [(100, Some(150)), (180, Some(200)), (181, None), (200, None)] {
+            let upto = switch.chunk_ahead(Lsn(from), Lsn(200));
+            assert_eq!(upto, expected.map(Lsn), "{from}");
         }
     }
 

@@ -49,76 +49,17 @@
 //! - Every range ends exactly once, finished or given up, whatever sessions do.
 //! - Nothing of a row is kept; the books of a range have at most one note for each chunk sent.
 
+mod deadlines;
 mod range;
+mod types;
 
 use std::{collections::BTreeMap, time::Duration};
 
+pub use deadlines::{HOLD_MAX, STALL_ALONE_MAX, STALL_MAX, WAIT_MAX};
 use range::{Range, Stage};
+pub use types::{RangeEnd, RangeNumber, RowAck, RowsSent, UnknownRows};
 
 use crate::{checkpoint::Checkpoint, ledger::SessionId, lsn::Lsn};
-
-/// Longest time that changes wait for a range to be opened. A standby follows within
-/// milliseconds; one that is seconds behind is no reason to stop a stream.
-pub const HOLD_MAX: Duration = Duration::from_secs(5);
-
-/// Longest time that an opened range waits for the changes before it. Its reader holds a snapshot
-/// on the replica meanwhile; a consumer that needs longer is too far behind to get rows now.
-pub const WAIT_MAX: Duration = Duration::from_secs(60);
-
-/// A session that neither takes nor acknowledges rows for this long loses the range while others
-/// wait for it.
-pub const STALL_MAX: Duration = Duration::from_secs(30);
-
-/// The same for a session that holds up only itself and a snapshot on the replica: a consumer that
-/// works through what it got in one go, and says so at the end, must be able to finish.
-pub const STALL_ALONE_MAX: Duration = Duration::from_secs(300);
-
-/// Number of a range in the life of its subscription, from 1: `seq` of its rows on the wire.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct RangeNumber(pub u32);
-
-/// What was delivered of a range.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct RowsSent {
-    /// Rows.
-    pub row_count: u64,
-    /// Encoded bytes.
-    pub bytes: u64,
-}
-
-/// How a range ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum RangeEnd {
-    /// Every row was acknowledged.
-    Finished(RowsSent),
-    /// The session that had it left, or the last one.
-    Disconnected,
-    /// The consumer sent a row back, with its reason.
-    Requeued(String),
-    /// An older change comes again, and the rows must come after it.
-    Rewound,
-    /// Nothing was taken or acknowledged for too long, or the changes before it did not come.
-    Stalled,
-    /// Its snapshot came too late, or older than it had to be.
-    TooOld,
-    /// It could not be read.
-    Failed,
-}
-
-/// Which rows of a range are acknowledged.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RowAck {
-    /// One, whichever: they share a checkpoint.
-    One,
-    /// The first so many, and everything that the session got before.
-    UpTo(u64),
-    /// All of a range whose last row was sent, and everything that the session got before.
-    All,
-}
-
-/// A consumer acknowledged rows that it was never sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct UnknownRows;
 
 /// The ranges of one subscription.
 #[derive(Debug, Default)]
@@ -418,25 +359,6 @@ impl Splice {
         rows
     }
 
-    /// Returns when [`Self::give_up_overdue`] has something to do.
-    #[must_use]
-    pub fn next_deadline(&self) -> Option<Duration> {
-        let deadlines = self.ranges.values();
-        deadlines.filter_map(|range| self.deadline(range)).min()
-    }
-
-    /// Gives up what has held up others, or a replica, for too long.
-    pub fn give_up_overdue(&mut self, now: Duration) {
-        let ranges = self.ranges.iter();
-        let overdue: Vec<_> = ranges
-            .filter(|(_, range)| self.deadline(range).is_some_and(|at| at <= now))
-            .map(|(number, range)| (*number, range.end_when_overdue()))
-            .collect();
-        for (number, end) in overdue {
-            self.end(number, end, now);
-        }
-    }
-
     /// Takes what has ended since the last call.
     pub fn take_ended(&mut self) -> Vec<(RangeNumber, RangeEnd)> {
         std::mem::take(&mut self.ended)
@@ -489,30 +411,6 @@ impl Splice {
             None if number > RangeNumber(0) && number <= highest => Ok(None),
             Some(_) | None => Err(UnknownRows),
         }
-    }
-
-    fn deadline(&self, range: &Range) -> Option<Duration> {
-        let is_alone = self.is_alone();
-        let stall = if is_alone { STALL_ALONE_MAX } else { STALL_MAX };
-        // Counted from when nothing else was to be waited for.
-        let held = self.held_since.unwrap_or(range.since);
-        let turn = range.since.max(self.released_at).max(held);
-        match range.stage {
-            Stage::Opening { at_least } => (self.is_held() && self.limit() == Some(at_least))
-                .then(|| turn + HOLD_MAX)
-                .filter(|_| !self.is_delivering()),
-            Stage::Waiting { at } if at > self.reached => Some(turn + WAIT_MAX),
-            Stage::Waiting { .. } => (!self.is_delivering()).then(|| turn + stall),
-            Stage::Delivering { .. } => Some(range.since + stall),
-            // Others wait, or the source does, to hand it out again.
-            Stage::Sent { .. } => (!range.is_acked() && (!is_alone || range.stopped.is_some()))
-                .then(|| range.since + STALL_MAX),
-        }
-    }
-
-    fn is_delivering(&self) -> bool {
-        let mut ranges = self.ranges.values();
-        ranges.any(|range| matches!(range.stage, Stage::Delivering { .. }))
     }
 
     /// Stops a range: it ends once what is out of it was answered.

@@ -3,14 +3,14 @@
 use std::error::Error as _;
 
 use pgcapture_engine::{
-    codes::{Explanation, source},
+    codes::{Explanation, log, source},
     decoder::DecodeError,
     lsn::Lsn,
 };
 
 use crate::{
-    agent::Trouble,
-    log::LogError,
+    agent::{HostError, Trouble},
+    log::{LogError, LogHealth},
     postgres::{PgError, Remedy},
     publisher::PublishError,
     supervise::TaskEnd,
@@ -25,6 +25,15 @@ pub enum AgentError {
     /// The log.
     #[error(transparent)]
     Log(#[from] LogError),
+    /// The log is of no more use until it is opened again.
+    #[error("{reason}")]
+    LogFailed {
+        /// What the log says.
+        reason: String,
+    },
+    /// The node around the agent.
+    #[error(transparent)]
+    Host(#[from] HostError),
     /// The stream could not be decoded.
     #[error("cannot decode the stream of slot \"{slot}\"")]
     Decode {
@@ -73,6 +82,8 @@ impl AgentError {
     pub fn explanation(&self) -> &'static Explanation {
         match self {
             Self::Postgres(error) => error.explanation(),
+            Self::Host(error) => error.explanation,
+            Self::LogFailed { .. } => &log::WRITE_FAILED,
             Self::Log(error) => error.explanation().unwrap_or(&source::PIPELINE_REBUILT),
             Self::Decode { source, .. } => source.explanation(),
             Self::Gap { explanation, .. } => explanation,
@@ -87,6 +98,16 @@ impl AgentError {
     #[must_use]
     pub fn code(&self) -> &'static str {
         self.explanation().code
+    }
+
+    /// Returns what lies behind the error: a log that has failed ends whatever uses it.
+    pub(super) fn or_failed_log(self, health: &LogHealth) -> Self {
+        match health {
+            LogHealth::Failed { reason } => Self::LogFailed {
+                reason: reason.clone(),
+            },
+            LogHealth::Writable | LogHealth::Blocked { .. } => self,
+        }
     }
 
     /// Returns what the owner of the pipeline should do.
@@ -105,6 +126,7 @@ impl AgentError {
             },
             Self::Decode { source, .. } if source.is_definite() => Remedy::Halt,
             Self::Gap { .. } => Remedy::Halt,
+            Self::Host(_) | Self::LogFailed { .. } => Remedy::AskOperator,
             Self::ServerShutsDown => Remedy::Retry,
             Self::Decode { .. }
             | Self::DrainedWhileBlocked

@@ -3,16 +3,26 @@
 //! A gap is written once: its checkpoint lies right after everything that the log holds and before
 //! everything that can come, and a log that ends with it is not told again.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 use pgcapture_engine::{
     batch::{Batch, BatchBuilder, EntryKind},
     checkpoint::Checkpoint,
+    cluster,
     lsn::Lsn,
 };
 use pgcapture_proto::pgcapture::{self as wire, message};
 use prost::Message as _;
 
-use crate::log::Tail;
+use super::error::AgentError;
+use crate::{
+    clock,
+    log::{ChangeLog, LogError, Start, Tail},
+};
+
+/// Where a gap lies behind everything of its LSN; no transaction has so many changes.
+const GAP_SEQ: u32 = u32::MAX;
 
 /// A hole: changes after `from` and before `to` may be missing.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,14 +32,38 @@ pub(super) struct Gap {
     /// Where reading goes on; `None` while that is not known.
     pub(super) to: Option<Lsn>,
     /// Stable word: `slot_dropped`, `slot_invalidated`, `slot_ahead`, `publication_dropped`.
-    pub(super) reason: &'static str,
+    pub(super) reason: Cow<'static, str>,
     /// A sentence for operators.
     pub(super) detail: String,
 }
 
 /// Tells whether a log ends with a gap whose end is not known: someone must decide how to go on.
 pub(super) fn is_open_at(tail: &Tail) -> bool {
-    tail.last == Some(Checkpoint::new(tail.resume_lsn, u32::MAX))
+    tail.last == Some(Checkpoint::new(tail.resume_lsn, GAP_SEQ))
+}
+
+/// Returns the gap that a log ends with, open or not; `None` when it ends with something else, or
+/// when retention has removed it.
+pub(super) async fn find_last(log: &dyn ChangeLog, tail: &Tail) -> Result<Option<Gap>, AgentError> {
+    let Some(last) = tail.last.filter(|last| last.seq == GAP_SEQ) else {
+        return Ok(None);
+    };
+    let before = Checkpoint::new(last.lsn, GAP_SEQ - 1);
+    let mut reader = match log.open_reader(Start::After(before)).await {
+        Err(LogError::Removed { .. }) => return Ok(None),
+        opened => opened?,
+    };
+    while let Some(batch) = reader.try_next().await? {
+        for entry in &batch {
+            let Ok(entry) = entry else { continue };
+            let bytes = entry.inner().ok();
+            let found = bytes.and_then(|bytes| wire::Gap::decode(bytes).ok());
+            if entry.kind == EntryKind::Gap && entry.checkpoint == last {
+                return Ok(found.map(Gap::of_wire));
+            }
+        }
+    }
+    Ok(None)
 }
 
 impl Gap {
@@ -59,14 +93,33 @@ impl Gap {
         let lsn = self
             .to
             .map_or(self.from, |to| Lsn(to.0.saturating_sub(1)).max(self.from));
-        Checkpoint::new(lsn, u32::MAX)
+        Checkpoint::new(lsn, GAP_SEQ)
+    }
+
+    fn of_wire(gap: wire::Gap) -> Self {
+        Self {
+            from: Lsn(gap.from_lsn),
+            to: (gap.to_lsn != 0).then_some(Lsn(gap.to_lsn)),
+            reason: gap.reason.into(),
+            detail: gap.detail,
+        }
+    }
+
+    /// Returns what the agreed state keeps of it.
+    pub(super) fn to_state(&self) -> cluster::Gap {
+        cluster::Gap {
+            from: self.from,
+            to: self.to,
+            reason: self.reason.clone().into_owned(),
+            declared_at: clock::now(),
+        }
     }
 
     fn to_wire(&self) -> wire::Gap {
         wire::Gap {
             from_lsn: self.from.0,
             to_lsn: self.to.map_or(0, |lsn| lsn.0),
-            reason: self.reason.to_owned(),
+            reason: self.reason.clone().into_owned(),
             detail: self.detail.clone(),
         }
     }
@@ -89,7 +142,7 @@ mod tests {
         Gap {
             from: Lsn(200),
             to: to.map(Lsn),
-            reason,
+            reason: reason.into(),
             detail,
         }
     }

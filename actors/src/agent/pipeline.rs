@@ -10,7 +10,6 @@ use std::{sync::Arc, time::Duration};
 use actix::ArbiterHandle;
 use metrics::histogram;
 use pgcapture_engine::{
-    codes::source as codes,
     decoder::{Decoder as PgoutputDecoder, DecoderOptions},
     lsn::Lsn,
     progress::Progress,
@@ -24,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use super::{
-    AgentSpec, AgentStatus, GapDecision,
+    AgentHost, AgentSpec, AgentStatus, GapDecision,
     error::AgentError,
     slot_watch::SlotWatch,
     take_over::{self, TakenSlot},
@@ -46,7 +45,8 @@ const DURABLE_INTERVAL: Duration = Duration::from_millis(20);
 #[derive(Debug)]
 pub(super) struct PipelineParts {
     pub(super) spec: Arc<AgentSpec>,
-    pub(super) config: Config,
+    pub(super) host: Arc<dyn AgentHost>,
+    pub(super) application_name: String,
     pub(super) log: Arc<dyn ChangeLog>,
     pub(super) arbiter: ArbiterHandle,
     pub(super) status: Arc<watch::Sender<AgentStatus>>,
@@ -56,28 +56,37 @@ pub(super) struct PipelineParts {
 
 /// Runs one life. `Ok` means drained: everything decoded is durable and confirmed.
 pub(super) async fn run(parts: &PipelineParts) -> Result<(), AgentError> {
+    let config = parts.host.connection().await?;
+    let config = config.with_application_name(&parts.application_name);
     let writer = parts.log.open_writer(parts.spec.epoch).await?;
     let (alive, publisher_gone) = Alive::pair();
     let publisher = Publisher::start(&parts.arbiter, writer, alive);
     let at = publisher.flush().await?;
-    let taken = take_over::take_slot(parts, &publisher, at).await?;
+    let taken = take_over::take_slot(parts, &config, &publisher, at).await?;
     let at = publisher.flush().await?;
     info!(
         source = %parts.spec.source, slot = %parts.spec.slot, epoch = %parts.spec.epoch,
         resume = %taken.resume_lsn, "reading the slot"
     );
     parts.status.send_modify(|status| status.trouble = None);
-    match read(parts, &publisher, publisher_gone, at, &taken).await {
+    let began = Began { config, at, taken };
+    match read(parts, &publisher, publisher_gone, &began).await {
         Ok(Ended::Drained) => Ok(()),
         Ok(Ended::Lost(lost)) => Err(take_over::declare_open(parts, &publisher, lost).await),
-        // The publication was there when we began: the slot stands where it was not, and says so
-        // for ever (14 to 17).
-        Err(AgentError::Postgres(error)) if error.code() == codes::PUBLICATION_MISSING.code => {
-            let lost = take_over::Lost::publication(&parts.spec);
-            Err(take_over::declare_open(parts, &publisher, lost).await)
-        }
+        Err(AgentError::Postgres(error)) => Err(match take_over::Lost::of(&parts.spec, &error) {
+            Some(lost) => take_over::declare_open(parts, &publisher, lost).await,
+            None => error.into(),
+        }),
         Err(error) => Err(error),
     }
+}
+
+/// How a life has begun.
+struct Began {
+    config: Config,
+    /// The durable end of the log.
+    at: Tail,
+    taken: TakenSlot,
 }
 
 /// How reading ended without an error.
@@ -91,21 +100,20 @@ async fn read(
     parts: &PipelineParts,
     publisher: &PublisherHandle,
     publisher_gone: oneshot::Receiver<()>,
-    at: Tail,
-    taken: &TakenSlot,
+    began: &Began,
 ) -> Result<Ended, AgentError> {
     let source = parts.spec.source.as_str();
-    let (confirmable_tx, confirmable) = watch::channel(at.resume_lsn);
-    let reader = build_reader(parts, at, taken, publisher, confirmable);
+    let (confirmable_tx, confirmable) = watch::channel(began.at.resume_lsn);
+    let reader = build_reader(parts, began, publisher, confirmable);
     let reader = spawn(TaskKind::SlotReader, source, reader.run());
     let (decoder, ended) = Decoder::start(&parts.arbiter, reader, confirmable_tx);
     let tell = tell_durable(parts.log.tail(), decoder.clone(), Arc::clone(&parts.status));
     let mut teller = spawn(TaskKind::DurableTail, source, tell);
     let watch = SlotWatch {
         spec: Arc::clone(&parts.spec),
-        config: parts.config.clone(),
+        config: began.config.clone(),
         status: Arc::clone(&parts.status),
-        publication_oid: taken.publication_oid,
+        publication_oid: began.taken.publication_oid,
     };
     let mut watcher = spawn(TaskKind::SlotWatch, source, watch.run());
     // The reader's own word comes first: it ends its actor, which the others then miss.
@@ -131,11 +139,11 @@ async fn read(
 
 fn build_reader(
     parts: &PipelineParts,
-    at: Tail,
-    taken: &TakenSlot,
+    began: &Began,
     publisher: &PublisherHandle,
     confirmable: watch::Receiver<Lsn>,
 ) -> SlotReader {
+    let Began { config, at, taken } = began;
     let limits = &parts.spec.limits;
     let options = DecoderOptions {
         row_bytes_max: limits.row_bytes_max,
@@ -167,7 +175,7 @@ fn build_reader(
         started: Instant::now(),
         server_end: taken.server_end_lsn,
         spec: Arc::new(spec),
-        config: parts.config.clone(),
+        config: config.clone(),
     }
 }
 

@@ -6,7 +6,7 @@
 //! halts or goes on, as it was told. A walsender of an older pgcapture is terminated; a foreign one
 //! is left alone.
 
-use std::sync::atomic::Ordering;
+use std::{borrow::Cow, sync::atomic::Ordering};
 
 use metrics::counter;
 use pgcapture_engine::{
@@ -25,7 +25,7 @@ use super::{
 use crate::{
     log::Tail,
     postgres::{
-        Connection, PgError, Replication,
+        Config, Connection, PgError, Replication,
         catalog::{self, ServerInfo, SlotState},
     },
     publisher::PublisherHandle,
@@ -51,12 +51,18 @@ pub(super) struct TakenSlot {
 /// Checks the source and takes the slot. `tail` is the log's durable end.
 pub(super) async fn take_slot(
     parts: &PipelineParts,
+    config: &Config,
     publisher: &PublisherHandle,
     tail: Tail,
 ) -> Result<TakenSlot, AgentError> {
     let spec = &parts.spec;
     let is_new_log = tail.resume_lsn == Lsn::ZERO && tail.last.is_none();
-    let mut connection = Connection::connect(&parts.config, Replication::Off).await?;
+    let declared = gap::find_last(parts.log.as_ref(), &tail).await?;
+    if let Some(declared) = &declared {
+        // A crash may have come between the entry and its record.
+        parts.host.record_gap(declared.to_state()).await?;
+    }
+    let mut connection = Connection::connect(config, Replication::Off).await?;
     let server = check_server(&mut connection).await?;
     let publication_oid = match catalog::publication(&mut connection, &spec.publication).await? {
         Some(publication) => publication.oid,
@@ -67,8 +73,10 @@ pub(super) async fn take_slot(
         None => return Err(declare_open(parts, publisher, Lost::publication(spec)).await),
     };
     let resume_lsn =
-        match find_position(spec, &mut connection, parts.config.database(), is_new_log).await? {
-            _ if gap::is_open_at(&tail) => pass_gap(parts, publisher, tail, Lost::before()).await?,
+        match find_position(spec, &mut connection, config.database(), is_new_log).await? {
+            _ if gap::is_open_at(&tail) => {
+                pass_gap(parts, config, publisher, tail, Lost::before(declared)).await?
+            }
             Ok(confirmed) if is_new_log => {
                 // From here on a slot that moves without us is noticed.
                 publisher
@@ -83,9 +91,9 @@ pub(super) async fn take_slot(
                     spec.slot
                 );
                 let lost = Lost::new(&codes::POSITION_AHEAD, "slot_ahead", detail);
-                pass_gap(parts, publisher, tail, lost).await?
+                pass_gap(parts, config, publisher, tail, lost).await?
             }
-            Err(lost) => pass_gap(parts, publisher, tail, lost).await?,
+            Err(lost) => pass_gap(parts, config, publisher, tail, lost).await?,
         };
     let is_binary = spec.is_binary && has_binary_form(spec, &mut connection).await?;
     Ok(TakenSlot {
@@ -100,7 +108,7 @@ pub(super) async fn take_slot(
 #[derive(Clone, Debug)]
 pub(super) struct Lost {
     explanation: &'static Explanation,
-    reason: &'static str,
+    reason: Cow<'static, str>,
     detail: String,
 }
 
@@ -108,7 +116,7 @@ impl Lost {
     fn new(explanation: &'static Explanation, reason: &'static str, detail: String) -> Self {
         Self {
             explanation,
-            reason,
+            reason: Cow::Borrowed(reason),
             detail,
         }
     }
@@ -121,10 +129,40 @@ impl Lost {
         Self::new(&codes::PUBLICATION_DROPPED, "publication_dropped", detail)
     }
 
-    /// A gap that the log ends with already.
-    fn before() -> Self {
+    /// What an error of reading says of objects that were there when it began; `None` when it says
+    /// nothing of them. A slot may go between the look at it and the start; a publication that
+    /// was missing is complained of for ever (14 to 17), since the slot stands where it was not.
+    pub(super) fn of(spec: &AgentSpec, error: &PgError) -> Option<Self> {
+        let slot = &spec.slot;
+        let (code, text) = (error.code(), error.to_string());
+        // The copy of the slot that a catch-up reads may go without any loss.
+        let is_ours = text.contains(&format!("\"{slot}\"")) || text.contains("WAL segment");
+        if code == codes::PUBLICATION_MISSING.code {
+            Some(Self::publication(spec))
+        } else if code == codes::SLOT_MISSING.code && is_ours {
+            Some(Self::dropped(slot))
+        } else if code == codes::SLOT_INVALIDATED.code && is_ours {
+            let detail = format!("slot \"{slot}\" was invalidated by the server: {text}");
+            let (explanation, reason) = (&codes::SLOT_INVALIDATED, "slot_invalidated");
+            Some(Self::new(explanation, reason, detail))
+        } else {
+            None
+        }
+    }
+
+    fn dropped(slot: &str) -> Self {
+        let detail = format!("slot \"{slot}\" was dropped");
+        Self::new(&codes::SLOT_MISSING, "slot_dropped", detail)
+    }
+
+    /// A gap that the log ends with already; its end gets the same reason.
+    fn before(declared: Option<Gap>) -> Self {
         let detail = "the log ends with a gap that nobody has accepted yet".to_owned();
-        Self::new(&codes::POSITION_AHEAD, "declared_before", detail)
+        let unknown = Self::new(&codes::POSITION_AHEAD, "declared_before", detail);
+        match declared {
+            Some(Gap { reason, .. }) => Self { reason, ..unknown },
+            None => unknown,
+        }
     }
 }
 
@@ -161,10 +199,7 @@ async fn find_position(
             let what = format!("slot \"{}\" does not exist", spec.slot);
             Err(PgError::check(&codes::SLOT_MISSING, what).into())
         }
-        None => {
-            let detail = format!("slot \"{}\" was dropped", spec.slot);
-            Ok(Err(Lost::new(&codes::SLOT_MISSING, "slot_dropped", detail)))
-        }
+        None => Ok(Err(Lost::dropped(&spec.slot))),
     }
 }
 
@@ -209,9 +244,8 @@ async fn check_server(connection: &mut Connection) -> Result<ServerInfo, AgentEr
 }
 
 /// Drops the slot if it is still there and makes it anew; returns where it starts.
-async fn recreate_slot(parts: &PipelineParts) -> Result<Lsn, AgentError> {
-    let mut connection = Connection::connect(&parts.config, Replication::Off).await?;
-    let name = parts.spec.slot.as_str();
+async fn recreate_slot(config: &Config, name: &str) -> Result<Lsn, AgentError> {
+    let mut connection = Connection::connect(config, Replication::Off).await?;
     catalog::drop_slot(&mut connection, name, true).await?;
     Ok(catalog::create_slot(&mut connection, name).await?)
 }
@@ -220,6 +254,7 @@ async fn recreate_slot(parts: &PipelineParts) -> Result<Lsn, AgentError> {
 /// is known and whole, and writes where the gap ends. Halts otherwise, with the gap written.
 async fn pass_gap(
     parts: &PipelineParts,
+    config: &Config,
     publisher: &PublisherHandle,
     tail: Tail,
     lost: Lost,
@@ -228,7 +263,7 @@ async fn pass_gap(
     if !parts.spec.accepts_gap && !is_accepted {
         return Err(declare_open(parts, publisher, lost).await);
     }
-    let created = recreate_slot(parts).await?;
+    let created = recreate_slot(config, &parts.spec.slot).await?;
     let gap = Gap {
         from: tail.resume_lsn,
         to: Some(created),
@@ -278,7 +313,8 @@ async fn write(
     let tail = publisher.flush().await?;
     if let Some(batch) = gap.batch(&tail) {
         let source = parts.spec.source.as_str();
-        counter!("pgcapture_gaps_total", "source" => source.to_owned(), "reason" => gap.reason)
+        let label = gap.reason.clone().into_owned();
+        counter!("pgcapture_gaps_total", "source" => source.to_owned(), "reason" => label)
             .increment(1);
         let Gap {
             from,
@@ -286,9 +322,48 @@ async fn write(
             reason,
             detail,
         } = gap;
-        error!(source, %from, ?to, reason, detail, "changes are lost: declaring a gap");
+        error!(source, %from, ?to, %reason, detail, "changes are lost: declaring a gap");
         publisher.publish(batch).await?;
         publisher.flush().await?;
+        parts.host.record_gap(gap.to_state()).await?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use pgcapture_engine::checkpoint::Epoch;
+
+    use super::*;
+    use crate::agent::AgentLimits;
+
+    #[test]
+    fn an_error_of_reading_that_means_lost_changes_is_one() {
+        let spec = AgentSpec {
+            source: "shop".to_owned(),
+            node: "n1".to_owned(),
+            epoch: Epoch(1),
+            slot: "s".to_owned(),
+            publication: "p".to_owned(),
+            is_binary: true,
+            accepts_gap: false,
+            limits: AgentLimits::default(),
+        };
+        let reason = |explanation, text: &str| {
+            let error = PgError::check(explanation, text.to_owned());
+            Lost::of(&spec, &error).map(|lost| lost.reason.into_owned())
+        };
+        let missing = |slot: &str| {
+            let text = format!("replication slot \"{slot}\" does not exist");
+            reason(&codes::SLOT_MISSING, &text)
+        };
+        assert_eq!(missing("s"), Some("slot_dropped".to_owned()));
+        assert_eq!(missing("s_copy"), None);
+        let removed = "requested WAL segment 1 has already been removed";
+        let invalidated = reason(&codes::SLOT_INVALIDATED, removed);
+        assert_eq!(invalidated, Some("slot_invalidated".to_owned()));
+        let publication = reason(&codes::PUBLICATION_MISSING, "");
+        assert_eq!(publication, Some("publication_dropped".to_owned()));
+        assert_eq!(reason(&codes::SLOT_IN_USE, "slot \"s\""), None);
+    }
 }

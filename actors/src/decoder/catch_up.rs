@@ -1,9 +1,10 @@
 //! Catches up with a backlog by COPY from the slot's SQL functions.
 //!
-//! Reads chunk after chunk from a temporary copy of the slot, through the same decoder and with
-//! the same checkpoints as a walsender would bring. The real slot stays the durable truth: between
-//! chunks it is advanced to what the log holds durably, never further. Where a copy is not to be
-//! had the slot is followed instead; the backlog is then only slower.
+//! Reads chunk after chunk from temporary copies of the slot, through the same decoder and with
+//! the same checkpoints as a walsender would bring; the server collects a chunk while we read the
+//! one before. The real slot stays the durable truth: beside the chunks it is advanced to what the
+//! log holds durably, never further. Where a copy is not to be had the slot is followed instead;
+//! the backlog is then only slower.
 
 use pgcapture_engine::{lsn::Lsn, slot_mode::SlotMode};
 use tracing::{info, warn};
@@ -12,9 +13,15 @@ use crate::{
     agent::{AgentState, error::AgentError},
     decoder::slot_reader::{Ended, SlotReader},
     postgres::{
-        Connection, Replication, SlotCopy, SlotCopyError, SlotCopyOptions, advance_slot, catalog,
+        Connection, NextChunk, Replication, SlotCopies, SlotCopy, SlotCopyError, SlotCopyOptions,
+        advance_slot, catalog,
     },
 };
+
+/// Distance (bytes of WAL) that the real slot stays behind the log before it is moved. Moving it
+/// makes the server read this WAL once more, from a restart position that may lie tens of MiB
+/// before it, so it pays to do it rarely. The source keeps so much WAL longer than it must.
+const ADVANCE_EVERY: u64 = 512 << 20;
 
 impl SlotReader {
     /// Catches up until drained or until the rest is better followed.
@@ -26,8 +33,8 @@ impl SlotReader {
             message_bytes_max: spec.limits.message_bytes_max(),
             ..SlotCopyOptions::new(spec.slot.as_str(), spec.publication.as_str())
         };
-        let mut copy = match SlotCopy::open(&self.config, options).await {
-            Ok(copy) => copy,
+        let mut copies = match SlotCopies::open(&self.config, options).await {
+            Ok(copies) => copies,
             Err(SlotCopyError::Pg(error)) => return Err(error.into()),
             Err(reason @ (SlotCopyError::Unavailable { .. } | SlotCopyError::Locked { .. })) => {
                 warn!(source = %spec.source, %reason, "following the backlog instead");
@@ -37,7 +44,7 @@ impl SlotReader {
         };
         self.set_state(AgentState::CatchingUp);
         info!(source = %self.spec.source, from = %self.decoder.resume_lsn(), "reading the backlog by COPY");
-        let ended = self.copy_chunks(&mut copy, &mut control).await;
+        let ended = self.copy_chunks(&mut copies, &mut control).await;
         self.status
             .send_modify(|status| status.source_temp_bytes_max = 0);
         ended
@@ -45,43 +52,64 @@ impl SlotReader {
 
     async fn copy_chunks(
         &mut self,
-        copy: &mut SlotCopy,
+        copies: &mut SlotCopies,
         control: &mut Connection,
     ) -> Result<Ended, AgentError> {
-        let mut position = copy.position();
+        let mut advanced = copies.position();
         loop {
             let server_end = catalog::server_info(control).await?.flush_lsn;
             self.report(server_end);
-            if self.decide_mode() == SlotMode::Follow {
-                self.settle(control).await?;
-                return Ok(Ended::SwitchMode);
+            if !copies.is_requested() {
+                if self.decide_mode() == SlotMode::Follow {
+                    self.settle(control).await?;
+                    return Ok(Ended::SwitchMode);
+                }
+                let Some(upto) = self.mode.next_chunk(copies.position(), server_end) else {
+                    return Ok(Ended::SwitchMode);
+                };
+                copies.request(upto).await?;
             }
-            let Some(upto) = self.mode.next_chunk(position, server_end) else {
-                return Ok(Ended::SwitchMode);
-            };
             let space = SlotCopy::temp_bytes_max(self.mode.chunk_distance());
+            let space = space.saturating_mul(copies.chunk_count_max());
             self.status
                 .send_modify(|status| status.source_temp_bytes_max = space);
-            self.decoder.restart_stream();
-            let transactions_before = self.decoder.counters().transaction_count;
-            let drain = self.drain.clone();
-            position = tokio::select! {
-                biased;
-                () = drain.cancelled() => return Ok(Ended::Drained),
-                position = self.copy_chunk(copy, upto) => position?,
-            };
-            let transaction_count = self.decoder.counters().transaction_count - transactions_before;
-            self.mode.chunk_finished(transaction_count > 0);
             let confirmable = *self.confirmable.borrow();
-            advance_slot(control, &self.spec.slot, confirmable).await?;
+            let due = confirmable.bytes_since(advanced) >= ADVANCE_EVERY;
+            advanced = if due { confirmable } else { advanced };
+            let (slot, drain) = (self.spec.slot.clone(), self.drain.clone());
+            let advance = async {
+                if due {
+                    advance_slot(control, &slot, confirmable).await?;
+                }
+                Ok(())
+            };
+            // A drained chunk is dropped; the slot is not left in use by a session without client.
+            let chunk = async {
+                tokio::select! {
+                    biased;
+                    () = drain.cancelled() => Ok(Some(Ended::Drained)),
+                    read = self.copy_chunk(copies) => read.map(|()| None),
+                }
+            };
+            let (ended, ()) = tokio::try_join!(chunk, advance)?;
+            if let Some(ended) = ended {
+                return Ok(ended);
+            }
+            copies.turn()?;
         }
     }
 
-    /// Reads one chunk and returns the position that it reached. A chunk ends at the end of a
-    /// transaction: the server's functions return whole ones only.
-    async fn copy_chunk(&mut self, copy: &mut SlotCopy, upto: Lsn) -> Result<Lsn, AgentError> {
-        let mut chunk = copy.chunk(upto).await?;
+    /// Reads one chunk. It ends at the end of a transaction: the server's functions return whole
+    /// ones only.
+    async fn copy_chunk(&mut self, copies: &mut SlotCopies) -> Result<(), AgentError> {
+        self.decoder.restart_stream();
+        let transactions_before = self.decoder.counters().transaction_count;
+        let (mut chunk, next) = copies.begin().await?;
+        let mut next = Some(next);
         while let Some(rows) = chunk.receive().await? {
+            if let Some(next) = next.take() {
+                self.request_next(next).await?;
+            }
             for row in rows {
                 self.decode(row.payload)?;
                 if self.decoder.is_full() {
@@ -90,14 +118,27 @@ impl SlotReader {
             }
             self.report(Lsn::ZERO);
         }
-        let reached = chunk.reached().unwrap_or(upto);
+        let reached = chunk.reached().unwrap_or_default();
         self.publish_decoded().await?;
         self.progress.passed(reached);
         self.hear_tail();
         if let Some(progress) = self.progress.poll(self.started.elapsed()) {
             self.publish(progress).await?;
         }
-        Ok(reached)
+        let transaction_count = self.decoder.counters().transaction_count - transactions_before;
+        self.mode.chunk_finished(transaction_count > 0);
+        Ok(())
+    }
+
+    /// Has the server collect the next chunk while we read this one, if it is worth a chunk.
+    async fn request_next(&self, mut next: NextChunk<'_>) -> Result<(), AgentError> {
+        let Some(position) = next.place().await? else {
+            return Ok(());
+        };
+        if let Some(upto) = self.mode.chunk_ahead(position, self.server_end) {
+            next.request(upto).await?;
+        }
+        Ok(())
     }
 
     /// Makes everything durable and moves the real slot there, so that following starts at once.

@@ -1,12 +1,19 @@
 //! Follows a slot by walsender.
 //!
 //! Decodes every complete frame that a read brought, publishes full batches as they fill and the
-//! rest at the end of the read, so that one row does not wait for a thousand. Status updates are
-//! the stream's own task; the positions that it reports come from `confirmable`. Never reads while
-//! a batch waits for the log: that is the back-pressure.
+//! rest at the end of the read, so that one row does not wait for a thousand. While data flows fast
+//! the rest is held for a moment instead: on a unix socket a read may bring a single message, and
+//! a batch of one costs two changes of thread. Status updates are the stream's own task; the
+//! positions that it reports come from `confirmable`. Never reads while a batch waits for the log:
+//! that is the back-pressure.
+
+use std::{pin::pin, time::Duration};
 
 use pgcapture_engine::{lsn::Lsn, progress::Keepalive, slot_mode::SlotMode};
-use tokio::sync::watch;
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep_until},
+};
 
 use crate::{
     agent::{AgentState, error::AgentError},
@@ -17,6 +24,10 @@ use crate::{
     },
     supervise::{TaskKind, spawn},
 };
+
+/// How long a batch that is not full waits for more while data flows fast: some hundred messages,
+/// and a part of what the reader's naps cost on TCP.
+const HOLD_MAX: Duration = Duration::from_millis(2);
 
 impl SlotReader {
     /// Follows until drained or until the backlog is better read by COPY.
@@ -36,23 +47,45 @@ impl SlotReader {
         let _confirmer = spawn(TaskKind::StatusUpdates, &self.spec.source, confirmer);
         let status = stream.status();
         self.set_state(AgentState::Following);
+        let hold = sleep_until(self.started);
+        let mut hold = pin!(hold);
+        let mut is_holding = false;
         loop {
+            let is_fast = stream.is_fast();
             // Only the wait may be dropped: a batch that was taken from the decoder and then
             // forgotten would be a hole in the log.
-            let received = tokio::select! {
+            let step = tokio::select! {
                 biased;
-                () = self.drain.cancelled() => None,
-                asked = self.asked.due() => {
-                    self.tell_progress(asked, &status).await?;
-                    continue;
+                () = self.drain.cancelled() => Step::Drained,
+                asked = self.asked.due() => Step::Asked(asked),
+                () = &mut hold, if is_holding => Step::HeldLong,
+                received = stream.receive() => Step::Received(received?),
+            };
+            match step {
+                Step::Drained => {
+                    self.let_go(stream).await?;
+                    return Ok(Ended::Drained);
                 }
-                received = stream.receive() => Some(received?),
-            };
-            let Some(received) = received else {
-                self.let_go(stream).await?;
-                return Ok(Ended::Drained);
-            };
-            self.take_in(received).await?;
+                Step::HeldLong => {
+                    is_holding = false;
+                    self.publish_decoded().await?;
+                }
+                Step::Asked(position) => {
+                    is_holding = false;
+                    self.publish_decoded().await?;
+                    self.tell_progress(position, &status).await?;
+                }
+                Step::Received(received) => {
+                    self.take_in(received).await?;
+                    if !is_fast {
+                        is_holding = false;
+                        self.publish_decoded().await?;
+                    } else if !is_holding {
+                        is_holding = true;
+                        hold.as_mut().reset(Instant::now() + HOLD_MAX);
+                    }
+                }
+            }
             if self.decide_mode() == SlotMode::CatchUp {
                 self.let_go(stream).await?;
                 return Ok(Ended::SwitchMode);
@@ -76,7 +109,8 @@ impl SlotReader {
         }
     }
 
-    /// Deals with everything that one read of the socket brought.
+    /// Deals with everything that one read of the socket brought; leaves a batch that is not full
+    /// in the decoder.
     async fn take_in(&mut self, received: Received<'_>) -> Result<(), AgentError> {
         let mut server_end = Lsn::ZERO;
         let mut due = None;
@@ -111,8 +145,8 @@ impl SlotReader {
                 }
             }
         }
-        self.publish_decoded().await?;
         if let Some(progress) = due {
+            self.publish_decoded().await?;
             self.publish(progress).await?;
         }
         self.report(server_end);
@@ -132,6 +166,14 @@ impl SlotReader {
         drop(stream.stop().await?);
         Ok(())
     }
+}
+
+/// What following waits for.
+enum Step<'a> {
+    Received(Received<'a>),
+    HeldLong,
+    Asked(Lsn),
+    Drained,
 }
 
 /// Forwards what may be confirmed; ends with the reader.

@@ -450,3 +450,18 @@ impl Handler<Drain> for DumpController {
         })
     }
 }
+
+/// Order: die, for tests.
+#[cfg(test)]
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(super) struct Panic;
+
+#[cfg(test)]
+impl Handler<Panic> for DumpController {
+    type Result = ();
+
+    fn handle(&mut self, _: Panic, _: &mut Self::Context) {
+        panic!("on purpose");
+    }
+}

@@ -227,6 +227,20 @@ impl DumpControllerHandle {
     }
 }
 
+#[cfg(test)]
+impl DumpControllerHandle {
+    /// Ends everything without a word, as a killed process does.
+    pub(super) fn kill(&self) {
+        self.hub.stopping().cancel();
+    }
+
+    /// Lets the controller panic, and waits until it is gone.
+    pub(super) async fn panic_controller(&self) {
+        let panicked = self.controller.send(controller::Panic).await;
+        assert!(panicked.is_err(), "it is gone");
+    }
+}
+
 fn source_of<'a>(state: &'a State, id: &SubscriptionId) -> Result<&'a Source, DumpError> {
     state.source_of_stream(&id.stream).ok_or_else(|| DumpError {
         explanation: &codes::dump::UNKNOWN_URI,

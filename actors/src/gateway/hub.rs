@@ -7,7 +7,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -57,11 +57,21 @@ pub(super) struct Hub {
     is_refusing: AtomicBool,
     /// A session has left.
     left: Notify,
-    saving: tokio::sync::Mutex<()>,
+    saves_asked: AtomicU64,
+    saving: tokio::sync::Mutex<Saves>,
     save_soon: Notify,
     stopped: CancellationToken,
     /// Cursors in the store.
     cursor_count: OnceCell<AtomicUsize>,
+}
+
+/// How far saving has come; held while cursors are written.
+#[derive(Debug)]
+struct Saves {
+    /// Everything that moved before this many saves were asked for has been tried.
+    tried: u64,
+    /// How the last try went. One that succeeds saves what earlier ones could not.
+    outcome: Result<(), CursorError>,
 }
 
 #[derive(Debug)]
@@ -90,7 +100,11 @@ impl Hub {
             session_number: AtomicUsize::new(0),
             is_refusing: AtomicBool::new(false),
             left: Notify::new(),
-            saving: tokio::sync::Mutex::default(),
+            saves_asked: AtomicU64::new(0),
+            saving: tokio::sync::Mutex::new(Saves {
+                tried: 0,
+                outcome: Ok(()),
+            }),
             save_soon: Notify::new(),
             stopped: CancellationToken::new(),
             cursor_count: OnceCell::new(),
@@ -181,9 +195,22 @@ impl Hub {
         Ok(())
     }
 
-    /// Makes every cursor that moved durable, and lets go of subscriptions that nobody uses.
+    /// Makes durable every cursor that moved before the call. Those who ask while one write is under
+    /// way share the next: ten thousand subscriptions that open, or sessions that end, at the same
+    /// moment cost a few writes.
     pub(super) async fn save_cursors(&self) -> Result<(), CursorError> {
-        let _saving = self.saving.lock().await;
+        let ticket = self.saves_asked.fetch_add(1, Ordering::SeqCst) + 1;
+        let mut saves = self.saving.lock().await;
+        if saves.tried < ticket {
+            let tried = self.saves_asked.load(Ordering::SeqCst);
+            saves.outcome = self.write_cursors().await;
+            saves.tried = tried;
+        }
+        saves.outcome.clone()
+    }
+
+    /// Writes every cursor that moved, and lets go of subscriptions that nobody uses.
+    async fn write_cursors(&self) -> Result<(), CursorError> {
         let mut moved = Vec::new();
         let mut cursors = Vec::new();
         for subscription in self.subscriptions() {

@@ -24,7 +24,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     hub::{CURSOR_SAVE_INTERVAL, Hub},
-    subscription::{Subscription, sleep_for},
+    membership::sleep_for,
+    subscription::Subscription,
 };
 use crate::dump::{Delivered, DumpError, GivenUp, OpenedRange, RangeRemedy, RangeTicket};
 

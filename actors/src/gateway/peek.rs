@@ -15,9 +15,9 @@ use tokio::sync::mpsc;
 use super::{
     error::CaptureError,
     feed::{Fed, Feed, NO_LIMIT},
+    membership::{Pulled, Rows},
     session::Flow,
     start,
-    subscription::{Pulled, Rows},
     writer::{Chunk, FrameWriter},
 };
 use crate::log::ChangeLog;

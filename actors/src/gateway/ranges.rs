@@ -16,7 +16,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use pgcapture_engine::{
     checkpoint::Checkpoint,
-    ledger::{ALL_ROWS, Ack, AckKind, Applied, Ledger, SessionId, UnknownCheckpoint, before},
+    ledger::{ALL_ROWS, Ack, AckKind, Applied, Ledger, Room, SessionId, UnknownCheckpoint, before},
     lsn::{Lsn, PgTime},
     splice::{RangeEnd, RangeNumber, RowAck, Splice},
 };
@@ -26,7 +26,8 @@ use tokio_util::sync::CancellationToken;
 use super::{
     delivery::Delivery,
     feed::NO_LIMIT,
-    subscription::{Membership, Pulled, Puller, Room, Rows, Subscription},
+    membership::{Membership, Pulled, Puller, Rows},
+    subscription::Subscription,
 };
 use crate::{
     dump::{DumpError, RowEvent},

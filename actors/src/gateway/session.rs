@@ -28,8 +28,8 @@ use super::{
     delivery::Delivery,
     error::{CaptureError, EndReason, RequestError},
     hub::Hub,
+    membership::{Membership, Puller},
     meters, peek,
-    subscription::{Membership, Puller},
     writer::{Chunk, FrameWriter},
 };
 use crate::log::{ChangeLog, LogError, LogHealth};
@@ -145,12 +145,19 @@ pub(super) async fn serve(
         outbound,
         end: end_tx,
     } = session;
-    let end = tokio::select! {
+    let mut end = tokio::select! {
         end = run(requests.as_mut(), &outbound, &hub, key, order.clone()) => end,
         // Orders reach an opened subscription inside, where it may still finish its work.
         reason = ordered_while_opening(&mut order, &hub, key) => Err(CaptureError::Ended(reason)),
         () = outbound.closed() => return,
     };
+    // Whoever is told the end may rely on what was acknowledged before it.
+    if hub.is_named(key)
+        && let Err(error) = hub.save_cursors().await
+        && end.is_ok()
+    {
+        end = Err(error.into());
+    }
     if let Err(error) = &end
         && !error.is_disconnect()
     {

@@ -13,7 +13,7 @@ use pgcapture_engine::{
 
 use super::{
     delivery::DumpRows,
-    subscription::{Pulled, Rows},
+    membership::{Pulled, Rows},
 };
 
 /// Messages for the transport: whole gRPC frames of `CaptureMessage`.

@@ -41,6 +41,7 @@ use pgcapture_engine::{
 };
 use tokio::sync::watch;
 
+pub use self::files::{Disk, RealDisk};
 use self::{
     cache::TailCache,
     files::{io_error, lock_directory},
@@ -59,7 +60,7 @@ use super::{
 use crate::clock::now;
 
 /// How a log behaves; [`Default`] suits a source of a busy database.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct EmbeddedLogOptions {
     /// Name of the source, the label of the metrics.
     pub source: String,
@@ -79,6 +80,8 @@ pub struct EmbeddedLogOptions {
     /// Bytes of the newest batches kept in memory for readers at the tail. 16 MiB: readers that
     /// are up to some 50,000 changes behind cost no disk access.
     pub tail_cache_bytes: usize,
+    /// How bytes become durable.
+    pub disk: Arc<dyn Disk>,
 }
 
 impl Default for EmbeddedLogOptions {
@@ -90,6 +93,7 @@ impl Default for EmbeddedLogOptions {
             retention_time: Some(Duration::from_hours(7 * 24)),
             queue_bytes_max: 32 << 20,
             tail_cache_bytes: 16 << 20,
+            disk: Arc::new(RealDisk),
         }
     }
 }
@@ -148,7 +152,8 @@ impl EmbeddedLog {
             Err(error) => tracing::error!(%error, "the first entry of the log cannot be read"),
         }
         let micros = |time: Duration| i64::try_from(time.as_micros()).unwrap_or(i64::MAX);
-        let segments = Segments::new(directory, active, recovered.file, tail.offset, spare);
+        let ways = (spare, Arc::clone(&options.disk));
+        let segments = Segments::new(directory, active, recovered.file, tail.offset, ways);
         let writer = Writer {
             shared: Arc::clone(&shared),
             segments,

@@ -1,8 +1,9 @@
 //! Existing rows, read from a replica by ranges of heap pages. All SQL of dumps stands here.
 //!
 //! The modules stand in the order of use: `options` says what and where, `check` looks whether a
-//! replica can be used and how it is, `plan` lists the tables, `reader` reads one range in one
-//! snapshot whose position is known (`position` for a standby, `slot_snapshot` for the source).
+//! replica can be used and how it is, `plan` lists the tables, `range` reads one range in one
+//! snapshot whose position is known (`position` for a standby, `slot_snapshot` for the source) and
+//! whose columns are those of the stream (`facts`).
 //!
 //! # Doors
 //!

@@ -1,32 +1,36 @@
 //! A throw-away PostgreSQL: for trying, measuring and testing.
 //!
 //! Owns a temporary directory with data and socket, and the server's process; dropping it ends the
-//! process at once and removes the directory, also in a panic. When we are root the server runs as
+//! process at once and removes the directory, also in a panic; a caretaker does so when our process
+//! is killed. When we are root the server runs as
 //! another user, since PostgreSQL refuses root. Durability is off (`fsync`): nothing here is meant
 //! to survive the machine.
 
 mod binaries;
+mod caretaker;
 mod directory;
+mod postmaster;
 mod standby;
 mod tools;
 
 use std::{
     io,
-    os::unix::process::{CommandExt as _, ExitStatusExt as _},
+    os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     time::{Duration, Instant},
 };
 
 use pgcapture_engine::codes::{Explanation, source};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 
-pub use self::standby::StandbyOptions;
 use self::{
     binaries::library_path,
     directory::Home,
+    postmaster::Postmaster,
     tools::{free_port, run_to_end, tail},
 };
+pub use self::{caretaker::Caretaker, standby::StandbyOptions};
 use super::{Config, Host, Secret, SslMode};
 
 /// Time until the server takes connections. It needs 0.1 s; a loaded machine, or recovery after
@@ -149,6 +153,7 @@ pub struct LocalServer {
     // The process goes before its directory.
     postmaster: Option<Postmaster>,
     home: Home,
+    _caretaker: Caretaker,
     bin_dir: PathBuf,
     port: u16,
     password: Option<Secret>,
@@ -163,10 +168,12 @@ impl LocalServer {
     pub async fn start(options: LocalServerOptions) -> Result<Self, LocalServerError> {
         let bin_dir = binaries::find(options.bin_dir.as_deref())?;
         let mut home = Home::new()?;
+        let caretaker = take_care(&home)?;
         initdb(&bin_dir, &mut home, &options).await?;
         let mut server = Self {
             postmaster: None,
             home,
+            _caretaker: caretaker,
             bin_dir,
             port: 0,
             password: options.password.clone(),
@@ -403,6 +410,14 @@ impl LocalServer {
     }
 }
 
+fn take_care(home: &Home) -> Result<Caretaker, LocalServerError> {
+    Caretaker::of(home.path()).map_err(|source| LocalServerError::Io {
+        action: "take care of",
+        path: home.path().to_owned(),
+        source,
+    })
+}
+
 async fn initdb(
     bin_dir: &Path,
     home: &mut Home,
@@ -432,43 +447,4 @@ fn spawn(command: &mut Command) -> Result<Child, LocalServerError> {
         path: command.get_program().into(),
         source,
     })
-}
-
-/// The server's first process.
-#[derive(Debug)]
-struct Postmaster {
-    child: Child,
-}
-
-impl Postmaster {
-    fn signal(&self, signal: Signal) {
-        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
-        if let Some(Err(error)) = pid.map(|pid| kill_process(pid, signal)) {
-            tracing::debug!(%error, "the server had ended already");
-        }
-    }
-
-    fn ended(&mut self) -> Option<ExitStatus> {
-        // A child that cannot be waited for is gone.
-        self.child
-            .try_wait()
-            .unwrap_or_else(|_| Some(ExitStatus::from_raw(0)))
-    }
-
-    fn wait(&mut self) {
-        if let Err(error) = self.child.wait() {
-            tracing::debug!(%error, "the server had ended already");
-        }
-    }
-}
-
-impl Drop for Postmaster {
-    fn drop(&mut self) {
-        if self.ended().is_none() {
-            // An immediate stop takes its children along; one that was stopped must wake for it.
-            self.signal(Signal::QUIT);
-            self.signal(Signal::CONT);
-            self.wait();
-        }
-    }
 }

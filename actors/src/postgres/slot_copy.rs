@@ -5,8 +5,10 @@
 //! holds an advisory lock on the slot's name, so that two never catch up one slot together.
 //!
 //! PostgreSQL collects a chunk before it sends the first row: in memory up to `work_mem`, then in
-//! temporary files. See [`SlotCopy::temp_bytes_max`].
+//! temporary files. See [`SlotCopy::temp_bytes_max`]. [`SlotCopies`] has the next chunk collected
+//! while one is sent.
 
+mod copies;
 mod rows;
 
 use std::time::Duration;
@@ -17,8 +19,11 @@ use pgcapture_engine::{
     read_pace::ReadPaceOptions,
 };
 
-pub use self::rows::{Rows, SlotRow};
 use self::rows::{Scan, scan};
+pub use self::{
+    copies::{NextChunk, SlotCopies},
+    rows::{Rows, SlotRow},
+};
 use super::{
     Config, Connection, PgError, Replication,
     connection::{copy, framing::FRAME_BYTES_MAX, reader::Reader, wire::Wire},
@@ -104,6 +109,8 @@ pub struct SlotCopy {
     name: String,
     options: SlotCopyOptions,
     position: Lsn,
+    /// Whether a chunk was asked for that nobody has begun to read.
+    is_requested: bool,
 }
 
 impl SlotCopy {
@@ -131,6 +138,7 @@ impl SlotCopy {
             name,
             options,
             position,
+            is_requested: false,
         })
     }
 
@@ -155,13 +163,26 @@ impl SlotCopy {
     ///
     /// What the server reports; open another copy then.
     pub async fn chunk(&mut self, upto: Lsn) -> Result<ChunkReader<'_>, PgError> {
+        self.request(upto).await?;
+        self.begin().await
+    }
+
+    /// Asks for a chunk without waiting for it.
+    async fn request(&mut self, upto: Lsn) -> Result<(), PgError> {
         let sql = self.command(upto);
-        self.reader
-            .wire
-            .inbound
-            .limit_frames(self.options.message_bytes_max);
         self.reader.restart_silence();
-        copy::begin(&mut self.reader.wire, &sql).await?;
+        self.reader.wire.send_query(&sql).await?;
+        self.is_requested = true;
+        Ok(())
+    }
+
+    /// Waits until the server has collected the chunk that was asked for.
+    async fn begin(&mut self) -> Result<ChunkReader<'_>, PgError> {
+        let wire = &mut self.reader.wire;
+        wire.inbound.limit_frames(self.options.message_bytes_max);
+        self.is_requested = false;
+        copy::begun(wire).await?;
+        self.reader.restart_silence();
         Ok(ChunkReader {
             copy: self,
             handed_out: 0,

@@ -1,9 +1,16 @@
 //! What cannot be had any more is declared in the log, and nothing goes on without a decision.
 
-use pgcapture_actors::{
-    agent::{AgentHandle, AgentState},
-    postgres::{Connection, Replication, catalog},
+use std::sync::{
+    Arc, Mutex,
+    atomic::{AtomicBool, Ordering},
 };
+
+use async_trait::async_trait;
+use pgcapture_actors::{
+    agent::{AgentHandle, AgentHost, AgentState, HostError},
+    postgres::{Config, Connection, Replication, catalog},
+};
+use pgcapture_engine::{cluster::Gap, codes};
 
 use crate::world::{World, on_node_runtime, wait_for};
 
@@ -118,5 +125,91 @@ fn an_invalidated_slot_is_a_declared_gap() {
         assert_eq!(halted.trouble.expect("a reason").code, "PGC-S14");
         assert_eq!(world.gaps().await[0].reason, "slot_invalidated");
         accept_gap(&world, agent).await;
+    });
+}
+
+/// A node that keeps what it is told, or cannot.
+#[derive(Debug)]
+struct Recorder {
+    config: Config,
+    is_failing: AtomicBool,
+    gaps: Mutex<Vec<Gap>>,
+}
+
+impl Recorder {
+    fn new(world: &World, is_failing: bool) -> Arc<Self> {
+        Arc::new(Self {
+            config: world.server.config("postgres"),
+            is_failing: AtomicBool::new(is_failing),
+            gaps: Mutex::default(),
+        })
+    }
+
+    fn told(&self) -> Vec<Gap> {
+        self.gaps.lock().expect("no test panics under it").clone()
+    }
+}
+
+#[async_trait]
+impl AgentHost for Recorder {
+    async fn connection(&self) -> Result<Config, HostError> {
+        Ok(self.config.clone())
+    }
+
+    async fn record_gap(&self, gap: Gap) -> Result<(), HostError> {
+        if self.is_failing.load(Ordering::SeqCst) {
+            return Err(HostError {
+                explanation: &codes::node::STORE_FAILED,
+                text: "the disk is full".to_owned(),
+            });
+        }
+        self.gaps.lock().expect("no test panics under it").push(gap);
+        Ok(())
+    }
+}
+
+#[test]
+fn a_gap_of_the_log_is_recorded_even_if_a_failure_came_in_between() {
+    on_node_runtime(async {
+        let world = World::new().await;
+        captured_one(&world).await.drain().await;
+        drop_slot(&world).await;
+        let host = Recorder::new(&world, true);
+        let agent = world.start_at(World::spec(), Arc::<Recorder>::clone(&host));
+        let waiting = wait_for(&agent, AgentState::Retrying).await;
+        let trouble = waiting.trouble.expect("a reason");
+        assert_eq!(trouble.code, codes::node::STORE_FAILED.code);
+        assert_eq!(world.gaps().await.len(), 1, "the log has it");
+        host.is_failing.store(false, Ordering::SeqCst);
+        wait_for(&agent, AgentState::Halted).await;
+        agent.drain().await;
+        let gap = host.told().pop().expect("it was told");
+        assert_eq!((gap.reason.as_str(), gap.to), ("slot_dropped", None));
+
+        // Another life, as after a crash: the log tells it again, and then its end.
+        let host = Recorder::new(&world, false);
+        let mut spec = World::spec();
+        spec.accepts_gap = true;
+        let agent = world.start_at(spec.clone(), Arc::<Recorder>::clone(&host));
+        wait_for(&agent, AgentState::Following).await;
+        agent.drain().await;
+        let told = host.told();
+        let [open, closed] = told.as_slice() else {
+            panic!("{told:?}")
+        };
+        assert_eq!((open.from, open.to), (gap.from, None));
+        assert_eq!(
+            (closed.from, closed.reason.as_str()),
+            (gap.from, "slot_dropped")
+        );
+        assert!(closed.to > Some(closed.from), "{closed:?}");
+
+        // Nothing was read since: the same end is told once more.
+        let host = Recorder::new(&world, false);
+        let agent = world.start_at(spec, Arc::<Recorder>::clone(&host));
+        wait_for(&agent, AgentState::Following).await;
+        agent.drain().await;
+        let ends: Vec<_> = host.told().iter().map(|gap| gap.to).collect();
+        assert_eq!(ends, [closed.to]);
     });
 }

@@ -1,12 +1,12 @@
 //! One server, one log, one agent: what every test of the agent begins with.
 
-use std::{sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use pgcapture_actors::{
-    agent::{self, AgentHandle, AgentLimits, AgentSpec, AgentState, AgentStatus},
+    agent::{self, AgentHandle, AgentHost, AgentLimits, AgentSpec, AgentState, AgentStatus},
     log::{
-        ChangeLog, Start,
-        embedded::{EmbeddedLog, EmbeddedLogOptions},
+        ChangeLog, LogError, Start,
+        embedded::{Disk, EmbeddedLog, EmbeddedLogOptions, RealDisk},
     },
     postgres::{Connection, LocalServer, LocalServerOptions, Replication},
 };
@@ -38,25 +38,26 @@ pub(crate) fn on_node_runtime(test: impl Future<Output = ()>) {
 pub(crate) struct World {
     pub(crate) server: LocalServer,
     pub(crate) log: Arc<dyn ChangeLog>,
-    _directory: TempDir,
+    directory: TempDir,
 }
 
 impl World {
     /// A server with table `t`, publication `p` and slot `s`, and an empty embedded log.
     pub(crate) async fn new() -> Self {
+        Self::on(Arc::new(RealDisk)).await
+    }
+
+    /// The same with the log on this disk.
+    pub(crate) async fn on(disk: Arc<dyn Disk>) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory can be made");
-        let options = EmbeddedLogOptions {
-            segment_bytes: 1 << 20,
-            ..Default::default()
-        };
-        let log = EmbeddedLog::open(directory.path(), options).expect("a new log opens");
+        let log = open(directory.path(), disk).expect("a new log opens");
         let server = LocalServer::start(LocalServerOptions::default())
             .await
             .expect("it starts");
         let world = Self {
             server,
             log,
-            _directory: directory,
+            directory,
         };
         world
             .sql("CREATE TABLE t (id bigint PRIMARY KEY, v text)")
@@ -66,6 +67,17 @@ impl World {
             .sql("SELECT pg_create_logical_replication_slot('s', 'pgoutput')")
             .await;
         world
+    }
+
+    /// Opens the log again, as another life of the node does, on a disk that works.
+    pub(crate) async fn reopen(&mut self) {
+        self.log = loop {
+            match open(self.directory.path(), Arc::new(RealDisk)) {
+                // The thread of the log before is about to end.
+                Err(LogError::InUse { .. }) => tokio::task::yield_now().await,
+                opened => break opened.expect("what it holds is whole"),
+            }
+        };
     }
 
     pub(crate) fn spec() -> AgentSpec {
@@ -82,7 +94,11 @@ impl World {
     }
 
     pub(crate) fn start(&self, spec: AgentSpec) -> AgentHandle {
-        agent::start(spec, self.server.config("postgres"), Arc::clone(&self.log))
+        self.start_at(spec, Arc::new(self.server.config("postgres")))
+    }
+
+    pub(crate) fn start_at(&self, spec: AgentSpec, host: Arc<dyn AgentHost>) -> AgentHandle {
+        agent::start(spec, host, Arc::clone(&self.log))
     }
 
     pub(crate) async fn sql(&self, sql: &str) -> Vec<Vec<Option<String>>> {
@@ -102,6 +118,15 @@ impl World {
             .expect("an LSN")
             .parse()
             .expect("an LSN")
+    }
+
+    /// What the slot may let go of.
+    pub(crate) async fn confirmed(&self) -> Lsn {
+        let sql = "SELECT confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name = 's'";
+        let rows = self.sql(sql).await;
+        let position = rows.first().and_then(|row| row.first());
+        let position = position.and_then(Option::as_deref).expect("a position");
+        position.parse().expect("an LSN")
     }
 
     /// Waits until the log is durable up to everything that is committed now.
@@ -170,6 +195,15 @@ impl World {
         gaps.map(|(.., bytes)| Gap::decode(bytes.as_slice()).expect("a gap"))
             .collect()
     }
+}
+
+fn open(directory: &Path, disk: Arc<dyn Disk>) -> Result<Arc<EmbeddedLog>, LogError> {
+    let options = EmbeddedLogOptions {
+        segment_bytes: 1 << 20,
+        disk,
+        ..Default::default()
+    };
+    EmbeddedLog::open(directory, options)
 }
 
 fn id(change: &Change) -> i64 {

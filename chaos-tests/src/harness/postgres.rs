@@ -4,6 +4,7 @@
 //! as root, so then everything runs as the system's user `postgres`.
 
 use std::{
+    env,
     fs::{self, File},
     os::unix::{fs::chown, process::CommandExt},
     path::{Path, PathBuf},
@@ -275,10 +276,11 @@ fn postgres_user() -> Result<(u32, u32)> {
     bail!("PostgreSQL refuses to run as root, and there is no user postgres")
 }
 
-/// Returns the directory of PostgreSQL's programs: the one that is given, or the newest major that the
-/// system's packages have installed.
+/// Returns the directory of PostgreSQL's programs: the one that is given, the one that
+/// `PGCAPTURE_PG_BIN` names, or the newest major that the system's packages have installed.
 fn find_bin(given: Option<&Path>) -> Result<PathBuf> {
-    if let Some(given) = given {
+    let named = env::var_os("PGCAPTURE_PG_BIN").map(PathBuf::from);
+    if let Some(given) = given.or(named.as_deref()) {
         let initdb = given.join("initdb");
         ensure!(initdb.exists(), "there is no {}", initdb.display());
         return Ok(given.to_owned());

@@ -15,7 +15,7 @@ use std::{
 };
 
 use clap::{Args, Subcommand};
-use pgcapture_actors::postgres;
+use pgcapture_actors::postgres::{self, Caretaker};
 use pgcapture_engine::{cluster::Origin, codes};
 use tokio_util::sync::CancellationToken;
 
@@ -115,6 +115,13 @@ pub(super) async fn run(global: &Global, args: DevArgs) -> Result<(), Failure> {
     dev.stop().await
 }
 
+/// The node's files. Removed when dropped, and when we are killed.
+#[derive(Debug)]
+struct Folder {
+    directory: tempfile::TempDir,
+    _caretaker: Caretaker,
+}
+
 /// What `dev` runs.
 #[derive(Debug)]
 struct Dev {
@@ -122,12 +129,12 @@ struct Dev {
     shop: Shop,
     servers: Servers,
     // Held so that the folder is removed last.
-    _directory: tempfile::TempDir,
+    _folder: Folder,
 }
 
 impl Dev {
     async fn start(args: &DevArgs) -> Result<Self, Failure> {
-        let (directory, config) = node_config(args)?;
+        let (folder, config) = node_config(args)?;
         let (servers, node) = tokio::join!(Servers::start(args), app::start(&config));
         let node = match node {
             Ok(node) => node,
@@ -145,7 +152,7 @@ impl Dev {
                 node,
                 shop,
                 servers,
-                _directory: directory,
+                _folder: folder,
             }),
             Err(failure) => {
                 node.stop().await;
@@ -215,7 +222,7 @@ impl Dev {
 }
 
 /// Makes the configuration of a node whose files are gone with the returned folder.
-fn node_config(args: &DevArgs) -> Result<(tempfile::TempDir, Config), Failure> {
+fn node_config(args: &DevArgs) -> Result<(Folder, Config), Failure> {
     let unwritable = |error: std::io::Error| {
         let text = format!("no temporary folder: {error}");
         Failure::new(1, &codes::node::DATA_DIR_UNWRITABLE, text)
@@ -227,12 +234,17 @@ fn node_config(args: &DevArgs) -> Result<(tempfile::TempDir, Config), Failure> {
         None => builder.tempdir(),
     };
     let directory = directory.map_err(unwritable)?;
+    let caretaker = Caretaker::of(directory.path()).map_err(unwritable)?;
+    let folder = Folder {
+        directory,
+        _caretaker: caretaker,
+    };
     let mut config = Config::from_text("dev", "").map_err(|error| {
         output::talk(&format!("{error}\n"));
         Failure::silent(2)
     })?;
     "dev".clone_into(&mut config.node.name);
-    config.node.data_dir = directory.path().to_owned();
+    config.node.data_dir = folder.directory.path().to_owned();
     let loopback = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let metrics_port = match args.port {
         0 => Some(0),
@@ -242,7 +254,7 @@ fn node_config(args: &DevArgs) -> Result<(tempfile::TempDir, Config), Failure> {
         metrics_port.ok_or_else(|| Failure::usage(format!("--port {} is too high", args.port)))?;
     config.node.listen = loopback(args.port);
     config.node.metrics = loopback(metrics_port);
-    Ok((directory, config))
+    Ok((folder, config))
 }
 
 /// Makes the sample shop and captures it.

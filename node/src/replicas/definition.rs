@@ -80,7 +80,11 @@ impl ReplicaDefinition {
 
     /// Returns where to connect to, with the password.
     pub(super) fn connection(&self) -> Result<postgres::Config, SourceError> {
-        connection(&self.url, self.inline.as_ref(), self.password.as_ref())
+        Ok(connection(
+            &self.url,
+            self.inline.as_ref(),
+            self.password.as_ref(),
+        )?)
     }
 
     pub(super) fn into_replica(self, created_at: PgTime, system_identifier: u64) -> Replica {

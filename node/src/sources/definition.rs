@@ -4,13 +4,12 @@ use pgcapture_actors::postgres;
 use pgcapture_engine::{
     checkpoint::Epoch,
     cluster::{OnGap, Origin, SecretRef, Source, check_name},
-    codes,
     lsn::PgTime,
 };
 
-use super::operations::SourceError;
+use super::{host, operations::SourceError};
 use crate::{
-    config::{SourceSection, default_publication, default_slot, read_secret},
+    config::{SourceSection, default_publication, default_slot},
     redact::split_password,
 };
 
@@ -112,7 +111,11 @@ impl Definition {
 
     /// Returns where to connect to, with the password.
     pub(super) fn connection(&self) -> Result<postgres::Config, SourceError> {
-        connection(&self.url, self.inline.as_ref(), self.password.as_ref())
+        Ok(host::connection(
+            &self.url,
+            self.inline.as_ref(),
+            self.password.as_ref(),
+        )?)
     }
 
     /// Returns the source as the state keeps it.
@@ -134,27 +137,4 @@ impl Definition {
             owns_publication,
         }
     }
-}
-
-/// Returns where a url leads to, with the password that stood in it or that the reference leads to.
-pub(crate) fn connection(
-    url: &str,
-    inline: Option<&postgres::Secret>,
-    reference: Option<&SecretRef>,
-) -> Result<postgres::Config, SourceError> {
-    let config = postgres::Config::parse(url).map_err(|error| SourceError::Postgres {
-        explanation: error.explanation(),
-        text: error.to_string(),
-    })?;
-    if let Some(password) = inline {
-        return Ok(config.with_password(password.clone()));
-    }
-    let Some(reference) = reference else {
-        return Ok(config);
-    };
-    let password = read_secret(reference).map_err(|error| SourceError::Postgres {
-        explanation: &codes::config::SECRET,
-        text: error.to_string(),
-    })?;
-    Ok(config.with_password(postgres::Secret::new(password)))
 }

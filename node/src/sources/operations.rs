@@ -6,7 +6,7 @@
 use std::{sync::Arc, time::Duration};
 
 use pgcapture_actors::{
-    agent::AgentState,
+    agent::{AgentState, HostError},
     consensus::ProposeError,
     postgres::{self, PgError},
 };
@@ -119,6 +119,15 @@ impl From<PgError> for SourceError {
     }
 }
 
+impl From<HostError> for SourceError {
+    fn from(error: HostError) -> Self {
+        Self::Postgres {
+            explanation: error.explanation,
+            text: error.text,
+        }
+    }
+}
+
 impl From<ProposeError> for SourceError {
     fn from(error: ProposeError) -> Self {
         match error {
@@ -141,7 +150,11 @@ impl Sources {
 
     /// Returns where a source connects to, with its password.
     pub(crate) fn connection_of(&self, source: &Source) -> Result<postgres::Config, SourceError> {
-        super::connection(&source.url, None, source.password.as_ref())
+        Ok(super::connection(
+            &source.url,
+            None,
+            source.password.as_ref(),
+        )?)
     }
 
     /// Checks a database and says what adding it would run; changes nothing.

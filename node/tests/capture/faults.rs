@@ -7,14 +7,14 @@ use futures_util::StreamExt;
 use pgcapture_actors::gateway::{
     CaptureError, GatewayLimits, RequestError, RequestSource, Requested,
 };
-use pgcapture_engine::ledger::Ack;
+use pgcapture_engine::{checkpoint::Checkpoint, ledger::Ack, lsn::Lsn};
 use pgcapture_proto::{
     pgcapture::{CaptureInit, capture_request},
     status::CODE_KEY,
 };
 use tonic::{Code, Status};
 
-use crate::harness::{Node, earliest, node, node_with, run, text};
+use crate::harness::{Node, earliest, id, node, node_with, position, run, text};
 
 fn assert_status(status: &Status, code: Code, stable: &str, says: &str) {
     assert_eq!(status.code(), code, "{status}");
@@ -205,6 +205,38 @@ fn acknowledgements_do_not_count_while_the_store_fails() {
         node.cursors.is_failing.store(false, Ordering::SeqCst);
         node.status_when("shop", |status| status.durable_floor == Some(status.floor))
             .await;
+    });
+}
+
+#[test]
+fn the_end_is_told_once_what_was_acknowledged_is_durable() {
+    run(async {
+        let mut node = node().await;
+        for lsn in 1..=20 {
+            node.publish(lsn, &["a"]).await;
+            let mut consumer = node.open("shop", &[earliest()]).await;
+            let message = consumer.next().await;
+            assert_eq!(position(&message), (lsn, 1), "nothing comes again");
+            consumer.ack(&message).await;
+            let told = consumer.close().await;
+            let cursor = node.cursors.cursors.lock().unwrap()[&id("shop", "shop")].clone();
+            assert_eq!(told.code(), Code::Ok);
+            assert!(cursor.floor >= Checkpoint::new(Lsn(lsn), 1), "{cursor:?}");
+        }
+    });
+}
+
+#[test]
+fn an_end_whose_acknowledgements_cannot_be_kept_is_an_error() {
+    run(async {
+        let mut node = node().await;
+        node.publish(1, &["a"]).await;
+        let mut consumer = node.open("shop", &[earliest()]).await;
+        let message = consumer.next().await;
+        node.cursors.is_failing.store(true, Ordering::SeqCst);
+        consumer.ack(&message).await;
+        let told = consumer.close().await;
+        assert_status(&told, Code::Unavailable, "PGC-G13", "the disk is full");
     });
 }
 

@@ -414,6 +414,12 @@ impl Consumer {
         .expect("the stream ends")
     }
 
+    /// Says that nothing more will come and returns what the node says to that.
+    pub(crate) async fn close(&mut self) -> Status {
+        self.requests = mpsc::channel(1).0;
+        self.end().await
+    }
+
     /// Tells whether nothing has come for a while that is long for this gateway.
     pub(crate) async fn is_quiet(&mut self) -> bool {
         tokio::time::timeout(Duration::from_millis(50), self.stream.message())

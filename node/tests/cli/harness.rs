@@ -2,6 +2,7 @@
 
 use std::{
     io::{BufRead as _, BufReader},
+    path::Path,
     process::Command as StdCommand,
     time::Duration,
 };
@@ -14,7 +15,7 @@ use tokio::{
 };
 
 /// Far beyond what anything here takes: reaching it is a failure.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How a command ended.
 #[derive(Debug)]
@@ -67,10 +68,16 @@ pub(crate) struct Running {
 
 impl Running {
     pub(crate) fn start(args: &[&str]) -> Self {
+        Self::start_in(&std::env::temp_dir(), args)
+    }
+
+    /// The same with another folder for everything temporary.
+    pub(crate) fn start_in(temporary: &Path, args: &[&str]) -> Self {
         let (output, writer) = std::io::pipe().expect("a pipe can be made");
         let stdout = writer.try_clone().expect("a pipe can be shared");
         let child = Command::new(env!("CARGO_BIN_EXE_pgcapture"))
             .args(args)
+            .env("TMPDIR", temporary)
             .stdout(stdout)
             .stderr(writer)
             .kill_on_drop(true)
@@ -98,6 +105,13 @@ impl Running {
         address.trim_end_matches(',').to_owned()
     }
 
+    /// Sends a signal.
+    pub(crate) fn signal(&self, signal: Signal) {
+        let id = self.child.id().expect("it still runs");
+        let pid = Pid::from_raw(i32::try_from(id).expect("a pid is small"));
+        kill_process(pid.expect("a pid is positive"), signal).expect("it is ours");
+    }
+
     /// Asks for a stop as an init system does and returns the exit code.
     pub(crate) async fn stop(&mut self) -> Option<i32> {
         self.end(Signal::TERM).await
@@ -110,9 +124,7 @@ impl Running {
     }
 
     async fn end(&mut self, signal: Signal) -> Option<i32> {
-        let id = self.child.id().expect("it still runs");
-        let pid = Pid::from_raw(i32::try_from(id).expect("a pid is small"));
-        kill_process(pid.expect("a pid is positive"), signal).expect("it is ours");
+        self.signal(signal);
         let ended = async {
             let status = self.child.wait().await.expect("it ends");
             // The sender is dropped once everything was read.

@@ -284,3 +284,46 @@ async fn a_wrong_password_is_refused() {
     assert_eq!(files_with(&world.place.data(), CANARY), [""; 0]);
     assert!(!world.node.log().contains(CANARY));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_changed_password_is_found_in_its_file() {
+    let world = World::bare(&[], "").await;
+    let password = |word: &str| format!("ALTER ROLE capturer PASSWORD '{word}'");
+    world.sql(TABLE).await;
+    world
+        .sql("CREATE ROLE capturer LOGIN SUPERUSER REPLICATION")
+        .await;
+    world.sql(&password("first")).await;
+    // Who comes as the capturer needs a password; the test itself does not.
+    let rules = world.server.data_dir().join("pg_hba.conf");
+    let open = std::fs::read_to_string(&rules).unwrap();
+    let closed = format!("host all,replication capturer 127.0.0.1/32 scram-sha-256\n{open}");
+    std::fs::write(&rules, closed).unwrap();
+    world.sql("SELECT pg_reload_conf()").await;
+    let file = world.place.data().join("password");
+    std::fs::write(&file, "first\n").unwrap();
+    let url = world.server.url("postgres");
+    let url = url.replace("postgres@", "capturer@");
+    let reference = format!("file:{}", file.display());
+    let added = world.add_at(&url, &["--password", &reference]).await;
+    added.expect(0);
+    world.until("following").await;
+
+    world.sql(&password("second")).await;
+    world
+        .sql(
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity \
+             WHERE usename = 'capturer'",
+        )
+        .await;
+    let trouble = world.until_trouble("PGC-S03").await;
+    assert!(trouble.next.contains("password"), "{trouble:?}");
+    assert!(!trouble.text.contains("first"), "{trouble:?}");
+    std::fs::remove_file(&file).unwrap();
+    let trouble = world.until_trouble("PGC-C007").await;
+    assert!(trouble.text.contains("password"), "{trouble:?}");
+    std::fs::write(&file, "second\n").unwrap();
+    world.until("following").await;
+    world.sql("INSERT INTO t VALUES (1)").await;
+    assert_eq!(world.logged_ids().await, [1]);
+}

@@ -1,6 +1,7 @@
 //! What PostgreSQL cannot give any more: declared to operators and consumers, never passed over.
 
 use pgcapture_actors::postgres::{Connection, Replication};
+use pgcapture_engine::lsn::Lsn;
 use pgcapture_proto::pgcapture::Gap;
 use rustix::process::{Signal, kill_process};
 
@@ -38,6 +39,19 @@ async fn drop_slot(world: &World) {
     .await;
 }
 
+/// The gaps of `source show`: from, to and reason.
+async fn shown_gaps(world: &World) -> Vec<(Lsn, Option<Lsn>, String)> {
+    let shown = world.ask(&["source", "show", "shop", "-o", "json"]).await;
+    let shown = shown.json();
+    let gaps = shown["gaps"].as_array().unwrap().iter();
+    gaps.map(|gap| {
+        let position = |name: &str| gap[name].as_str().map(|text| text.parse().unwrap());
+        let reason = gap["reason"].as_str().unwrap().to_owned();
+        (position("from_lsn").unwrap(), position("to_lsn"), reason)
+    })
+    .collect()
+}
+
 /// Row 1 is captured before and row 9 after a loss that `lose` brings about.
 async fn lost_and_accepted(world: World, lose: impl AsyncFn(&World), code: &str, reason: &str) {
     let mut old = world.joined("shop/old").await;
@@ -60,6 +74,9 @@ async fn lost_and_accepted(world: World, lose: impl AsyncFn(&World), code: &str,
         (reason, 0),
         "its end is not known"
     );
+    let from = Lsn(gap.from_lsn);
+    let open = [(from, None, reason.to_owned())];
+    assert_eq!(shown_gaps(&world).await, open);
 
     // A plain resume is no decision: the source stays halted.
     world.ask(&["source", "resume", "shop"]).await.expect(0);
@@ -72,6 +89,8 @@ async fn lost_and_accepted(world: World, lose: impl AsyncFn(&World), code: &str,
     world.sql("INSERT INTO t VALUES (9)").await;
     let gap = next_gap(&mut watcher).await;
     assert!(gap.to_lsn > gap.from_lsn && gap.from_lsn > 0, "{gap:?}");
+    let closed = (from, Some(Lsn(gap.to_lsn)), reason.to_owned());
+    assert_eq!(shown_gaps(&world).await, std::slice::from_ref(&closed));
     assert_eq!(watcher.take_until(9).await, [9]);
     let mut seen = old.take_until(9).await;
     seen.dedup();
@@ -80,10 +99,15 @@ async fn lost_and_accepted(world: World, lose: impl AsyncFn(&World), code: &str,
     // It was accepted once: the next loss halts again, and a restart of the node does not accept it.
     let world = world.crash("").await;
     world.until("following").await;
+    assert_eq!(shown_gaps(&world).await, std::slice::from_ref(&closed));
     world.sql("INSERT INTO t VALUES (10)").await;
     world.caught_up().await;
     drop_slot(&world).await;
     world.until("halted").await;
+    let gaps = shown_gaps(&world).await;
+    assert_eq!(gaps.first(), Some(&closed), "{}", world.node.log());
+    let open = gaps.get(1).map(|gap| gap.1);
+    assert_eq!(open, Some(None), "{gaps:?} {}", world.node.log());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -225,7 +225,11 @@ impl DumpTable {
     pub fn is_read(&self) -> bool {
         match &self.wanted {
             WantedPages::Whole => self.done.contains(PageRange::ALL),
-            WantedPages::Ranges(ranges) => ranges.iter().all(|pages| self.done.contains(*pages)),
+            // Ranges end in about the order they are given: the last one says it soonest.
+            WantedPages::Ranges(ranges) => {
+                let mut ranges = ranges.iter().rev();
+                ranges.all(|pages| self.done.contains(*pages))
+            }
         }
     }
 

@@ -143,6 +143,7 @@ fn a_gap_is_declared_once_and_bounded() {
     assert_eq!(state.apply(gap(1, None)), Ok(Answer::Done));
     assert_eq!(state.apply(gap(1, None)), Ok(Answer::Unchanged));
     assert_eq!(state.apply(gap(1, Some(9))), Ok(Answer::Done));
+    assert_eq!(state.apply(gap(1, None)), Ok(Answer::Unchanged));
     assert_eq!(state.gaps["shop"][0].to, Some(Lsn(9)));
     for from in 2..2_000 {
         state.apply(gap(from, None)).unwrap();

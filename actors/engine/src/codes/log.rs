@@ -20,8 +20,8 @@ pub const WRITE_FAILED: Explanation = Explanation {
     text: "The operating system refused a write or an fsync. After a failed fsync the kernel may \
            have dropped the data and call it clean, so that trying again would prove nothing: the \
            log stops. Everything that was acknowledged is on disk.",
-    next: "look into the kernel log for errors of the device; the log is opened again and checked \
-           when the source restarts",
+    next: "look into the kernel log for errors of the device; then pgcapture source pause and \
+           resume, or a restart of the node: the log is opened again and checked",
 };
 
 /// Stored bytes do not match their checksum.

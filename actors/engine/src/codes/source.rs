@@ -100,7 +100,8 @@ pub const LOGIN_REFUSED: Explanation = Explanation {
     text: "Wrong password, unknown user, or no line of pg_hba.conf allows this user, database \
            and address. Replication connections that name a database match the lines of that \
            database.",
-    next: "Check user, password and pg_hba.conf on the server.",
+    next: "Check user, password and pg_hba.conf on the server; a password file that is corrected is \
+           read again by itself.",
 };
 
 /// No trusted TLS with PostgreSQL.

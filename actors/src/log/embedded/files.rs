@@ -10,6 +10,7 @@
 //! matters is followed by [`sync_directory`].
 
 use std::{
+    fmt::Debug,
     fs::{self, File, OpenOptions},
     io,
     os::unix::fs::FileExt as _,
@@ -18,11 +19,31 @@ use std::{
 
 use pgcapture_engine::segment::{BadSegment, FORMAT_VERSION, HEADER_PAGE_BYTES, SegmentHeader};
 use rustix::{
-    fs::{FallocateFlags, FlockOperation, fallocate, flock},
+    fs::{FallocateFlags, FlockOperation, fallocate, fdatasync, flock},
     io::Errno,
 };
 
 use crate::log::LogError;
+
+/// How written bytes reach the device: the seam at which a test lets a disk fail.
+pub trait Disk: Debug + Send + Sync {
+    /// Makes everything that was written to the file durable, as `fdatasync` does.
+    ///
+    /// # Errors
+    ///
+    /// What the system says. Nothing is known of the bytes then.
+    fn sync(&self, file: &File) -> io::Result<()>;
+}
+
+/// The disk of this machine.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RealDisk;
+
+impl Disk for RealDisk {
+    fn sync(&self, file: &File) -> io::Result<()> {
+        Ok(fdatasync(file)?)
+    }
+}
 
 /// Zeros are written in pieces of this size: large enough for the device, small enough that a
 /// writer that closes does not wait for the rest.

@@ -19,10 +19,10 @@ use pgcapture_engine::{
         preparation,
     },
 };
-use rustix::{fs::fdatasync, io::pwritev};
+use rustix::io::pwritev;
 
 use super::{
-    files::{io_error, segment_path, sync_directory},
+    files::{Disk, io_error, segment_path, sync_directory},
     shared::{Segment, Shared},
     spare::Spare,
 };
@@ -44,6 +44,7 @@ pub(super) struct Segments {
     directory: PathBuf,
     pub(super) active: Active,
     spare: Spare,
+    disk: Arc<dyn Disk>,
 }
 
 /// The segment being written.
@@ -85,7 +86,7 @@ impl Segments {
         segment: Arc<Segment>,
         file: File,
         end: u64,
-        spare: Spare,
+        (spare, disk): (Spare, Arc<dyn Disk>),
     ) -> Self {
         let active = Active {
             segment,
@@ -98,7 +99,13 @@ impl Segments {
             directory,
             active,
             spare,
+            disk,
         }
+    }
+
+    /// Writes a group to the active segment and syncs it.
+    pub(super) fn write(&mut self, group: &Group) -> Result<(), LogError> {
+        self.active.write(group, self.disk.as_ref())
     }
 
     /// Prepares the next segment when it is time to.
@@ -225,8 +232,7 @@ impl Active {
         Ok(group)
     }
 
-    /// Writes a group and syncs it.
-    pub(super) fn write(&mut self, group: &Group) -> Result<(), LogError> {
+    fn write(&mut self, group: &Group, disk: &dyn Disk) -> Result<(), LogError> {
         let path = &self.segment.path;
         let mut slices = Vec::with_capacity(group.blocks.len() * 2);
         for (header, entries, end) in &group.blocks {
@@ -250,10 +256,10 @@ impl Active {
             at += written as u64;
         }
         // Not `is_full` even if the system says so: after a failed sync nothing is known.
-        fdatasync(&self.file).map_err(|error| LogError::Io {
+        disk.sync(&self.file).map_err(|error| LogError::Io {
             action: "sync",
             path: path.clone(),
-            source: std::io::Error::other(std::io::Error::from(error)),
+            source: std::io::Error::other(error),
         })?;
         if let Some((_, _, end)) = group.blocks.last() {
             self.end = *end;

@@ -142,7 +142,7 @@ impl Writer {
         let group = self.segments.active.frame(batches, &tail)?;
         let Some(needed) = group.blocked_by() else {
             let began = Instant::now();
-            self.segments.active.write(&group)?;
+            self.segments.write(&group)?;
             self.shared.metrics.fsync_seconds.record(began.elapsed());
             self.publish(group.ends(), orders, &mut tail);
             self.segments.prepare_next();

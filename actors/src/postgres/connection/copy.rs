@@ -30,6 +30,11 @@ pub(super) async fn start<'a>(wire: &'a mut Wire, sql: &str) -> Result<CopyOut<'
 /// Sends the statement and waits for the first row or an error.
 pub(in crate::postgres) async fn begin(wire: &mut Wire, sql: &str) -> Result<(), PgError> {
     wire.send_query(sql).await?;
+    begun(wire).await
+}
+
+/// Waits for the first row or an error of a statement that was sent.
+pub(in crate::postgres) async fn begun(wire: &mut Wire) -> Result<(), PgError> {
     match parse(wire.frame().await?)? {
         Message::CopyOutResponse(_) => Ok(()),
         Message::ErrorResponse(body) => Err(finish(wire, Some(server_error(&body))).await),

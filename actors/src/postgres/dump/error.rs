@@ -266,14 +266,12 @@ impl ReadError {
     #[must_use]
     pub(super) fn while_reading(table: &TableName, source: PgError) -> Self {
         let table = table.clone();
+        if matches!(source, PgError::MessageTooLarge { .. }) {
+            let what = source.to_string();
+            return Self::RowUnreadable { table, what };
+        }
         let Some(server) = source.server_error() else {
-            return match source {
-                PgError::MessageTooLarge { .. } => {
-                    let what = source.to_string();
-                    Self::RowUnreadable { table, what }
-                }
-                _ => Self::Lost { table, source },
-            };
+            return Self::Lost { table, source };
         };
         let class = server.sqlstate.get(..2).unwrap_or_default();
         match (server.sqlstate.as_str(), class) {

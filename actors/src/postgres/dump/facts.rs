@@ -36,9 +36,10 @@ pub(super) struct Facts {
     since_is_too_old: bool,
 }
 
-/// Returns the questions, whose rows [`Facts::read`] understands. The table must be locked.
-pub(super) fn questions(version: u32, request: &RangeRequest, options: &ReplicaOptions) -> String {
-    let (oid, publication) = (request.heap.oid, quote_literal(&options.publication));
+/// Returns the statements that prepare a new session for [`questions`]: to plan them anew for each
+/// range would take longer than to read a small one.
+pub(super) fn preparation(version: u32, publication: &str) -> String {
+    let publication = quote_literal(publication);
     let (filter, listed) = if version >= FILTERS_SINCE {
         ("p.rowfilter", "AND a.attname = ANY (p.attnames)")
     } else {
@@ -51,28 +52,39 @@ pub(super) fn questions(version: u32, request: &RangeRequest, options: &ReplicaO
     };
     // The relation that the publication lists: the heap, or the root above it.
     let label = format!(
-        "pg_publication_tables p JOIN pg_namespace n ON n.nspname = p.schemaname \
-         JOIN pg_class c ON c.relname = p.tablename AND c.relnamespace = n.oid \
-         WHERE p.pubname = {publication} AND (c.oid = {oid} \
-         OR c.oid IN (SELECT relid FROM pg_partition_ancestors({oid})))"
+        "pg_catalog.pg_publication_tables p \
+         JOIN pg_catalog.pg_namespace n ON n.nspname = p.schemaname \
+         JOIN pg_catalog.pg_class c ON c.relname = p.tablename AND c.relnamespace = n.oid \
+         WHERE p.pubname = {publication} AND (c.oid = $1 \
+         OR c.oid IN (SELECT relid FROM pg_catalog.pg_partition_ancestors($1)))"
     );
-    let age = match request.extent {
-        Extent::Sweep { since_xid } => format!("age('{since_xid}'::xid) < 0"),
-        Extent::Pages(_) => "false".to_owned(),
-    };
     format!(
-        "SELECT 'heap', n.nspname, c.relname, c.relkind, c.relfilenode, \
-         pg_relation_filenode(c.oid), {age} \
-         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = {oid}; \
+        "SET plan_cache_mode = force_generic_plan; PREPARE pgcapture_heap (oid) AS \
+         SELECT 'heap', n.nspname, c.relname, c.relkind, c.relfilenode, \
+         pg_catalog.pg_relation_filenode(c.oid) FROM pg_catalog.pg_class c \
+         JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = $1; \
+         PREPARE pgcapture_label (oid) AS \
          SELECT 'label', n.nspname, c.relname, {filter} FROM {label}; \
+         PREPARE pgcapture_columns (oid) AS \
          SELECT 'column', a.attname, a.atttypid, t.typsend <> 0, \
          t.typoutput IN ('textout'::regproc, 'varcharout'::regproc, 'bpcharout'::regproc) \
-         FROM {label_columns} {listed} AND {generated} ORDER BY a.attnum",
-        label_columns = format!(
-            "(SELECT c.oid, p.* FROM {label}) p \
-             JOIN pg_attribute a ON a.attrelid = p.oid AND a.attnum > 0 AND NOT a.attisdropped \
-             JOIN pg_type t ON t.oid = a.atttypid WHERE true"
-        ),
+         FROM (SELECT c.oid, p.* FROM {label}) p JOIN pg_catalog.pg_attribute a \
+         ON a.attrelid = p.oid AND a.attnum > 0 AND NOT a.attisdropped \
+         JOIN pg_catalog.pg_type t ON t.oid = a.atttypid \
+         WHERE {generated} {listed} ORDER BY a.attnum; "
+    )
+}
+
+/// Returns the questions, whose rows [`Facts::read`] understands. The table must be locked.
+pub(super) fn questions(request: &RangeRequest) -> String {
+    let oid = request.heap.oid;
+    let age = match request.extent {
+        Extent::Sweep { since_xid } => format!("; SELECT 'age', age('{since_xid}'::xid) < 0"),
+        Extent::Pages(_) => String::new(),
+    };
+    format!(
+        "EXECUTE pgcapture_heap ({oid}); EXECUTE pgcapture_label ({oid}); \
+         EXECUTE pgcapture_columns ({oid}){age}"
     )
 }
 
@@ -93,7 +105,7 @@ impl Facts {
             columns: Vec::new(),
             expressions: Vec::new(),
             row_filter: label.and_then(|row| text(row, 3)).map(str::to_owned),
-            since_is_too_old: heap_row.is_some_and(|row| flag(row, 6)),
+            since_is_too_old: of_kind("age").any(|row| flag(row, 1)),
         };
         for row in of_kind("column") {
             let (has_binary, is_text) = (flag(row, 3), flag(row, 4));

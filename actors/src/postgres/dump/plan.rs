@@ -68,10 +68,13 @@ impl Replica {
             let row = rows
                 .iter()
                 .find(|row| parsed(row, 0) == Some(candidate.oid));
-            match row.map(|row| measured(candidate, row, page_bytes)) {
-                Some(Ok(table)) => tables.push(table),
-                Some(Err(problem)) => problems.push(problem),
-                None => {}
+            let Some(row) = row else {
+                continue;
+            };
+            let name = candidate.name.clone();
+            match measured(candidate, row, page_bytes) {
+                Ok(table) => tables.push(table),
+                Err(error) => problems.push(TableProblem { name, error }),
             }
         }
         Ok(TablePlan {
@@ -259,23 +262,17 @@ fn unusable(row: &Row, column: usize, table: &TableName) -> Option<ReadError> {
     Some(ReadError::NotInWal { table, kind })
 }
 
-fn measured(candidate: Candidate, row: &Row, page_bytes: u32) -> Result<DumpTable, TableProblem> {
-    let name = candidate.name.clone();
-    let problem = |error| TableProblem {
-        name: name.clone(),
-        error,
-    };
-    if let Some(error) = unusable(row, 2, &name) {
-        return Err(problem(error));
+fn measured(candidate: Candidate, row: &Row, page_bytes: u32) -> Result<DumpTable, ReadError> {
+    let table = candidate.name.clone();
+    if let Some(error) = unusable(row, 2, &table) {
+        return Err(error);
     }
     if !flag(row, 8) {
-        let table = name.clone();
-        return Err(problem(ReadError::NoSelect { table }));
+        return Err(ReadError::NoSelect { table });
     }
     // Both are NULL when the table was dropped in this moment.
     let (Some(filenode), Some(heap_bytes)) = (parsed(row, 1), parsed::<u64>(row, 4)) else {
-        let table = name.clone();
-        return Err(problem(ReadError::Missing { table }));
+        return Err(ReadError::Missing { table });
     };
     let estimate: Option<i64> = parsed(row, 6);
     Ok(DumpTable {

@@ -43,7 +43,6 @@ struct Idle {
 #[derive(Debug)]
 pub(super) struct Session {
     pub(super) wire: Wire,
-    pub(super) version: u32,
     pub(super) backend_pid: i32,
     application_name: String,
 }
@@ -60,7 +59,6 @@ pub(super) struct Lease {
 /// A lease whose wire is elsewhere.
 #[derive(Debug)]
 pub(super) struct LeaseRest {
-    version: u32,
     backend_pid: i32,
     application_name: String,
     permit: OwnedSemaphorePermit,
@@ -73,7 +71,6 @@ impl Lease {
             session, permit, ..
         } = self;
         let rest = LeaseRest {
-            version: session.version,
             backend_pid: session.backend_pid,
             application_name: session.application_name,
             permit,
@@ -88,7 +85,6 @@ impl LeaseRest {
         Lease {
             session: Session {
                 wire,
-                version: self.version,
                 backend_pid: self.backend_pid,
                 application_name: self.application_name,
             },
@@ -192,7 +188,6 @@ impl Session {
         let (wire, _session) = connection.into_parts();
         Ok(Self {
             wire,
-            version,
             backend_pid,
             application_name,
         })
@@ -243,6 +238,7 @@ fn settings(version: u32, options: &ReplicaOptions) -> String {
         // In text form it decides how names of tables and types are printed: as in the stream.
         settings.push_str("SET search_path = ''; ");
     }
+    settings.push_str(&super::facts::preparation(version, &options.publication));
     settings.push_str(super::check::IDENTITY);
     settings
 }

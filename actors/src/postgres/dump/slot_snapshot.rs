@@ -9,8 +9,9 @@
 //!
 //! # What it costs
 //!
-//! PostgreSQL waits for the transactions that are writing when the slot is made. FIGURES
-//! A transaction that stays open holds the range up; that is bounded, and the error names it.
+//! PostgreSQL waits for the transactions that are writing when the slot is made. A whole
+//! small range took 2 ms on an idle source and, with 8 clients of pgbench on two cores, 4 ms in the
+//! median, 18 ms in one of ten and 31 ms in one of a hundred (`examples/dump_speed.rs`). A transaction that stays open holds the range up; that is bounded, and the error names it.
 //!
 //! # Why not marks
 //!
@@ -80,7 +81,7 @@ async fn take(
     let inside = format!(
         "LOCK TABLE ONLY {} IN ACCESS SHARE MODE; {}",
         qualified(table),
-        facts::questions(session.version, request, options)
+        facts::questions(request)
     );
     let wire = &mut session.wire;
     // A walsender that waits for WAL takes any further query for a broken protocol.

@@ -5,7 +5,7 @@
 
 use super::{
     LOOK_EVERY, LocalServer, LocalServerError, LocalServerOptions, USER, binaries::library_path,
-    directory::Home, tools::run_to_end,
+    directory::Home, take_care, tools::run_to_end,
 };
 use crate::postgres::{Connection, PgError, Replication};
 
@@ -30,6 +30,7 @@ impl LocalServer {
     /// [`LocalServerError`]; nothing is left behind but the slot, if one was asked for.
     pub async fn start_standby(&self, options: StandbyOptions) -> Result<Self, LocalServerError> {
         let home = Home::new()?;
+        let caretaker = take_care(&home)?;
         self.base_backup(&home, &options).await?;
         let mut settings = options.settings;
         if options.hot_standby_feedback {
@@ -38,6 +39,7 @@ impl LocalServer {
         let mut standby = Self {
             postmaster: None,
             home,
+            _caretaker: caretaker,
             bin_dir: self.bin_dir.clone(),
             port: 0,
             password: self.password.clone(),

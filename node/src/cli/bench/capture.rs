@@ -238,7 +238,7 @@ async fn to_log(
     done: impl AsyncFnOnce(&AgentHandle) -> anyhow::Result<()>,
 ) -> anyhow::Result<Cost> {
     let (cpu, began) = (own_cpu(), Instant::now());
-    let agent = agent::start(spec(mode.limits()), database.config(), log);
+    let agent = agent::start(spec(mode.limits()), Arc::new(database.config()), log);
     done(&agent).await?;
     let cost = Cost {
         wall: began.elapsed(),

@@ -111,7 +111,11 @@ async fn round(args: &LatencyArgs, database: &Database, data: &Path) -> anyhow::
     let log = open_log(directory.path())?;
     let shared: Arc<dyn ChangeLog> = Arc::<EmbeddedLog>::clone(&log);
     let served = Served::start(Arc::clone(&shared), &directory.path().join("node")).await?;
-    let agent = agent::start(spec(AgentLimits::default()), database.config(), shared);
+    let agent = agent::start(
+        spec(AgentLimits::default()),
+        Arc::new(database.config()),
+        shared,
+    );
     let mut status = agent.status();
     let following = status.wait_for(|status| status.state == AgentState::Following);
     tokio::select! {

@@ -1,0 +1,55 @@
+//! What an agent asks of the node around it.
+//!
+//! Two facts lie outside of the log and of PostgreSQL: how to connect, secrets included, and the
+//! agreed state that operators look at. An agent never keeps either from one life of its pipeline
+//! to the next.
+
+use std::fmt::Debug;
+
+use async_trait::async_trait;
+use pgcapture_engine::{cluster::Gap, codes::Explanation};
+
+use crate::postgres::Config;
+
+/// The node around an agent.
+#[async_trait]
+pub trait AgentHost: Debug + Send + Sync {
+    /// Returns where the source is, with its password as it is now. Asked for every life of a
+    /// pipeline: a password that was changed is found without an order.
+    ///
+    /// # Errors
+    ///
+    /// [`HostError`]; the agent asks again after a while.
+    async fn connection(&self) -> Result<Config, HostError>;
+
+    /// Records a gap that is an entry of the log; durable on return. The same gap again changes
+    /// nothing, or adds its end. Told before anything is read after the gap, and again after a
+    /// crash in between.
+    ///
+    /// # Errors
+    ///
+    /// [`HostError`]; the agent reads nothing more before it was recorded.
+    async fn record_gap(&self, gap: Gap) -> Result<(), HostError>;
+}
+
+/// The host could not do what an agent asked.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{text}")]
+pub struct HostError {
+    /// What it means.
+    pub explanation: &'static Explanation,
+    /// What happened. Never a secret.
+    pub text: String,
+}
+
+/// An agent without a node around it: the way does not change, and gaps are in the log alone.
+#[async_trait]
+impl AgentHost for Config {
+    async fn connection(&self) -> Result<Config, HostError> {
+        Ok(self.clone())
+    }
+
+    async fn record_gap(&self, _: Gap) -> Result<(), HostError> {
+        Ok(())
+    }
+}

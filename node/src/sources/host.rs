@@ -1,0 +1,79 @@
+//! What a source's agent gets from this node: the way to PostgreSQL and the agreed state.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use pgcapture_actors::{
+    agent::{AgentHost, HostError},
+    consensus::Consensus,
+    postgres,
+};
+use pgcapture_engine::{
+    cluster::{Command, Gap, SecretRef, Source},
+    codes,
+};
+
+use super::status::chain;
+
+/// The host of one source's agent.
+#[derive(Debug)]
+pub(super) struct SourceHost {
+    consensus: Arc<dyn Consensus>,
+    name: String,
+    url: String,
+    password: Option<SecretRef>,
+}
+
+impl SourceHost {
+    pub(super) fn new(consensus: Arc<dyn Consensus>, source: &Source) -> Self {
+        Self {
+            consensus,
+            name: source.name.clone(),
+            url: source.url.clone(),
+            password: source.password.clone(),
+        }
+    }
+}
+
+#[async_trait]
+impl AgentHost for SourceHost {
+    async fn connection(&self) -> Result<postgres::Config, HostError> {
+        connection(&self.url, None, self.password.as_ref())
+    }
+
+    async fn record_gap(&self, gap: Gap) -> Result<(), HostError> {
+        let name = self.name.clone();
+        let proposed = self.consensus.propose(Command::DeclareGap { name, gap });
+        match proposed.await {
+            Ok(_) => Ok(()),
+            Err(error) => Err(HostError {
+                explanation: &codes::node::STORE_FAILED,
+                text: format!("a gap cannot be recorded: {}", chain(&error)),
+            }),
+        }
+    }
+}
+
+/// Returns how to connect, with the password that stood in the url, or the one that the reference
+/// leads to now.
+pub(crate) fn connection(
+    url: &str,
+    inline: Option<&postgres::Secret>,
+    password: Option<&SecretRef>,
+) -> Result<postgres::Config, HostError> {
+    let config = postgres::Config::parse(url).map_err(|error| HostError {
+        explanation: error.explanation(),
+        text: error.to_string(),
+    })?;
+    if let Some(password) = inline {
+        return Ok(config.with_password(password.clone()));
+    }
+    let Some(reference) = password else {
+        return Ok(config);
+    };
+    let password = crate::config::read_secret(reference).map_err(|error| HostError {
+        explanation: &codes::config::SECRET,
+        text: error.to_string(),
+    })?;
+    Ok(config.with_password(postgres::Secret::new(password)))
+}
