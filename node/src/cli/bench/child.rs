@@ -85,6 +85,11 @@ pub(super) async fn run() -> anyhow::Result<()> {
         Task::Hold(order) => holder::run(&order).await?,
     }
     // The parent decides when our connections end.
+    parent_ended().await
+}
+
+/// Waits until the parent has no more to say: then this process ends.
+pub(super) async fn parent_ended() -> anyhow::Result<()> {
     let ended = tokio::task::spawn_blocking(|| std::io::stdin().lines().for_each(drop));
     ended.await.context("wait for the parent")
 }

@@ -11,14 +11,15 @@ use clap::ValueEnum;
 use hdrhistogram::Histogram;
 use http_body_util::{BodyExt as _, StreamBody};
 use pgcapture_proto::pgcapture::{
-    CaptureAck, CaptureRequest, Change, capture_request, db_log_gateway_client::DbLogGatewayClient,
-    field,
+    CaptureAck, CaptureMessage, CaptureRequest, Change, capture_request,
+    db_log_gateway_client::DbLogGatewayClient, field,
 };
 use prost_types::{ListValue, Value, value::Kind};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
 use tonic::{
+    Streaming,
     body::Body,
     transport::{Channel, Endpoint},
 };
@@ -208,15 +209,22 @@ pub(super) async fn run(order: &Order) -> anyhow::Result<()> {
     parameters.push(("BatchSize", batch));
     let init = frames::init(&order.uri, parameters);
     let mut tally = Tally::new(order)?;
+    let (mut by_hand, mut generated_parts) = (None, None);
     match order.client {
-        ClientKind::Raw => raw(order, channel, init, &mut tally).await?,
-        ClientKind::Generated => generated(order, channel, init, &mut tally).await?,
+        ClientKind::Raw => by_hand = Some(raw(order, channel, init, &mut tally).await?),
+        ClientKind::Generated => {
+            generated_parts = Some(generated(order, channel, init, &mut tally).await?);
+        }
     }
     child::answer(&Done {
         seconds: began.elapsed().as_secs_f64(),
         cpu_seconds: measure::own_cpu().as_secs_f64(),
         latency: tally.latency(),
-    })
+    })?;
+    // The last acknowledgements are still under way; a dump ends only when they have arrived.
+    child::parent_ended().await?;
+    drop((by_hand, generated_parts));
+    Ok(())
 }
 
 async fn raw(
@@ -224,7 +232,7 @@ async fn raw(
     channel: Channel,
     init: CaptureRequest,
     tally: &mut Tally,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Stream> {
     let mut stream = Stream::open(channel, frames::request(&init)).await?;
     child::answer(&Opened {})?;
     while tally.changes < order.changes {
@@ -239,7 +247,7 @@ async fn raw(
             stream.send(acks.freeze()).await?;
         }
     }
-    Ok(())
+    Ok(stream)
 }
 
 async fn generated(
@@ -247,7 +255,7 @@ async fn generated(
     channel: Channel,
     init: CaptureRequest,
     tally: &mut Tally,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<(mpsc::Sender<CaptureRequest>, Streaming<CaptureMessage>)> {
     let mut client = DbLogGatewayClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
     let (requests, outbound) = mpsc::channel(ACK_MESSAGES_QUEUE_MAX);
     requests.send(init).await?;
@@ -280,7 +288,7 @@ async fn generated(
         };
         requests.send(request).await.context("the stream ended")?;
     }
-    Ok(())
+    Ok((requests, stream))
 }
 
 /// What was received so far.

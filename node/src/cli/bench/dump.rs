@@ -1,8 +1,8 @@
 //! `bench dump`: the existing rows of a table from a standby to one consumer in another process,
 //! beside `COPY (SELECT * …) TO STDOUT (FORMAT binary)` of the same rows to `/dev/null`.
 //!
-//! Our time is taken from the order until the consumer has acknowledged the last row: planning, the
-//! snapshots and the splice are in it. With `--latency` it measures instead how old the changes of
+//! Our time is taken from the order until the consumer has the last row and has sent its
+//! answer: planning, the snapshots and the splice are in it. With `--latency` it measures instead how old the changes of
 //! another consumer are when they arrive, without a dump and beside one.
 
 mod beside;
