@@ -113,7 +113,6 @@ impl SlotReader {
     /// in the decoder.
     async fn take_in(&mut self, received: Received<'_>) -> Result<(), AgentError> {
         let mut server_end = Lsn::ZERO;
-        let mut due = None;
         for event in received {
             match event {
                 ReplicationEvent::Data {
@@ -139,15 +138,13 @@ impl SlotReader {
                         is_reply_requested: reply_requested,
                     };
                     let is_quiet = self.decoder.is_quiet();
-                    due = self
-                        .progress
-                        .keepalive(keepalive, is_quiet, self.started.elapsed());
+                    let now = self.started.elapsed();
+                    // At once: it counts as emitted, and one read may bring several keepalives.
+                    if let Some(progress) = self.progress.keepalive(keepalive, is_quiet, now) {
+                        self.publish(progress).await?;
+                    }
                 }
             }
-        }
-        if let Some(progress) = due {
-            self.publish_decoded().await?;
-            self.publish(progress).await?;
         }
         self.report(server_end);
         Ok(())

@@ -17,10 +17,11 @@ use pgcapture_actors::{
 use pgcapture_engine::{
     batch::{Batch, EntryKind},
     checkpoint::Epoch,
+    lsn::Lsn,
 };
 use tokio::sync::watch;
 
-use crate::world::{World, on_node_runtime, wait_for};
+use crate::world::{PATIENCE, World, on_node_runtime, wait_for};
 
 #[test]
 fn a_committed_row_reaches_the_log_and_frees_wal() {
@@ -56,6 +57,28 @@ fn a_committed_row_reaches_the_log_and_frees_wal() {
             Some("f"),
             "draining gives the slot back"
         );
+    });
+}
+
+/// Answers of the server come while others are still on their way, often several in one read.
+#[test]
+fn what_readers_ask_about_an_idle_source_is_told_each_time() {
+    on_node_runtime(async {
+        let world = World::new().await;
+        let agent = world.start(World::spec());
+        wait_for(&agent, AgentState::Following).await;
+        let mut tail = world.log.tail();
+        for _ in 0..100 {
+            // WAL that brings nothing to the stream.
+            world.sql("SELECT txid_current()").await;
+            let at = world.wal_end().await;
+            world.log.ask_progress(at);
+            world.log.ask_progress(Lsn(at.0 + 1));
+            let told = tail.wait_for(|tail| tail.resume_lsn >= at);
+            let told = tokio::time::timeout(PATIENCE, told).await;
+            drop(told.expect("it is told").unwrap());
+        }
+        agent.drain().await;
     });
 }
 
