@@ -59,7 +59,7 @@ impl Postgres {
     ///
     /// When PostgreSQL is not installed or does not start; says why and shows its log.
     pub async fn start(bin: Option<&Path>, dir: &Path) -> Result<Self> {
-        let bin = find_bin(bin)?;
+        let bin = real(find_bin(bin)?);
         let dir = dir.join("postgres");
         let user = geteuid().is_root().then(postgres_user).transpose()?;
         fs::create_dir(&dir).context("create PostgreSQL's directory")?;
@@ -274,6 +274,15 @@ fn postgres_user() -> Result<(u32, u32)> {
         }
     }
     bail!("PostgreSQL refuses to run as root, and there is no user postgres")
+}
+
+/// Follows links: a `postgres` on the path may stand alone, its other programs beside what it leads to.
+fn real(bin: PathBuf) -> PathBuf {
+    let program = fs::canonicalize(bin.join("postgres")).ok();
+    let target = program.as_deref().and_then(Path::parent);
+    target
+        .filter(|real| real.join("pg_basebackup").exists())
+        .map_or(bin.clone(), Path::to_owned)
 }
 
 /// Returns the directory of PostgreSQL's programs: the one that is given, the one that
