@@ -36,6 +36,11 @@ impl Chronicle {
             for (id, _) in new.iter().filter(is_news) {
                 if let Some(dump) = state.dumps.get(id) {
                     tell(dump, known.contains_key(id));
+                    // A dump that ends before the next tick is shown too.
+                    let key = (dump.stream.clone(), dump.consumer.clone());
+                    if self.shown.insert(key.clone()) {
+                        progress_gauge(&key).set(0.0);
+                    }
                 }
             }
         }
