@@ -11,7 +11,8 @@
 //!
 //! PostgreSQL waits for the transactions that are writing when the slot is made. A whole
 //! small range took 2 ms on an idle source and, with 8 clients of pgbench on two cores, 4 ms in the
-//! median, 18 ms in one of ten and 31 ms in one of a hundred (`examples/dump_speed.rs`). A transaction that stays open holds the range up; that is bounded, and the error names it.
+//! median, 18 ms in one of ten and 31 ms in one of a hundred (`examples/dump_speed.rs`). A
+//! transaction that stays open holds the range up; that is bounded, and the error names it.
 //!
 //! # Why not marks
 //!
