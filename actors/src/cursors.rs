@@ -6,31 +6,7 @@
 use std::fmt::Debug;
 
 use async_trait::async_trait;
-use pgcapture_engine::checkpoint::Checkpoint;
-use serde::{Deserialize, Serialize};
-
-/// How far a subscription has acknowledged.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Cursor {
-    /// Everything up to here is acknowledged or filtered out.
-    pub floor: Checkpoint,
-    /// Runs acknowledged above the floor: first and last, both included, in order; at most
-    /// [`ACKED_RUNS_MAX`].
-    pub acked_above: Vec<(Checkpoint, Checkpoint)>,
-}
-
-/// Runs of a cursor beyond this many are forgotten on save and are delivered again after a
-/// restart; a cursor then stays below 32 KiB.
-pub const ACKED_RUNS_MAX: usize = 1_000;
-
-/// Name of a subscription: the stream it reads and its own name on it.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct SubscriptionId {
-    /// The stream.
-    pub stream: String,
-    /// The consumer's name; equal to the stream for uris that name only a stream.
-    pub consumer: String,
-}
+pub use pgcapture_engine::cluster::{ACKED_RUNS_MAX, Cursor, SubscriptionId};
 
 /// Keeps cursors durably.
 #[async_trait]

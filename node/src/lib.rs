@@ -14,6 +14,8 @@ pub mod store;
 
 pub mod logs;
 
+pub mod peers;
+
 pub mod resolver;
 
 pub mod sources;

@@ -203,6 +203,8 @@ impl Sources {
         let log = self.logs.get(&source.name).ok_or_else(missing)?;
         let assign = Command::Assign {
             name: source.name.clone(),
+            node: self.node.clone(),
+            after: source.epoch,
         };
         let epoch = match self.consensus.propose(assign).await {
             Ok(Answer::Assigned(epoch)) => epoch,

@@ -11,6 +11,10 @@
 
 mod source;
 
+mod cursor;
+
+mod node;
+
 mod replica;
 
 mod dump;
@@ -20,12 +24,14 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use serde::{Deserialize, Serialize};
 
 pub use self::{
+    cursor::{ACKED_RUNS_MAX, Cursor, CursorCommand, CursorTable, SubscriptionId},
     dump::{
         COOL_DOWN_MAX, COOL_DOWNS_MAX, DUMP_RANGES_MAX, DUMP_TABLES_MAX, DUMPS_KEPT_MAX,
         DUMPS_OPEN_MAX, Dump, DumpAction, DumpCommand, DumpOptions, DumpRefusal, DumpRule,
         DumpState, DumpTable, FinishedRange, NewDump, NewLayout, PlannedTable, REPLANS_MAX,
         TableFailure, TableLayout, WantedPages,
     },
+    node::{NODES_MAX, Node},
     replica::{
         DEFAULT_LAG_MAX, DEFAULT_RANGES_MAX, RANGES_MAX_LIMIT, REPLICAS_MAX, Replica, ReplicaKind,
         ReplicaRefusal,
@@ -60,6 +66,10 @@ pub struct State {
     pub cool_downs: BTreeMap<(String, String), Duration>,
     /// The number of the newest dump that ever existed.
     pub last_dump: DumpId,
+    /// All nodes by name.
+    pub nodes: BTreeMap<String, Node>,
+    /// Which node runs the agent of each source, under the source's epoch.
+    pub owners: BTreeMap<String, String>,
     /// All dumps that are not forgotten. Not serialised with the rest: a store keeps one row each,
     /// and writes only those that changed, which it sees by the pointers.
     #[serde(skip)]
@@ -96,10 +106,15 @@ pub enum Command {
         /// Whether it shall rest.
         paused: bool,
     },
-    /// Begins a new epoch of a source: the right to run its agent.
+    /// Begins a new epoch of a source: the right of one node to run its agent. Refused when the
+    /// epoch has moved meanwhile, so that two who act on the same knowledge do not both succeed.
     Assign {
         /// Which.
         name: String,
+        /// To which node.
+        node: String,
+        /// The epoch that the proposer knows.
+        after: Epoch,
     },
     /// Replaces where a source connects to; the answer to a moved server or a new password.
     SetConnection {
@@ -126,6 +141,22 @@ pub enum Command {
     },
     /// Does something about dumps.
     Dump(DumpCommand),
+    /// Adds a node, or changes where it is reached. The same node again changes nothing.
+    AddNode(Node),
+    /// Forgets a node. The second time changes nothing.
+    RemoveNode {
+        /// Which.
+        name: String,
+    },
+}
+
+/// What nodes agree on, one after the other: an entry of their common log.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Proposal {
+    /// Changes the state.
+    State(Command),
+    /// Moves cursors.
+    Cursors(CursorCommand),
 }
 
 /// What an accepted command did.
@@ -177,6 +208,23 @@ pub enum Refusal {
     /// A name breaks the rules.
     #[error(transparent)]
     InvalidName(#[from] InvalidName),
+    /// Somebody else began an epoch meanwhile.
+    #[error("source \"{name}\" is at epoch {epoch} already")]
+    EpochMoved {
+        /// The source.
+        name: String,
+        /// Its epoch.
+        epoch: Epoch,
+    },
+    /// Another node has that name.
+    #[error("a node \"{name}\" belongs to the cluster already")]
+    NodeExists {
+        /// The name.
+        name: String,
+    },
+    /// The cluster is full of nodes.
+    #[error("there are {NODES_MAX} nodes already, which is the limit")]
+    TooManyNodes,
     /// The cluster is full.
     #[error("there are {SOURCES_MAX} sources already, which is the limit")]
     TooManySources,
@@ -203,7 +251,7 @@ impl State {
                 let before = std::mem::replace(&mut source.paused, paused);
                 Ok(changed(before != paused))
             }
-            Command::Assign { name } => self.assign(&name),
+            Command::Assign { name, node, after } => self.assign(&name, node, after),
             Command::SetConnection {
                 name,
                 url,
@@ -219,6 +267,8 @@ impl State {
             Command::AddReplica(replica) => self.add_replica(*replica),
             Command::RemoveReplica { name } => self.remove_replica(&name),
             Command::Dump(command) => self.apply_dump(command),
+            Command::AddNode(node) => self.add_node(node),
+            Command::RemoveNode { name } => Ok(self.remove_node(&name)),
         }
     }
 
@@ -299,17 +349,10 @@ impl State {
             .ok_or_else(|| self.unknown(name))?;
         self.epochs.insert(source.name, source.epoch);
         self.gaps.remove(name);
+        self.owners.remove(name);
         self.replicas.retain(|_, replica| replica.source != name);
         self.dumps.retain(|_, dump| dump.source != name);
         Ok(Answer::Done)
-    }
-
-    fn assign(&mut self, name: &str) -> Result<Answer, Refusal> {
-        let source = self.source_mut(name)?;
-        source.epoch = Epoch(source.epoch.0 + 1);
-        let epoch = source.epoch;
-        self.epochs.insert(name.to_owned(), epoch);
-        Ok(Answer::Assigned(epoch))
     }
 
     fn declare_gap(&mut self, name: &str, gap: Gap) -> Result<Answer, Refusal> {

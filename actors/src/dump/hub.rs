@@ -132,6 +132,9 @@ impl From<ProposeError> for DumpError {
                     | Refusal::StreamTaken { .. }
                     | Refusal::SlotTaken { .. }
                     | Refusal::InvalidName(_)
+                    | Refusal::EpochMoved { .. }
+                    | Refusal::NodeExists { .. }
+                    | Refusal::TooManyNodes
                     | Refusal::TooManySources => &codes::dump::BAD_REQUEST,
                 };
                 (explanation, RangeRemedy::Fail)

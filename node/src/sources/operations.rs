@@ -83,6 +83,9 @@ impl SourceError {
                 | Refusal::StreamTaken { .. }
                 | Refusal::SlotTaken { .. }
                 | Refusal::TooManySources
+                | Refusal::EpochMoved { .. }
+                | Refusal::NodeExists { .. }
+                | Refusal::TooManyNodes
                 | Refusal::Replica(ReplicaRefusal::Exists { .. }),
             )
             | Self::NoGap { .. } => &codes::node::CONFLICT,

@@ -1,14 +1,15 @@
 //! The form of the file: its version, and how older ones are brought to it.
 //!
 //! Version 1 had sources, gaps and epochs in one value. Version 2 has replicas and cool-downs beside
-//! them, and dumps in rows of their own. Bringing a file forward is one transaction: it is of the
+//! them, and dumps in rows of their own. Version 3 has nodes and owners. Bringing a file forward is one transaction: it is of the
 //! one version or the other, whenever the node is killed.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{collections::BTreeMap, path::Path, time::Duration};
 
 use pgcapture_engine::{
     checkpoint::Epoch,
-    cluster::{Gap, Source, State},
+    cluster::{Gap, Replica, Source, State},
+    dump::DumpId,
 };
 use redb::{Database, ReadableTable, TableDefinition, WriteTransaction};
 use serde::{Deserialize, Serialize};
@@ -16,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::{CURSORS, STATE, STATE_KEY, StoreError, decode, dumps, encode, failed};
 
 /// Version of everything in the file; grows when a value changes its form.
-pub const FORMAT_VERSION: u32 = 2;
+pub const FORMAT_VERSION: u32 = 3;
 
 pub(super) const META: TableDefinition<'_, &str, u32> = TableDefinition::new("meta");
 pub(super) const FORMAT_KEY: &str = "format";
@@ -40,6 +41,31 @@ impl From<StateV1> for State {
     }
 }
 
+/// The agreed state as version 2 kept it.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(super) struct StateV2 {
+    pub(super) sources: BTreeMap<String, Source>,
+    pub(super) gaps: BTreeMap<String, Vec<Gap>>,
+    pub(super) epochs: BTreeMap<String, Epoch>,
+    pub(super) replicas: BTreeMap<String, Replica>,
+    pub(super) cool_downs: BTreeMap<(String, String), Duration>,
+    pub(super) last_dump: DumpId,
+}
+
+impl From<StateV2> for State {
+    fn from(old: StateV2) -> Self {
+        Self {
+            sources: old.sources,
+            gaps: old.gaps,
+            epochs: old.epochs,
+            replicas: old.replicas,
+            cool_downs: old.cool_downs,
+            last_dump: old.last_dump,
+            ..Self::default()
+        }
+    }
+}
+
 /// Reads the agreed state, makes the file when it is new, and brings an older one forward.
 pub(super) fn read_or_create(database: &Database, path: &Path) -> Result<State, StoreError> {
     let transaction = database
@@ -49,6 +75,7 @@ pub(super) fn read_or_create(database: &Database, path: &Path) -> Result<State, 
     let state = match found {
         None => State::default(),
         Some(FORMAT_VERSION) => read(&transaction)?,
+        Some(2) => read_v2(&transaction)?,
         Some(1) => read_v1(&transaction)?,
         Some(0) => {
             let what = "its format version is 0, which never was".to_owned();
@@ -77,6 +104,14 @@ fn version(transaction: &WriteTransaction) -> Result<Option<u32>, redb::Error> {
 fn read(transaction: &WriteTransaction) -> Result<State, StoreError> {
     let value = state_value(transaction).map_err(failed)?;
     let mut state: State = value.map_or_else(|| Ok(State::default()), |bytes| decode(&bytes))?;
+    state.dumps = dumps::read(transaction)?;
+    Ok(state)
+}
+
+fn read_v2(transaction: &WriteTransaction) -> Result<State, StoreError> {
+    let value = state_value(transaction).map_err(failed)?;
+    let old: StateV2 = value.map_or_else(|| Ok(StateV2::default()), |bytes| decode(&bytes))?;
+    let mut state = State::from(old);
     state.dumps = dumps::read(transaction)?;
     Ok(state)
 }

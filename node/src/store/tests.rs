@@ -7,7 +7,7 @@ use pgcapture_engine::{
 };
 
 use super::{
-    format::{FORMAT_KEY, META, StateV1},
+    format::{FORMAT_KEY, META, StateV1, StateV2},
     *,
 };
 
@@ -57,6 +57,8 @@ async fn what_was_agreed_on_is_there_after_a_restart() {
     assert_eq!(store.propose(add).await.unwrap(), Answer::Done);
     let assign = Command::Assign {
         name: "shop".to_owned(),
+        node: "n1".to_owned(),
+        after: Epoch(0),
     };
     assert_eq!(
         store.propose(assign).await.unwrap(),

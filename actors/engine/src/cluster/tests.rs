@@ -26,8 +26,15 @@ fn add(state: &mut State, source: Source) -> Result<Answer, Refusal> {
 }
 
 fn assign(state: &mut State, name: &str) -> Result<Answer, Refusal> {
+    let after = state.sources.get(name).map_or(Epoch(0), |it| it.epoch);
+    assign_after(state, name, after)
+}
+
+fn assign_after(state: &mut State, name: &str, after: Epoch) -> Result<Answer, Refusal> {
     state.apply(Command::Assign {
         name: name.to_owned(),
+        node: "n1".to_owned(),
+        after,
     })
 }
 
@@ -100,6 +107,8 @@ fn a_refused_command_changes_nothing() {
         },
         Command::Assign {
             name: "nope".to_owned(),
+            node: "n1".to_owned(),
+            after: Epoch(0),
         },
         Command::AddSource(Box::new(source("../escape"))),
     ] {
@@ -180,4 +189,55 @@ fn names_are_file_names() {
     for bad in ["", ".", "..", "-a", "a/b", "a b", "ä", long.as_str()] {
         assert!(check_name("source", bad).is_err(), "{bad}");
     }
+}
+
+#[test]
+fn of_two_who_act_on_the_same_knowledge_one_succeeds() {
+    let mut state = State::default();
+    add(&mut state, source("shop")).unwrap();
+    let first = assign_after(&mut state, "shop", Epoch(0));
+    assert_eq!(first, Ok(Answer::Assigned(Epoch(1))));
+    assert_eq!(state.owner("shop"), Some("n1"));
+    let second = assign_after(&mut state, "shop", Epoch(0));
+    let moved = Refusal::EpochMoved {
+        name: "shop".to_owned(),
+        epoch: Epoch(1),
+    };
+    assert_eq!(second, Err(moved));
+}
+
+fn node(name: &str, id: u64) -> Node {
+    Node {
+        name: name.to_owned(),
+        id,
+        address: format!("{name}:7700"),
+        joined_at: PgTime(1),
+    }
+}
+
+#[test]
+fn a_removed_node_owns_nothing() {
+    let mut state = State::default();
+    add(&mut state, source("shop")).unwrap();
+    assert_eq!(
+        state.apply(Command::AddNode(node("n1", 1))),
+        Ok(Answer::Done)
+    );
+    let again = state.apply(Command::AddNode(node("n1", 1)));
+    assert_eq!(again, Ok(Answer::Unchanged));
+    assign(&mut state, "shop").unwrap();
+    let name = || "n1".to_owned();
+    let removal = Command::RemoveNode { name: name() };
+    assert_eq!(state.apply(removal.clone()), Ok(Answer::Done));
+    assert_eq!(state.apply(removal), Ok(Answer::Unchanged));
+    assert_eq!(state.owner("shop"), None);
+    assert_eq!(state.sources["shop"].epoch, Epoch(1));
+}
+
+#[test]
+fn two_nodes_of_one_name_are_refused() {
+    let mut state = State::default();
+    state.apply(Command::AddNode(node("n1", 1))).unwrap();
+    let refused = state.apply(Command::AddNode(node("n1", 2)));
+    assert!(matches!(refused, Err(Refusal::NodeExists { .. })));
 }

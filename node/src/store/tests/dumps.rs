@@ -206,11 +206,16 @@ async fn a_source_takes_its_rows_with_it() {
 
 /// Makes a file as version 1 left it.
 fn write_v1(path: &Path, old: &StateV1) {
+    write_old(path, 1, old);
+}
+
+/// Makes a file of an older version, with a cursor in it.
+fn write_old(path: &Path, version: u32, old: &impl Serialize) {
     let database = Database::create(path).unwrap();
     let transaction = database.begin_write().unwrap();
     {
         let mut meta = transaction.open_table(META).unwrap();
-        meta.insert(FORMAT_KEY, 1).unwrap();
+        meta.insert(FORMAT_KEY, version).unwrap();
         let bytes = encode(old).unwrap();
         let mut state = transaction.open_table(STATE).unwrap();
         state.insert(STATE_KEY, bytes.as_slice()).unwrap();
@@ -246,6 +251,29 @@ async fn a_file_of_version_one_is_brought_forward_whole() {
     assert_eq!(cursor_found, Some(cursor(5)));
     let answer = store.propose(create("a", 1)).await.unwrap();
     assert_eq!(answer, Answer::DumpCreated(DumpId(1)));
+}
+
+#[tokio::test]
+async fn a_file_of_version_two_is_brought_forward_whole() {
+    let directory = tempfile::tempdir().unwrap();
+    let old = StateV2 {
+        sources: BTreeMap::from([("shop".to_owned(), source("shop"))]),
+        epochs: BTreeMap::from([("shop".to_owned(), Epoch(3))]),
+        replicas: BTreeMap::from([("r1".to_owned(), replica())]),
+        last_dump: DumpId(7),
+        ..StateV2::default()
+    };
+    write_old(&directory.path().join("node.redb"), 2, &old);
+
+    let store = Store::open(directory.path()).unwrap();
+    let (after, store) = reopened(store, directory.path());
+    assert_eq!(after.sources["shop"], source("shop"));
+    assert_eq!(after.replicas["r1"], replica());
+    assert_eq!((after.owner("shop"), after.nodes.len()), (None, 0));
+    let cursor_found = store.load(&subscription("a")).await.unwrap();
+    assert_eq!(cursor_found, Some(cursor(5)));
+    let answer = store.propose(create("a", 1)).await.unwrap();
+    assert_eq!(answer, Answer::DumpCreated(DumpId(8)));
 }
 
 #[test]

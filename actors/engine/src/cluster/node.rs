@@ -1,0 +1,73 @@
+//! The nodes of a cluster and what each of them owns.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Answer, Refusal, State, changed, check_name};
+use crate::{checkpoint::Epoch, lsn::PgTime};
+
+/// At most this many nodes: up to five vote, the others follow.
+pub const NODES_MAX: usize = 100;
+
+/// A node of the cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Node {
+    /// Its name; what users and `application_name` call it.
+    pub name: String,
+    /// Its number in the Raft group. Never given twice.
+    pub id: u64,
+    /// Where clients and peers reach it: `host:port`.
+    pub address: String,
+    /// When it joined.
+    pub joined_at: PgTime,
+}
+
+impl State {
+    /// Returns the node that runs a source's agent; `None` before the first assignment and after
+    /// its owner was removed.
+    #[must_use]
+    pub fn owner(&self, source: &str) -> Option<&str> {
+        self.owners.get(source).map(String::as_str)
+    }
+
+    pub(super) fn add_node(&mut self, node: Node) -> Result<Answer, Refusal> {
+        check_name("node", &node.name)?;
+        if let Some(known) = self.nodes.get_mut(&node.name) {
+            if known.id != node.id {
+                return Err(Refusal::NodeExists { name: node.name });
+            }
+            let is_new = known.address != node.address;
+            known.address = node.address;
+            return Ok(changed(is_new));
+        }
+        if self.nodes.len() >= NODES_MAX {
+            return Err(Refusal::TooManyNodes);
+        }
+        self.nodes.insert(node.name.clone(), node);
+        Ok(Answer::Done)
+    }
+
+    /// Forgets a node; its sources have no owner until they are assigned again.
+    pub(super) fn remove_node(&mut self, name: &str) -> Answer {
+        self.owners.retain(|_, owner| owner != name);
+        changed(self.nodes.remove(name).is_some())
+    }
+
+    /// Begins a new epoch of a source on a node, when nobody else has since `after`.
+    pub(super) fn assign(
+        &mut self,
+        name: &str,
+        node: String,
+        after: Epoch,
+    ) -> Result<Answer, Refusal> {
+        let source = self.source_mut(name)?;
+        if source.epoch != after {
+            let (name, epoch) = (name.to_owned(), source.epoch);
+            return Err(Refusal::EpochMoved { name, epoch });
+        }
+        source.epoch = Epoch(after.0 + 1);
+        let epoch = source.epoch;
+        self.epochs.insert(name.to_owned(), epoch);
+        self.owners.insert(name.to_owned(), node);
+        Ok(Answer::Assigned(epoch))
+    }
+}

@@ -1,0 +1,148 @@
+//! The way to other nodes: one connection each, shared by everything that talks to them.
+//!
+//! A connection is made when it is first used and made again by itself when it broke. Peers are
+//! reached like any node: over TLS when this node serves it, with the same token. Knows addresses
+//! only; who is behind one is the business of whoever asks.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use pgcapture_engine::codes;
+use tonic::{
+    Request, Status,
+    metadata::{Ascii, MetadataValue},
+    service::{Interceptor, interceptor::InterceptedService},
+    transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
+};
+
+use crate::config::{Config, read_secret};
+
+/// A peer that does not answer a connection within this time is away for now.
+const CONNECT_MAX: Duration = Duration::from_millis(500);
+
+/// A silent peer is asked for a sign of life this often, and given up after as long again.
+const KEEPALIVE: Duration = Duration::from_secs(1);
+
+/// A channel that carries the token.
+pub type PeerChannel = InterceptedService<Channel, PeerToken>;
+
+/// Connections to other nodes. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Peers {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    tls: Option<ClientTlsConfig>,
+    token: PeerToken,
+    channels: Mutex<BTreeMap<String, Channel>>,
+}
+
+/// Adds the token to every request.
+#[derive(Clone, Debug)]
+pub struct PeerToken(Option<MetadataValue<Ascii>>);
+
+impl Interceptor for PeerToken {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(token) = &self.0 {
+            request
+                .metadata_mut()
+                .insert("authorization", token.clone());
+        }
+        Ok(request)
+    }
+}
+
+impl Peers {
+    /// Reads what connections need; connects nowhere.
+    ///
+    /// # Errors
+    ///
+    /// When a file or the token cannot be read.
+    pub fn new(config: &Config) -> anyhow::Result<Self> {
+        let token = config.auth.token.as_ref().map(read_secret).transpose()?;
+        let token = token.map(|token| bearer(&token)).transpose()?;
+        Ok(Self {
+            inner: Arc::new(Inner {
+                tls: tls(config)?,
+                token: PeerToken(token),
+                channels: Mutex::default(),
+            }),
+        })
+    }
+
+    /// Returns the connection to `address` (`host:port`). It is made by the first call over it.
+    ///
+    /// # Errors
+    ///
+    /// When the address is none.
+    pub fn channel(&self, address: &str) -> Result<PeerChannel, tonic::transport::Error> {
+        // A panic under the lock leaves the map as it was: go on.
+        let channels = self.inner.channels.lock();
+        let mut channels = channels.unwrap_or_else(PoisonError::into_inner);
+        let channel = if let Some(channel) = channels.get(address) {
+            channel.clone()
+        } else {
+            let channel = self.connect(address)?;
+            channels.insert(address.to_owned(), channel.clone());
+            channel
+        };
+        let token = self.inner.token.clone();
+        Ok(InterceptedService::new(channel, token))
+    }
+
+    /// Forgets the connection to a node that is gone. The second call does nothing.
+    pub fn forget(&self, address: &str) {
+        let channels = self.inner.channels.lock();
+        let mut channels = channels.unwrap_or_else(PoisonError::into_inner);
+        channels.remove(address);
+    }
+
+    fn connect(&self, address: &str) -> Result<Channel, tonic::transport::Error> {
+        let scheme = self.inner.tls.as_ref().map_or("http", |_| "https");
+        let endpoint = Endpoint::from_shared(format!("{scheme}://{address}"))?
+            .connect_timeout(CONNECT_MAX)
+            .http2_keep_alive_interval(KEEPALIVE)
+            .keep_alive_timeout(KEEPALIVE)
+            .keep_alive_while_idle(true)
+            .tcp_nodelay(true);
+        let endpoint = match &self.inner.tls {
+            Some(tls) => endpoint.tls_config(tls.clone())?,
+            None => endpoint,
+        };
+        Ok(endpoint.connect_lazy())
+    }
+}
+
+fn bearer(token: &str) -> anyhow::Result<MetadataValue<Ascii>> {
+    let code = codes::config::SECRET.code;
+    let value = format!("Bearer {token}").parse::<MetadataValue<Ascii>>();
+    let mut value = value.with_context(|| format!("{code}: [auth] token is no header value"))?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+/// A node that serves TLS reaches the others by it: it shows its own certificate, and trusts the
+/// authority that it asks of its clients.
+fn tls(config: &Config) -> anyhow::Result<Option<ClientTlsConfig>> {
+    let (Some(cert), Some(key)) = (&config.tls.cert, &config.tls.key) else {
+        return Ok(None);
+    };
+    let mut tls = ClientTlsConfig::new().identity(Identity::from_pem(read(cert)?, read(key)?));
+    if let Some(ca) = &config.tls.client_ca {
+        tls = tls.ca_certificate(Certificate::from_pem(read(ca)?));
+    }
+    Ok(Some(tls))
+}
+
+fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
+    let code = codes::config::TLS.code;
+    fs::read(path).with_context(|| format!("{code}: cannot read {}", path.display()))
+}
