@@ -280,10 +280,13 @@ impl BatchBuilder {
             // Room for a whole batch at once: growing step by step would copy it several times.
             self.buffer.reserve(needed.max(BUFFER_BYTES));
         }
-        self.buffer.extend_from_slice(&length.to_le_bytes());
-        self.buffer.extend_from_slice(&checkpoint.seq.to_le_bytes());
-        self.buffer
-            .extend_from_slice(&checkpoint.lsn.0.to_le_bytes());
+        let [l0, l1, l2, l3] = length.to_le_bytes();
+        let [s0, s1, s2, s3] = checkpoint.seq.to_le_bytes();
+        let [p0, p1, p2, p3, p4, p5, p6, p7] = checkpoint.lsn.0.to_le_bytes();
+        // One piece: a header is written for every entry.
+        self.buffer.extend_from_slice(&[
+            l0, l1, l2, l3, s0, s1, s2, s3, p0, p1, p2, p3, p4, p5, p6, p7,
+        ]);
         &mut self.buffer
     }
 

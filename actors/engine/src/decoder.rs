@@ -29,7 +29,7 @@ pub use error::DecodeError;
 use crate::{
     batch::{BATCH_ENTRIES_MAX, Batch, BatchBuilder, EntryKind},
     checkpoint::Checkpoint,
-    encode::RowChange,
+    encode::{ChangeLength, RowChange, RowScratch, put_change},
     lsn::{Lsn, PgTime},
     pgoutput::{Begin, Commit, Message, OldTuple, Tuple},
     relations::{Operation, Relation, Relations},
@@ -51,6 +51,7 @@ pub struct Decoder {
     options: DecoderOptions,
     relations: Relations,
     builder: BatchBuilder,
+    scratch: RowScratch,
     transaction: Option<OpenTransaction>,
     /// Commit LSN of the last transaction of this connection.
     previous_commit: Option<Lsn>,
@@ -80,6 +81,7 @@ impl Decoder {
             options,
             relations: Relations::default(),
             builder: BatchBuilder::default(),
+            scratch: RowScratch::default(),
             transaction: None,
             previous_commit: None,
             last: tail,
@@ -288,22 +290,26 @@ impl Decoder {
             new,
             old,
         };
-        let length = row
-            .length()
-            .map_err(|source| DecodeError::row(lsn, relation, source))?;
-        if length.message() > self.options.row_bytes_max {
-            return Err(DecodeError::RowTooLarge {
-                lsn,
-                schema: relation.schema.clone(),
-                table: relation.table.clone(),
-                bytes: length.message(),
-                limit: self.options.row_bytes_max,
-            });
+        let small = row.write_small(&mut self.scratch);
+        let small = small.map_err(|source| DecodeError::row(lsn, relation, source))?;
+        let length = match small {
+            Some(change) => ChangeLength::of(change),
+            None => row
+                .length()
+                .map_err(|source| DecodeError::row(lsn, relation, source))?,
+        };
+        let bytes = length.message();
+        if bytes > self.options.row_bytes_max {
+            let limit = self.options.row_bytes_max;
+            return Err(DecodeError::row_too_large(lsn, relation, bytes, limit));
         }
         let buffer = self
             .builder
-            .start_entry(checkpoint, EntryKind::Change, length.message());
-        row.write(length, buffer);
+            .start_entry(checkpoint, EntryKind::Change, bytes);
+        match small {
+            Some(change) => put_change(change, buffer),
+            None => row.write(length, buffer),
+        }
         self.last = Some(checkpoint);
         match operation {
             Operation::Insert => self.counters.insert_count += 1,

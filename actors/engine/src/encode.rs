@@ -1,15 +1,20 @@
 //! From a borrowed pgoutput row to the log's bytes: an encoded `pgcapture.Message`, written once.
 //!
-//! A first walk over the columns sums up the exact length, a second one writes; what does not
-//! depend on the row was prepared with the relation. The bytes are those that prost writes for the
-//! same values. Keeps no state; the caller decides where the bytes go.
+//! Rows of usual size are written in one walk ([`RowChange::write_small`]). For larger ones a first
+//! walk over the columns sums up the exact length, a second one writes. What does not depend on the
+//! row was prepared with the relation. The bytes are those that prost writes for the same values.
+//! Keeps no state; the caller decides where the bytes go.
 //!
 //! What a change carries (the wire contract): `new` leaves unchanged TOAST columns out, except that
 //! they are filled from the old row under REPLICA IDENTITY FULL, and keeps NULL as a field without
 //! a value; `old` is the key or the old row and leaves NULL out.
 
+mod small;
+
 use bytes::BytesMut;
 use prost::encoding::{encode_varint, encoded_len_varint};
+
+pub use small::RowScratch;
 
 use crate::{
     batch::EntryKind,
@@ -43,6 +48,15 @@ pub struct ChangeLength {
 }
 
 impl ChangeLength {
+    /// The length of an encoded `pgcapture.Change` in a message.
+    #[must_use]
+    #[inline]
+    pub const fn of(change: &[u8]) -> Self {
+        Self {
+            change: change.len(),
+        }
+    }
+
     /// Returns the bytes of the whole `pgcapture.Message`.
     #[must_use]
     #[inline]
@@ -149,16 +163,17 @@ impl<'a> RowChange<'a> {
     }
 }
 
+/// Appends the encoded `pgcapture.Message` of an encoded `pgcapture.Change`.
+#[inline]
+pub fn put_change(change: &[u8], buffer: &mut BytesMut) {
+    put_length(EntryKind::Change.tag(), change.len(), buffer);
+    buffer.extend_from_slice(change);
+}
+
 /// Bytes of a field with its own tag and length.
 #[inline]
 fn field_length(column: &Column, value: ColumnValue<'_>) -> Result<usize, RowError> {
-    if let ColumnValue::Text(text) = value
-        && std::str::from_utf8(text).is_err()
-    {
-        return Err(RowError::NotUtf8 {
-            column: column.name.clone(),
-        });
-    }
+    small::check_text(column, value)?;
     let length = inner_length(column, value);
     Ok(1 + encoded_len_varint(length as u64) + length)
 }

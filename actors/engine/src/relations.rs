@@ -52,7 +52,13 @@ pub struct Column {
     pub is_key: bool,
     /// `name` and `oid` of a field, encoded.
     pub(crate) prefix: Box<[u8]>,
+    /// The same with places for the tag and the length before it and for those of a value after it;
+    /// `None` when the name is too long for a piece.
+    pub(crate) piece: Option<[u8; PIECE_BYTES]>,
 }
+
+/// Size of a prepared piece: names of 20 bytes fit, and copying it takes an instruction or two.
+pub(crate) const PIECE_BYTES: usize = 32;
 
 /// The kinds of row changes; the numbers of `Change.Operation`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -100,13 +106,26 @@ impl Relation {
 
 impl Column {
     fn new(column: RelationColumn<'_>) -> Self {
+        let prefix = field_prefix(column.name, column.type_oid);
         Self {
             name: column.name.to_owned(),
             type_oid: column.type_oid,
             is_key: column.is_key,
-            prefix: field_prefix(column.name, column.type_oid),
+            piece: piece(&prefix),
+            prefix,
         }
     }
+}
+
+/// Leaves two bytes free before and after the prefix.
+fn piece(prefix: &[u8]) -> Option<[u8; PIECE_BYTES]> {
+    let mut piece = [0; PIECE_BYTES];
+    let (place, after) = piece.get_mut(2..)?.split_at_mut_checked(prefix.len())?;
+    if after.len() < 2 {
+        return None;
+    }
+    place.copy_from_slice(prefix);
+    Some(piece)
 }
 
 /// Encodes `name` and `oid` of a field.

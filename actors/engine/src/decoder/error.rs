@@ -140,6 +140,17 @@ impl DecodeError {
         }
     }
 
+    #[cold]
+    pub(super) fn row_too_large(lsn: Lsn, relation: &Relation, bytes: usize, limit: usize) -> Self {
+        Self::RowTooLarge {
+            lsn,
+            schema: relation.schema.clone(),
+            table: relation.table.clone(),
+            bytes,
+            limit,
+        }
+    }
+
     /// Returns the explanation of the error's code.
     #[must_use]
     pub const fn explanation(&self) -> &'static Explanation {
