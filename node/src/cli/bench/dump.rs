@@ -154,16 +154,23 @@ async fn measure(args: &DumpArgs, world: &World, progress: &Progress) -> anyhow:
         let each = costs.iter().map(|cost| rows / cost.seconds);
         each.collect()
     };
-    let cpu = |costs: &[Cost]| {
-        let each = costs.iter().map(|cost| cost.cpu_seconds / (rows / 1e6));
-        Spread::of(each).map(|spread| spread.median)
+    let median = |costs: &[Cost], each: fn(&Cost) -> f64| {
+        Spread::of(costs.iter().map(each)).map(|spread| spread.median)
+    };
+    let cpu = |costs: &[Cost], each: fn(&Cost) -> f64| {
+        median(costs, each).map(|seconds| seconds / (rows / 1e6))
     };
     let report = Report {
         benchmark: "dump",
         what: args.what(world.server_version().await?),
         peer: Some(PEER),
-        cpu_seconds_per_million: cpu(&ours),
-        peer_cpu_seconds_per_million: cpu(&peer),
+        cpu_seconds_per_million: cpu(&ours, |cost| cost.cpu_seconds),
+        consumer_cpu_seconds_per_million: cpu(&ours, |cost| cost.consumer_cpu_seconds),
+        server_cpu_seconds_per_million: cpu(&ours, |cost| cost.server_cpu_seconds),
+        peer_cpu_seconds_per_million: cpu(&peer, |cost| cost.cpu_seconds),
+        peer_server_cpu_seconds_per_million: cpu(&peer, |cost| cost.server_cpu_seconds),
+        processors_busy: median(&ours, Cost::processors_busy),
+        peer_processors_busy: median(&peer, Cost::processors_busy),
         rss_before_mib: Spread::of(ours.iter().map(|cost| cost.rss_before_mib)).map(|all| all.min),
         rss_mib: Spread::of(ours.iter().map(|cost| cost.rss_mib)).map(|all| all.max),
         ..Report::default()
@@ -182,6 +189,7 @@ async fn copy(world: &World) -> anyhow::Result<Cost> {
     ));
     command.stdin(Stdio::null()).stdout(Stdio::null());
     command.stderr(Stdio::piped()).kill_on_drop(true);
+    let server_cpu = world.replica_cpu();
     let (cpu, began) = (children_cpu(), Instant::now());
     let output = command.output().await.context("run psql")?;
     let seconds = began.elapsed().as_secs_f64();
@@ -192,6 +200,7 @@ async fn copy(world: &World) -> anyhow::Result<Cost> {
     Ok(Cost {
         seconds,
         cpu_seconds: children_cpu().saturating_sub(cpu).as_secs_f64(),
+        server_cpu_seconds: world.replica_cpu().saturating_sub(server_cpu).as_secs_f64(),
         ..Cost::default()
     })
 }

@@ -1,4 +1,5 @@
-//! What a run costs: processor time and memory of this process, medians with their spread.
+//! What a run costs: processor time and memory of this process and of a server, medians with their
+//! spread.
 //!
 //! Reads clocks and `/proc`; decides nothing. Linux only, as the figures are.
 
@@ -45,14 +46,51 @@ pub(super) fn own_cpu() -> Duration {
 
 /// Processor time of the children that ended and were waited for; in steps of 10 ms.
 pub(super) fn children_cpu() -> Duration {
-    // User and system time: the 16th and 17th field, counted after the name, which may hold spaces.
-    let ticks = fs::read_to_string("/proc/self/stat").ok().and_then(|text| {
-        let mut fields = text.rsplit_once(')')?.1.split_whitespace().skip(13);
-        let user: f64 = fields.next()?.parse().ok()?;
-        let system: f64 = fields.next()?.parse().ok()?;
-        Some(user + system)
+    let ticks = proc_stat("self").map_or(0.0, |stat| stat.ended_ticks);
+    Duration::from_secs_f64(ticks / TICKS_PER_SECOND)
+}
+
+/// What `/proc` tells of a process.
+struct ProcStat {
+    parent: u32,
+    /// Its processor time.
+    ticks: f64,
+    /// That of its children that ended and were waited for.
+    ended_ticks: f64,
+}
+
+/// Returns `None` when there is no such process.
+fn proc_stat(process: &str) -> Option<ProcStat> {
+    let text = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    // Counted after the name, which may hold spaces: state, parent, and from the 12th on user and
+    // system time, of the process and of its children.
+    let mut fields = text.rsplit_once(')')?.1.split_whitespace().skip(1);
+    let parent = fields.next()?.parse().ok()?;
+    let times = fields.skip(9).take(4).map(|field| field.parse().ok());
+    let times: Vec<f64> = times.collect::<Option<_>>()?;
+    let (own, ended) = times.split_at_checked(2)?;
+    Some(ProcStat {
+        parent,
+        ticks: own.iter().sum(),
+        ended_ticks: ended.iter().sum(),
+    })
+}
+
+/// Processor time of a server: of the process, of its children, and of those that have ended; in steps
+/// of 10 ms.
+pub(super) fn server_cpu(pid: u32) -> Duration {
+    let own = proc_stat(&pid.to_string());
+    let own = own.map_or(0.0, |stat| stat.ticks + stat.ended_ticks);
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let names = processes.map(|entry| entry.file_name());
+    let children = names.filter_map(|name| {
+        let name = name.to_str()?;
+        let is_process = name.starts_with(|first: char| first.is_ascii_digit());
+        is_process.then(|| proc_stat(name)).flatten()
     });
-    Duration::from_secs_f64(ticks.unwrap_or_default() / TICKS_PER_SECOND)
+    let children = children.filter(|stat| stat.parent == pid);
+    let ticks = own + children.map(|stat| stat.ticks).sum::<f64>();
+    Duration::from_secs_f64(ticks / TICKS_PER_SECOND)
 }
 
 /// Resident memory of this process in MiB; 0 where there is no `/proc`.
@@ -84,5 +122,9 @@ mod tests {
             sum = std::hint::black_box(sum.wrapping_add(1));
         }
         assert!(resident_mib() > 0.5);
+        let own = proc_stat("self").unwrap();
+        assert_eq!(own.parent, std::os::unix::process::parent_id());
+        assert!(server_cpu(std::process::id()) >= children_cpu());
+        assert_eq!(server_cpu(u32::MAX), Duration::ZERO);
     }
 }

@@ -38,9 +38,24 @@ pub(super) struct Report {
     /// Processor seconds of the node, all threads, for a million changes; median.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) cpu_seconds_per_million: Option<f64>,
+    /// The same of the consumer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) consumer_cpu_seconds_per_million: Option<f64>,
+    /// The same of the server that was read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) server_cpu_seconds_per_million: Option<f64>,
     /// The same of the peer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) peer_cpu_seconds_per_million: Option<f64>,
+    /// The same of the server while the peer read it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) peer_server_cpu_seconds_per_million: Option<f64>,
+    /// Processors that node, consumer and server kept busy; beside a dump, the node alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) processors_busy: Option<f64>,
+    /// Processors that peer and server kept busy.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) peer_processors_busy: Option<f64>,
     /// Median latency.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) p50_ms: Option<f64>,
@@ -53,9 +68,18 @@ pub(super) struct Report {
     /// What 99 of 100 stayed below without a dump.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) p99_alone_ms: Option<f64>,
+    /// Median latency without a dump.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) p50_alone_ms: Option<f64>,
+    /// Median latency beside a dump over without, of the same round.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) p50_ratio: Option<Spread>,
     /// Beside a dump over without, of the same round.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) p99_ratio: Option<Spread>,
+    /// Without a dump over without a dump: what the machine alone does to the ratio.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) p99_noise: Option<Spread>,
     /// Resident memory of the node at the end.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) rss_mib: Option<f64>,
@@ -233,12 +257,20 @@ impl Report {
             of_spread(peer, self.peer_rate_spread, 0),
             of_spread("ratio", self.ratio_spread, 2),
             of_value("CPU s per 1 M, ours", self.cpu_seconds_per_million),
+            of_value("  consumer", self.consumer_cpu_seconds_per_million),
+            of_value("  server", self.server_cpu_seconds_per_million),
             of_value("CPU s per 1 M, peer", self.peer_cpu_seconds_per_million),
+            of_value("  its server", self.peer_server_cpu_seconds_per_million),
+            of_value("processors busy, ours", self.processors_busy),
+            of_value("processors busy, peer", self.peer_processors_busy),
             of_value("latency p50 ms", self.p50_ms),
             of_value("latency p99 ms", self.p99_ms),
             of_value("latency max ms", self.max_ms),
+            of_value("latency p50 ms alone", self.p50_alone_ms),
             of_value("latency p99 ms alone", self.p99_alone_ms),
+            of_spread("p50 ratio", self.p50_ratio, 2),
             of_spread("p99 ratio", self.p99_ratio, 2),
+            of_spread("p99 ratio of nothing", self.p99_noise, 2),
             of_value("RSS MiB before", self.rss_before_mib),
             of_value("RSS MiB", self.rss_mib),
         ];

@@ -26,7 +26,7 @@ use crate::{
         child::{Child, Task},
         consumer::{self, Done, Opened, Wants},
         log::{BATCH_SIZE, Delivery},
-        measure::{own_cpu, resident_mib},
+        measure::{own_cpu, resident_mib, server_cpu},
         node_side::STREAM,
         workload::{PUBLICATION, SCHEMA},
     },
@@ -50,8 +50,12 @@ const END_WITHIN: Duration = Duration::from_secs(120);
 pub(super) struct Cost {
     /// By the clock.
     pub(super) seconds: f64,
-    /// Processor time.
+    /// Processor time of the node; of the peer's client.
     pub(super) cpu_seconds: f64,
+    /// Processor time of the consumer.
+    pub(super) consumer_cpu_seconds: f64,
+    /// Processor time of the server that is read.
+    pub(super) server_cpu_seconds: f64,
     /// Memory of the node before.
     pub(super) rss_before_mib: f64,
     /// The most that it had meanwhile.
@@ -75,6 +79,14 @@ pub(super) struct World {
     // Ends before the server that it follows.
     standby: Option<LocalServer>,
     source: LocalServer,
+}
+
+impl Cost {
+    /// How many processors were busy for it, on average.
+    pub(super) fn processors_busy(&self) -> f64 {
+        let sum = self.cpu_seconds + self.consumer_cpu_seconds + self.server_cpu_seconds;
+        sum / self.seconds
+    }
 }
 
 impl World {
@@ -126,6 +138,11 @@ impl World {
     /// The server that rows are read from.
     pub(super) fn replica(&self) -> &LocalServer {
         self.standby.as_ref().unwrap_or(&self.source)
+    }
+
+    /// Processor time of the server that rows are read from.
+    pub(super) fn replica_cpu(&self) -> Duration {
+        self.replica().pid().map(server_cpu).unwrap_or_default()
     }
 
     /// Connection string of the source.
@@ -180,6 +197,7 @@ impl World {
         };
         let rss_before_mib = resident_mib();
         let peak = Cell::new(rss_before_mib);
+        let server_cpu = self.replica_cpu();
         let (cpu, began) = (own_cpu(), Instant::now());
         let started = dumps.start_dump(request).await?.into_inner();
         let received = tokio::select! {
@@ -188,7 +206,8 @@ impl World {
         };
         let seconds = began.elapsed().as_secs_f64();
         let cpu_seconds = own_cpu().saturating_sub(cpu).as_secs_f64();
-        received?;
+        let server_cpu = self.replica_cpu().saturating_sub(server_cpu);
+        let done = received?;
         let ended = await_end(&mut dumps, &started.id).await?;
         let counted = ended.progress.unwrap_or_default().row_count;
         ensure!(
@@ -201,6 +220,8 @@ impl World {
         Ok(Cost {
             seconds,
             cpu_seconds,
+            consumer_cpu_seconds: done.cpu_seconds,
+            server_cpu_seconds: server_cpu.as_secs_f64(),
             rss_before_mib,
             rss_mib: peak.get(),
         })
