@@ -81,10 +81,15 @@ impl Progress {
         self
     }
 
-    /// Records that a batch is handed to the log. Call it before the log can report it.
-    pub fn emitted(&mut self, batch: &Batch) {
-        if let Some((_, last)) = batch.span {
-            self.emitted_last = self.emitted_last.max(Some(last));
+    /// Records that a batch is handed to the log. Call it before the log can report it. `now` is the
+    /// time since any fixed moment: a progress batch begins its interval.
+    pub fn emitted(&mut self, batch: &Batch, now: Duration) {
+        match batch.span {
+            Some((_, last)) => self.emitted_last = self.emitted_last.max(Some(last)),
+            None => {
+                self.is_urgent = false;
+                self.last_progress = Some(now);
+            }
         }
         self.emitted_resume = self.emitted_resume.max(batch.resume_lsn);
         self.commit_time = self.commit_time.max(batch.commit_time);
@@ -127,8 +132,9 @@ impl Progress {
     }
 
     /// Returns a batch without entries that must be appended to the log next, when positions have
-    /// moved, nothing is in flight and the interval is over. It counts as emitted. Call it after
-    /// [`Self::durable`] as well: what a keepalive said while something was in flight is due then.
+    /// moved, nothing is in flight and the interval is over. It is due until [`Self::emitted`] hears
+    /// of it: one that is forgotten on the way comes again. Call it after [`Self::durable`] as well:
+    /// what a keepalive said while something was in flight is due then.
     pub fn poll(&mut self, now: Duration) -> Option<Batch> {
         if self.quiet_end <= self.emitted_resume {
             self.is_urgent = false;
@@ -139,11 +145,7 @@ impl Progress {
         if self.is_in_flight() || !is_due {
             return None;
         }
-        self.is_urgent = false;
-        self.last_progress = Some(now);
-        let batch = Batch::progress(self.quiet_end, self.commit_time);
-        self.emitted(&batch);
-        Some(batch)
+        Some(Batch::progress(self.quiet_end, self.commit_time))
     }
 
     /// Tells whether something was emitted that is not durable yet.
@@ -198,16 +200,45 @@ mod tests {
 
     const START: Duration = Duration::ZERO;
 
+    /// What a keepalive makes due, handed to the log.
+    fn hear(progress: &mut Progress, keepalive: Keepalive, now: Duration) -> Option<Batch> {
+        let due = progress.keepalive(keepalive, true, now);
+        if let Some(batch) = &due {
+            progress.emitted(batch, now);
+        }
+        due
+    }
+
+    #[test]
+    fn a_batch_that_was_not_handed_to_the_log_is_due_again() {
+        let mut progress = progress();
+        let waiting = Keepalive {
+            is_reply_requested: true,
+            ..keepalive(20)
+        };
+        assert!(progress.keepalive(waiting, true, START).is_some());
+        // The next one overtakes it, as when several come in one read.
+        let batch = progress.keepalive(keepalive(30), true, START).unwrap();
+        assert_eq!(batch.resume_lsn, Lsn(30));
+        assert!(!progress.is_in_flight(), "nobody was told of either");
+        assert_eq!(progress.poll(START), Some(batch.clone()));
+        progress.emitted(&batch, START);
+        assert_eq!(progress.poll(START), None);
+        progress.durable(None, Lsn(30));
+        assert_eq!(progress.confirmable(), Lsn(30));
+    }
+
     #[test]
     fn keepalive_does_not_pass_an_unacked_commit() {
         let mut progress = progress();
-        progress.emitted(&entry_batch(20, 25));
+        progress.emitted(&entry_batch(20, 25), START);
         assert_eq!(progress.keepalive(keepalive(90), true, START), None);
         assert_eq!(progress.confirmable(), Lsn(10));
         progress.durable(Some(Checkpoint::new(Lsn(20), 1)), Lsn(25));
         assert_eq!(progress.confirmable(), Lsn(25));
         let batch = progress.poll(START).unwrap();
         assert_eq!(batch, Batch::progress(Lsn(90), PgTime(7)));
+        progress.emitted(&batch, START);
         assert_eq!(progress.confirmable(), Lsn(25), "not durable yet");
         progress.durable(Some(Checkpoint::new(Lsn(20), 1)), Lsn(90));
         assert_eq!(progress.confirmable(), Lsn(90));
@@ -224,38 +255,35 @@ mod tests {
     #[test]
     fn progress_keeps_its_interval_unless_the_server_waits() {
         let mut progress = progress();
-        assert!(progress.keepalive(keepalive(20), true, START).is_some());
+        assert!(hear(&mut progress, keepalive(20), START).is_some());
         progress.durable(None, Lsn(20));
         let soon = PROGRESS_INTERVAL / 2;
-        assert_eq!(progress.keepalive(keepalive(30), true, soon), None);
+        assert_eq!(hear(&mut progress, keepalive(30), soon), None);
         let waiting = Keepalive {
             is_reply_requested: true,
             ..keepalive(30)
         };
-        assert!(progress.keepalive(waiting, true, soon).is_some());
+        assert!(hear(&mut progress, waiting, soon).is_some());
         progress.durable(None, Lsn(30));
-        assert_eq!(progress.keepalive(waiting, true, soon), None, "no news");
-        assert_eq!(progress.keepalive(keepalive(40), true, soon), None);
+        assert_eq!(hear(&mut progress, waiting, soon), None, "no news");
+        assert_eq!(hear(&mut progress, keepalive(40), soon), None);
         assert!(progress.poll(soon + PROGRESS_INTERVAL).is_some());
     }
 
     #[test]
     fn what_readers_wait_for_is_told_at_once_and_nothing_less() {
         let mut progress = progress();
-        assert!(progress.keepalive(keepalive(20), true, START).is_some());
+        assert!(hear(&mut progress, keepalive(20), START).is_some());
         progress.durable(None, Lsn(20));
         assert!(!progress.want(Lsn(20)));
         assert!(progress.want(Lsn(40)));
-        assert_eq!(progress.keepalive(keepalive(39), true, START), None);
-        let batch = progress.keepalive(keepalive(45), true, START).unwrap();
+        assert_eq!(hear(&mut progress, keepalive(39), START), None);
+        let batch = hear(&mut progress, keepalive(45), START).unwrap();
         assert_eq!(batch.resume_lsn, Lsn(45));
         assert!(!progress.want(Lsn(40)));
         progress.durable(None, Lsn(45));
-        assert_eq!(
-            progress.keepalive(keepalive(50), true, START),
-            None,
-            "no more is wanted"
-        );
+        let more = hear(&mut progress, keepalive(50), START);
+        assert_eq!(more, None, "no more is wanted");
     }
 
     #[test]
@@ -313,7 +341,6 @@ mod tests {
                     Event::Transaction { length } => {
                         server += length;
                         produced = Some(entry_batch(server - 1, server));
-                        progress.emitted(produced.as_ref().unwrap());
                     }
                     Event::Durable { count } => {
                         for batch in appended.iter().skip(durable_count).take(count) {
@@ -335,6 +362,7 @@ mod tests {
                     }
                 }
                 if let Some(batch) = produced {
+                    progress.emitted(&batch, now);
                     let before = appended.last().map_or(Lsn(10), |batch| batch.resume_lsn);
                     prop_assert!(batch.resume_lsn > before, "the log takes batches in order");
                     if batch.span.is_none() {

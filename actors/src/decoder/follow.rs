@@ -139,7 +139,7 @@ impl SlotReader {
                     };
                     let is_quiet = self.decoder.is_quiet();
                     let now = self.started.elapsed();
-                    // At once: it counts as emitted, and one read may bring several keepalives.
+                    // At once: one read may bring several keepalives.
                     if let Some(progress) = self.progress.keepalive(keepalive, is_quiet, now) {
                         self.publish(progress).await?;
                     }

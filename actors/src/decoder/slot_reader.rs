@@ -94,7 +94,7 @@ impl SlotReader {
     /// twice; its status updates go on by themselves. But a server that shuts down waits for its
     /// walsenders: so ask, and let go as soon as it does.
     pub(super) async fn publish(&mut self, batch: Batch) -> Result<(), AgentError> {
-        self.progress.emitted(&batch);
+        self.progress.emitted(&batch, self.started.elapsed());
         self.meter.batch(&batch, self.decoder.counters());
         let publisher = self.publisher.clone();
         let mut publish = pin!(publisher.publish(batch));
