@@ -55,6 +55,8 @@ pub(crate) struct Changes {
     newest_ticket: Ticket,
     /// The highest position among them; `None` while there are only rows of dumps.
     last_position: Option<Checkpoint>,
+    /// Whether the row came from another key: its old image is the only word of that key's end.
+    is_moved: bool,
 }
 
 impl Changes {
@@ -68,9 +70,36 @@ impl Changes {
                 own > last || (own == last && !other.newest_ticket.checkpoint().is_dump())
             })
     }
+
+    /// Whether `other` is a repeated delivery of something in this.
+    fn repeats(&self, other: &Self) -> bool {
+        let newest = other.newest_ticket.checkpoint();
+        let mut own = self.tickets.iter();
+        !newest.is_dump() && own.any(|ticket| ticket.checkpoint() == newest)
+    }
 }
 
 impl Merge for Changes {
+    fn is_behind(&self, other: &Self) -> bool {
+        self.is_newer_than(other)
+    }
+
+    /// A move stands for what it finds deleted and for updates behind it. Another row under its
+    /// key, or none, stands for nothing of it: whoever has the row under its old key must hear
+    /// of the move first.
+    fn can_merge(&self, later: &Self) -> bool {
+        let (older, newer) = if later.is_newer_than(self) {
+            (self, later)
+        } else {
+            (later, self)
+        };
+        if newer.is_moved {
+            older.newest.operation() == Operation::Delete || newer.repeats(older)
+        } else {
+            !older.is_moved || newer.newest.operation() == Operation::Update
+        }
+    }
+
     fn merge(self, later: Self) -> Self {
         let (older, mut newer) = if later.is_newer_than(&self) {
             (self, later)
@@ -96,6 +125,7 @@ impl Merge for Changes {
         Self {
             tickets,
             last_position: older.last_position.max(newer.last_position.take()),
+            is_moved: older.is_moved || newer.is_moved,
             ..newer
         }
     }
@@ -151,7 +181,8 @@ impl Drop for Group {
 /// Delivered is the newest change, with columns that it left out (unchanged TOAST) filled from
 /// those that it superseded; treat inserts, updates and existing rows alike. `ack` acknowledges all,
 /// `nack` and drop bring the change back after the interval. An update that moves a row to
-/// another key lets the change that waits under the old key go first. Implies `dedup`.
+/// another key lets the change that waits under the old key go first, and nothing but updates of
+/// the row takes its place: a delete behind it comes as a change of its own. Implies `dedup`.
 #[must_use = "a stream does nothing unless it is polled"]
 pub struct Debounced<T, K> {
     raw: RawEvents,
@@ -340,11 +371,13 @@ impl<T: Row, K: Clone + Eq + Hash> Debounced<T, K> {
                 return;
             }
         };
+        let mut is_moved = false;
         if change.operation() == Operation::Update
             && let Ok(old_key) = (self.key)(change.old_row())
             && old_key != key
         {
             self.pending.release(&old_key);
+            is_moved = true;
         }
         let changes = Changes {
             newest: change,
@@ -352,6 +385,7 @@ impl<T: Row, K: Clone + Eq + Hash> Debounced<T, K> {
             tickets: vec![ticket.clone()],
             last_position: (!ticket.checkpoint().is_dump()).then(|| ticket.checkpoint().clone()),
             newest_ticket: ticket,
+            is_moved,
         };
         self.pending.add(key, changes, Instant::now());
     }
@@ -389,6 +423,7 @@ mod tests {
             tickets: vec![ticket.clone()],
             last_position: position.map(|_| checkpoint),
             newest_ticket: ticket,
+            is_moved: false,
         }
     }
 

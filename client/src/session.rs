@@ -14,6 +14,8 @@
 //! all that was delivered before them; none is sent any more after a negative one or a repeated
 //! delivery in the session.
 
+mod ack_line;
+
 use std::{
     future::Future as _,
     pin::Pin,
@@ -36,13 +38,12 @@ use crate::{
     dedup::{Acknowledged, DEDUP_WINDOW},
     error::Error,
 };
+pub(crate) use ack_line::Place;
+use ack_line::{AckLine, ack};
 
 /// Acknowledgements on their way to the connection: more than a gateway keeps in flight for
 /// one session by default, so that a consumer waits only for a gateway that reads slowly.
 pub(crate) const ACK_QUEUE: usize = 8_192;
-
-/// Acknowledgements joined into one at most; those before a slow change wait no longer.
-const JOINED_ACKS: u64 = 64;
 
 /// What outlives a connection.
 #[derive(Debug, Default)]
@@ -92,13 +93,6 @@ pub(crate) struct Ticket {
     place: Place,
     /// Answers nothing: another ticket of the same change does.
     is_silent: bool,
-}
-
-/// Where a change stands in the order of its session.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Place {
-    index: u64,
-    ends_batch: bool,
 }
 
 impl Session {
@@ -253,83 +247,10 @@ impl Ticket {
     }
 }
 
-fn ack(checkpoint: &Checkpoint, cumulative: bool) -> CaptureRequest {
-    let ack = CaptureAck {
-        checkpoint: Some(checkpoint.to_proto()),
-        requeue_reason: String::new(),
-        cumulative,
-    };
-    CaptureRequest {
-        r#type: Some(RequestType::Ack(ack)),
-    }
-}
-
 /// Allows more messages.
 pub(crate) fn credit(messages: u32) -> CaptureRequest {
     CaptureRequest {
         r#type: Some(RequestType::Credit(Credit { messages })),
-    }
-}
-
-/// Joins acknowledgements that come in the order of delivery.
-#[derive(Debug, Default)]
-pub(crate) struct AckLine {
-    /// The index that the next delivery gets.
-    delivered: u64,
-    /// Everything before this index was acknowledged in order.
-    answered: u64,
-    /// Acknowledged in order and not yet sent: how many, and the last.
-    waiting: u64,
-    last: Option<Checkpoint>,
-    highest: Option<Checkpoint>,
-    /// Each for itself from here on.
-    broken: bool,
-}
-
-impl AckLine {
-    fn deliver(&mut self, checkpoint: &Checkpoint) -> u64 {
-        let ascends = self
-            .highest
-            .as_ref()
-            .is_none_or(|highest| checkpoint > highest);
-        // Rows of a dump stand between changes without a place in their order.
-        if !checkpoint.is_dump() {
-            self.broken |= !ascends;
-            self.highest = Some(checkpoint.clone());
-        }
-        let index = self.delivered;
-        self.delivered += 1;
-        index
-    }
-
-    fn acknowledge(
-        &mut self,
-        checkpoint: &Checkpoint,
-        place: Place,
-    ) -> [Option<CaptureRequest>; 2] {
-        if self.broken || place.index != self.answered {
-            return [self.flush(), Some(ack(checkpoint, false))];
-        }
-        self.answered += 1;
-        if checkpoint.is_dump() && checkpoint.data().is_empty() {
-            return [self.flush(), Some(ack(checkpoint, false))];
-        }
-        self.waiting += 1;
-        self.last = Some(checkpoint.clone());
-        let due = place.ends_batch || self.waiting >= JOINED_ACKS;
-        [if due { self.flush() } else { None }, None]
-    }
-
-    /// Sends what waits. Whoever breaks the line later is not covered: the cumulative
-    /// acknowledgement ends before the first change without an answer.
-    fn flush(&mut self) -> Option<CaptureRequest> {
-        self.waiting = 0;
-        self.last.take().map(|last| ack(&last, true))
-    }
-
-    fn break_off(&mut self) -> Option<CaptureRequest> {
-        self.broken = true;
-        self.flush()
     }
 }
 
@@ -353,124 +274,5 @@ impl Stream for Outgoing {
             self.queue.close();
         }
         self.queue.poll_recv(cx)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use bytes::Bytes;
-
-    use super::*;
-    use crate::lsn::Lsn;
-
-    fn at(seq: u32) -> Checkpoint {
-        Checkpoint::new(Lsn::new(7), seq, Bytes::new())
-    }
-
-    fn sent(requests: [Option<CaptureRequest>; 2]) -> Vec<(u32, bool)> {
-        let ack = |request: CaptureRequest| match request.r#type {
-            Some(RequestType::Ack(ack)) => (ack.checkpoint.unwrap().seq, ack.cumulative),
-            other => panic!("not an acknowledgement: {other:?}"),
-        };
-        requests.into_iter().flatten().map(ack).collect()
-    }
-
-    fn line_of(count: u32) -> AckLine {
-        let mut line = AckLine::default();
-        for seq in 0..count {
-            assert_eq!(line.deliver(&at(seq)), u64::from(seq));
-        }
-        line
-    }
-
-    fn acknowledge(line: &mut AckLine, seq: u32, ends_batch: bool) -> Vec<(u32, bool)> {
-        sent(line.acknowledge(
-            &at(seq),
-            Place {
-                index: u64::from(seq),
-                ends_batch,
-            },
-        ))
-    }
-
-    #[test]
-    fn acknowledgements_in_order_become_one_at_the_end_of_the_batch() {
-        let mut line = line_of(3);
-        assert!(acknowledge(&mut line, 0, false).is_empty());
-        assert!(acknowledge(&mut line, 1, false).is_empty());
-        assert_eq!(acknowledge(&mut line, 2, true), [(2, true)]);
-    }
-
-    #[test]
-    fn a_cumulative_acknowledgement_never_passes_an_unanswered_change() {
-        let mut line = line_of(4);
-        assert!(acknowledge(&mut line, 0, false).is_empty());
-        assert_eq!(acknowledge(&mut line, 2, false), [(0, true), (2, false)]);
-        assert_eq!(acknowledge(&mut line, 3, true), [(3, false)]);
-    }
-
-    #[test]
-    fn after_a_negative_one_each_goes_for_itself() {
-        let mut line = line_of(4);
-        assert!(acknowledge(&mut line, 0, false).is_empty());
-        assert_eq!(sent([line.break_off(), None]), [(0, true)]);
-        assert_eq!(acknowledge(&mut line, 2, false), [(2, false)]);
-        assert_eq!(acknowledge(&mut line, 3, true), [(3, false)]);
-    }
-
-    #[test]
-    fn repeated_changes_break_the_line() {
-        let mut line = line_of(3);
-        line.deliver(&at(1));
-        assert_eq!(acknowledge(&mut line, 0, false), [(0, false)]);
-    }
-
-    /// A row of range 9.
-    fn existing(data: &'static [u8]) -> Checkpoint {
-        Checkpoint::new(Lsn::default(), 9, Bytes::from_static(data))
-    }
-
-    fn acknowledged_in_order(messages: &[Checkpoint]) -> Vec<(u32, bool)> {
-        let mut line = AckLine::default();
-        for (index, message) in (0..).zip(messages) {
-            assert_eq!(line.deliver(message), index);
-        }
-        let mut all = Vec::new();
-        for (index, message) in (0..).zip(messages) {
-            let ends_batch = index + 1 == messages.len() as u64;
-            all.extend(sent(line.acknowledge(message, Place { index, ends_batch })));
-        }
-        all
-    }
-
-    #[test]
-    fn rows_without_a_place_go_one_by_one_and_changes_around_them_are_joined() {
-        let rows = [existing(&[]), existing(&[])];
-        let messages = [&[at(0), at(1)][..], &rows, &[at(2), at(3)]].concat();
-        let expected = [(1, true), (9, false), (9, false), (3, true)];
-        assert_eq!(acknowledged_in_order(&messages), expected);
-    }
-
-    #[test]
-    fn rows_with_a_place_are_joined_with_what_is_around_them() {
-        let rows = [existing(&[0, 0, 0, 1]), existing(&[1])];
-        let messages = [&[at(0)][..], &rows, &[at(2)]].concat();
-        assert_eq!(acknowledged_in_order(&messages), [(2, true)]);
-        assert_eq!(acknowledged_in_order(&rows), [(9, true)]);
-    }
-
-    #[test]
-    fn a_change_behind_an_unanswered_existing_row_is_acknowledged_alone() {
-        let messages = [at(0), existing(&[1]), at(1)];
-        let mut line = AckLine::default();
-        for message in &messages {
-            line.deliver(message);
-        }
-        let place = |index| Place {
-            index,
-            ends_batch: true,
-        };
-        assert_eq!(sent(line.acknowledge(&at(0), place(0))), [(0, true)]);
-        assert_eq!(sent(line.acknowledge(&at(1), place(2))), [(1, false)]);
     }
 }

@@ -122,3 +122,62 @@ async fn truncate_waits_for_what_came_before_it() {
     event.ack().await.unwrap();
     gateway.wait_for_acks(2).await;
 }
+
+/// Takes the next change, which must be an update, and returns the keys that it left and has.
+fn move_of(event: &pgcapture::Event<Order>) -> (i64, i64) {
+    let Change::Update { new, old, .. } = event.change() else {
+        panic!("a move: {event:?}")
+    };
+    (old.get("id").expect("the key it came from"), new.id)
+}
+
+/// A consumer that keeps rows by key has the row under its old one.
+#[tokio::test]
+async fn a_delete_behind_a_move_comes_as_a_change_of_its_own() {
+    let gateway = Gateway::start().await;
+    let key = |id: i64| row("public.orders").set("id", id);
+    gateway
+        .update_from(key(8), order_row(2, "ann", "x"))
+        .update(key(2).set("customer", "bob"))
+        .delete(key(2))
+        .commit();
+    let mut events = debounced(&gateway).await;
+    let event = within(events.try_next()).await.unwrap().unwrap();
+    assert_eq!(move_of(&event), (8, 2));
+    event.nack("not now").await.unwrap();
+    let event = within(events.try_next()).await.unwrap().unwrap();
+    assert_eq!(move_of(&event), (8, 2), "before the delete, again");
+    event.ack().await.unwrap();
+    gateway.wait_for_acks(2).await;
+    let event = within(events.try_next()).await.unwrap().unwrap();
+    assert_eq!(id_of(&event), -2, "{event:?}");
+    event.ack().await.unwrap();
+    gateway.wait_for_acks(3).await;
+}
+
+#[tokio::test]
+async fn rows_that_come_to_one_key_tell_both_keys_that_they_left() {
+    let gateway = Gateway::start().await;
+    let key = |id: i64| row("public.orders").set("id", id);
+    gateway
+        .update_from(key(8), order_row(2, "ann", "long"))
+        .delete(key(2))
+        .update_from(key(7), key(2).set("customer", "eve"))
+        .commit();
+    let mut events = debounced(&gateway).await;
+    let event = within(events.try_next()).await.unwrap().unwrap();
+    assert_eq!(move_of(&event), (8, 2));
+    event.ack().await.unwrap();
+    let event = within(events.try_next()).await.unwrap().unwrap();
+    assert_eq!(move_of(&event), (7, 2));
+    let Change::Update { new, .. } = event.change() else {
+        panic!("{event:?}")
+    };
+    assert_eq!(
+        new.note,
+        Field::Unchanged,
+        "nothing of the row that was there before"
+    );
+    event.ack().await.unwrap();
+    gateway.wait_for_acks(3).await;
+}

@@ -7,11 +7,13 @@
 //! # Invariants
 //!
 //! - A command or a cursor counts once its transaction is on disk; one transaction a call.
+//! - A full disk fails what is asked of the store then and nothing later ([`file`]).
 //! - The file's format version is read before anything else; a newer one is refused unchanged.
 //! - Dumps lie in rows of their own, one a dump and one a table of it; a command writes only those
 //!   that it changed.
 
 mod dumps;
+mod file;
 mod format;
 mod lock;
 
@@ -30,12 +32,12 @@ use pgcapture_engine::{
     cluster::{Answer, Command, State},
     codes,
 };
-use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use redb::{ReadableDatabase as _, ReadableTable as _, TableDefinition};
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::sync::watch;
 
 pub use self::format::FORMAT_VERSION;
-use self::lock::DirectoryLock;
+use self::{file::StoreFile, lock::DirectoryLock};
 
 /// A stored value is at most this long: 1,000 sources with their gaps stay far below, and a damaged
 /// length cannot ask for more memory.
@@ -56,7 +58,7 @@ pub struct Store {
 
 #[derive(Debug)]
 struct Inner {
-    database: Database,
+    file: StoreFile,
     /// Held while a command is applied, so that commands have one order.
     apply: Mutex<()>,
     state: watch::Sender<Arc<State>>,
@@ -134,15 +136,11 @@ impl Store {
         })?;
         let lock = DirectoryLock::take(directory)?;
         let path = directory.join("node.redb");
-        let database = Database::builder()
-            .set_cache_size(CACHE_BYTES)
-            .create(&path)
-            .map_err(|error| open_error(error, &path))?;
-        let state = format::read_or_create(&database, &path)?;
+        let (file, state) = StoreFile::open(&path)?;
         let (state, _) = watch::channel(Arc::new(state));
         Ok(Self {
             inner: Arc::new(Inner {
-                database,
+                file,
                 apply: Mutex::new(()),
                 state,
                 _lock: lock,
@@ -157,7 +155,11 @@ impl Store {
         work: impl FnOnce(&Inner) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
         let inner = Arc::clone(&self.inner);
-        tokio::task::spawn_blocking(move || work(&inner))
+        let work = move || {
+            inner.recover()?;
+            work(&inner)
+        };
+        tokio::task::spawn_blocking(work)
             .await
             .map_err(|error| StoreError::Failed {
                 what: error.to_string(),
@@ -206,12 +208,26 @@ impl CursorStore for Store {
 }
 
 impl Inner {
+    fn recover(&self) -> Result<(), StoreError> {
+        self.file.recover(|state| {
+            self.state.send_if_modified(|published| {
+                let is_other = **published != state;
+                if is_other {
+                    *published = Arc::new(state);
+                }
+                is_other
+            });
+        })
+    }
+
     fn propose(
         &self,
         command: Command,
     ) -> Result<Result<Answer, pgcapture_engine::cluster::Refusal>, StoreError> {
         // A panic while the lock was held left the published state untouched: go on.
         let _order = self.apply.lock().unwrap_or_else(PoisonError::into_inner);
+        // The one before may have met a full disk, and may be on it all the same.
+        self.recover()?;
         let before = Arc::clone(&self.state.borrow());
         let mut state = State::clone(&before);
         let answer = match state.apply(command) {
@@ -232,12 +248,11 @@ impl Inner {
     }
 
     fn load_cursor(&self, id: &SubscriptionId) -> Result<Option<Cursor>, StoreError> {
-        let read = || {
-            let table = self.database.begin_read()?.open_table(CURSORS)?;
+        let bytes = self.file.with(|database| {
+            let table = database.begin_read()?.open_table(CURSORS)?;
             let value = table.get((id.stream.as_str(), id.consumer.as_str()))?;
-            Ok::<_, redb::Error>(value.map(|value| value.value().to_vec()))
-        };
-        let bytes = read().map_err(failed)?;
+            Ok(value.map(|value| value.value().to_vec()))
+        })?;
         bytes.map(|bytes| decode(&bytes)).transpose()
     }
 
@@ -265,8 +280,8 @@ impl Inner {
     }
 
     fn list_cursors(&self) -> Result<Vec<(SubscriptionId, Cursor)>, StoreError> {
-        let read = || {
-            let table = self.database.begin_read()?.open_table(CURSORS)?;
+        let rows = self.file.with(|database| {
+            let table = database.begin_read()?.open_table(CURSORS)?;
             let mut rows = Vec::new();
             for row in table.iter()? {
                 let (key, value) = row?;
@@ -277,9 +292,8 @@ impl Inner {
                 };
                 rows.push((id, value.value().to_vec()));
             }
-            Ok::<_, redb::Error>(rows)
-        };
-        let rows = read().map_err(failed)?;
+            Ok(rows)
+        })?;
         rows.into_iter()
             .map(|(id, bytes)| Ok((id, decode(&bytes)?)))
             .collect()
@@ -290,13 +304,12 @@ impl Inner {
         &self,
         work: impl FnOnce(&redb::WriteTransaction) -> Result<(), redb::Error>,
     ) -> Result<(), StoreError> {
-        let run = || {
-            let transaction = self.database.begin_write()?;
+        self.file.with(|database| {
+            let transaction = database.begin_write()?;
             work(&transaction)?;
             transaction.commit()?;
-            Ok::<_, redb::Error>(())
-        };
-        run().map_err(failed)
+            Ok(())
+        })
     }
 }
 

@@ -48,3 +48,9 @@ mod dumps;
 
 #[path = "end_to_end/bad_dumps.rs"]
 mod bad_dumps;
+
+#[path = "end_to_end/dump_limits.rs"]
+mod dump_limits;
+
+#[path = "end_to_end/dump_words.rs"]
+mod dump_words;

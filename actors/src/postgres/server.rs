@@ -403,10 +403,16 @@ impl LocalServer {
         )
     }
 
+    /// Returns the server's log.
+    #[must_use]
+    pub fn log(&self) -> String {
+        self.home.log()
+    }
+
     /// Returns the end of the server's log.
     #[must_use]
     pub fn log_tail(&self) -> String {
-        tail(&self.home.log())
+        tail(&self.log())
     }
 }
 

@@ -14,6 +14,10 @@ use tokio::time::Instant;
 
 /// Changes of one key that become one.
 pub(super) trait Merge: Sized {
+    /// Whether this, which arrived after `other`, belongs behind it.
+    fn is_behind(&self, other: &Self) -> bool;
+    /// Whether one can stand for both.
+    fn can_merge(&self, later: &Self) -> bool;
     /// Joins what arrived later into what was there.
     fn merge(self, later: Self) -> Self;
     /// How many changes it stands for.
@@ -22,10 +26,54 @@ pub(super) trait Merge: Sized {
 
 #[derive(Debug)]
 struct Slot<G> {
-    waiting: Option<G>,
+    /// Oldest first; more than one only where one cannot stand for the next.
+    waiting: VecDeque<G>,
     /// The number of the group that is being worked on, and its weight.
     out: Option<(u64, usize)>,
     is_due: bool,
+}
+
+impl<G: Merge> Slot<G> {
+    /// Puts a group before the waiting one at `place`, or merges it with one of its neighbours. Returns the
+    /// weight that merging took away: repeated deliveries.
+    fn join(&mut self, place: usize, group: G) -> usize {
+        for neighbour in [place, place.wrapping_sub(1)] {
+            let waiting = self.waiting.get(neighbour);
+            if waiting.is_some_and(|waiting| waiting.can_merge(&group))
+                && let Some(waiting) = self.waiting.remove(neighbour)
+            {
+                let before = waiting.weight() + group.weight();
+                let merged = waiting.merge(group);
+                let lost = before.saturating_sub(merged.weight());
+                self.waiting.insert(neighbour, merged);
+                return lost;
+            }
+        }
+        self.waiting.insert(place, group);
+        0
+    }
+
+    /// Puts a group that came back before all that wait, or merges the first into it. Returns as
+    /// [`Self::join`].
+    fn join_first(&mut self, group: G) -> usize {
+        let first = self.waiting.pop_front();
+        match first {
+            Some(first) if group.can_merge(&first) => {
+                let before = group.weight() + first.weight();
+                let merged = group.merge(first);
+                let lost = before.saturating_sub(merged.weight());
+                self.waiting.push_front(merged);
+                lost
+            }
+            first => {
+                first
+                    .into_iter()
+                    .for_each(|first| self.waiting.push_front(first));
+                self.waiting.push_front(group);
+                0
+            }
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -68,26 +116,25 @@ impl<K: Clone + Eq + Hash, G: Merge> Pending<K, G> {
     pub(super) fn add(&mut self, key: K, group: G, now: Instant) {
         self.waiting += group.weight();
         let slot = self.slots.entry(key.clone()).or_insert(Slot {
-            waiting: None,
+            waiting: VecDeque::new(),
             out: None,
             is_due: false,
         });
-        let Some(earlier) = slot.waiting.take() else {
-            slot.waiting = Some(group);
+        if slot.waiting.is_empty() {
+            slot.waiting.push_back(group);
             self.timers.push_back((now + self.interval, key));
             return;
-        };
-        let before = earlier.weight() + group.weight();
-        let merged = earlier.merge(group);
-        // Merging drops repeated deliveries.
-        self.waiting -= before.saturating_sub(merged.weight());
-        slot.waiting = Some(merged);
+        }
+        let mut waiting = slot.waiting.iter();
+        let place = waiting.position(|other| !group.is_behind(other));
+        let place = place.unwrap_or(slot.waiting.len());
+        self.waiting -= slot.join(place, group);
     }
 
     /// Makes what waits under a key due now.
     pub(super) fn release(&mut self, key: &K) {
         if let Some(slot) = self.slots.get_mut(key)
-            && slot.waiting.is_some()
+            && !slot.waiting.is_empty()
             && !slot.is_due
         {
             slot.is_due = true;
@@ -121,12 +168,13 @@ impl<K: Clone + Eq + Hash, G: Merge> Pending<K, G> {
             if slot.out.is_some() {
                 continue;
             }
-            let Some(group) = slot.waiting.take() else {
+            let Some(group) = slot.waiting.pop_front() else {
                 continue;
             };
             let id = self.next_id;
             self.next_id += 1;
-            slot.is_due = false;
+            // What could not be merged follows as soon as this was answered.
+            slot.is_due = !slot.waiting.is_empty();
             slot.out = Some((id, group.weight()));
             self.waiting -= group.weight();
             self.out.insert(id, key);
@@ -146,23 +194,17 @@ impl<K: Clone + Eq + Hash, G: Merge> Pending<K, G> {
         slot.out = None;
         if let Some(group) = returned {
             self.waiting += group.weight();
-            match slot.waiting.take() {
-                Some(later) => {
-                    let before = group.weight() + later.weight();
-                    let merged = group.merge(later);
-                    self.waiting -= before.saturating_sub(merged.weight());
-                    slot.waiting = Some(merged);
-                }
-                None => {
-                    slot.waiting = Some(group);
-                    slot.is_due = false;
-                }
+            if slot.waiting.is_empty() {
+                slot.waiting.push_back(group);
+                slot.is_due = false;
+            } else {
+                self.waiting -= slot.join_first(group);
             }
             // A full interval passes before another attempt, whatever was due.
             if std::mem::take(&mut slot.is_due) || !self.timers.iter().any(|(_, k)| *k == key) {
                 self.timers.push_back((now + self.interval, key));
             }
-        } else if slot.waiting.is_none() {
+        } else if slot.waiting.is_empty() {
             self.slots.remove(&key);
         } else if slot.is_due {
             self.due.push_back(key);
@@ -174,7 +216,17 @@ impl<K: Clone + Eq + Hash, G: Merge> Pending<K, G> {
 mod tests {
     use super::*;
 
+    /// Numbers of one hundred become one.
     impl Merge for Vec<u32> {
+        fn is_behind(&self, other: &Self) -> bool {
+            self.first() >= other.last()
+        }
+
+        fn can_merge(&self, later: &Self) -> bool {
+            let hundred = |group: &Self| group.first().map(|number| number / 100);
+            hundred(self) == hundred(later)
+        }
+
         fn merge(mut self, later: Self) -> Self {
             self.extend(later);
             self
@@ -231,6 +283,34 @@ mod tests {
         pending.answered(id, None, start + INTERVAL * 4);
         assert!(pending.slots.is_empty() && pending.held() == 0);
         assert!(pending.deadline().is_none());
+    }
+
+    #[test]
+    fn what_cannot_be_merged_follows_as_soon_as_the_first_was_answered() {
+        let start = Instant::now();
+        let mut pending = Pending::new(INTERVAL);
+        for number in [1, 101, 2, 201, 102] {
+            pending.add("a", vec![number], start);
+        }
+        assert_eq!(pending.held(), 5);
+        let now = start + INTERVAL;
+        let (first, group) = pending.next_due(now).unwrap();
+        assert_eq!(group, [1, 2]);
+        assert!(pending.next_due(now).is_none(), "one of a key at a time");
+        pending.answered(first, None, now);
+        let (second, group) = pending.next_due(now).unwrap();
+        assert_eq!(group, [101, 102]);
+        // It comes back, and before what is behind it.
+        pending.answered(second, Some(group), now);
+        assert!(pending.next_due(now).is_none());
+        let now = now + INTERVAL;
+        let (second, group) = pending.next_due(now).unwrap();
+        assert_eq!(group, [101, 102]);
+        pending.answered(second, None, now);
+        let (third, group) = pending.next_due(now).unwrap();
+        assert_eq!(group, [201]);
+        pending.answered(third, None, now);
+        assert!(pending.slots.is_empty() && pending.is_idle());
     }
 
     #[test]

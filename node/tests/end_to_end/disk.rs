@@ -11,17 +11,21 @@ use crate::{
 };
 
 /// A small filesystem of its own, unmounted when dropped. Mounting takes root.
-struct Disk {
+pub(crate) struct Disk {
     mount: TempDir,
 }
 
 impl Disk {
-    fn new(size: &str) -> Self {
+    pub(crate) fn new(size: &str) -> Self {
         let mount = tempfile::tempdir().unwrap();
         let options = format!("size={size}");
         let command = ["-t", "tmpfs", "-o", &options, "tmpfs"];
         mounted(Command::new("mount").args(command).arg(mount.path()));
         Self { mount }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.mount.path()
     }
 
     fn make_read_only(&self) {
@@ -33,12 +37,12 @@ impl Disk {
     }
 
     /// Takes all space that is left.
-    fn fill(&self) {
+    pub(crate) fn fill(&self) {
         let mut filler = fs::File::create(self.mount.path().join("filler")).unwrap();
         while std::io::Write::write(&mut filler, &[0; 4_096]).is_ok() {}
     }
 
-    fn empty(&self) {
+    pub(crate) fn empty(&self) {
         fs::remove_file(self.mount.path().join("filler")).unwrap();
     }
 }

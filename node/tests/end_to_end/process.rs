@@ -48,6 +48,10 @@ pub(crate) struct Ended {
 }
 
 impl Ended {
+    pub(crate) fn succeeded(&self) -> bool {
+        self.exit == Some(0)
+    }
+
     /// Checks the exit code; a failure must tell the next step.
     pub(crate) fn expect(self, exit: i32) -> Self {
         assert_eq!(self.exit, Some(exit), "{}: {self:#?}", self.args);

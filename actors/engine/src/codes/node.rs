@@ -36,7 +36,8 @@ pub const STORE_FAILED: Explanation = Explanation {
     text: "The disk under the data directory is full or failed. Acknowledgements do not count and \
            sources cannot be changed until it takes writes again; nothing that was confirmed is \
            lost.",
-    next: "free space or replace the disk under [node] data_dir, then restart the node",
+    next: "free space under [node] data_dir, and it goes on; a disk that failed otherwise must be \
+           replaced, and the node restarted",
 };
 
 /// The store's contents are damaged.
