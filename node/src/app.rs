@@ -29,11 +29,11 @@ use crate::{
     config::Config,
     http::{self, Pages},
     logs::Logs,
+    raft::RaftConsensus,
     replicas::{self, Replicas},
     resolver::StreamResolver,
     rpc::admin::{AdminService, NodeInfo},
     sources::{Sources, unix_now_micros},
-    store::Store,
 };
 
 /// A running node.
@@ -47,6 +47,7 @@ pub struct Node {
     pub sources: Arc<Sources>,
     /// Where existing rows of its sources are read from.
     pub replicas: Arc<Replicas>,
+    raft: RaftConsensus,
     dumps: DumpControllerHandle,
     deadline: Duration,
     logs: Arc<Logs>,
@@ -123,6 +124,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Node> {
         metrics,
         sources: parts.sources,
         replicas: parts.replicas,
+        raft: parts.raft,
         dumps,
         deadline: config.node.drain_timeout.0,
         logs: parts.logs,
@@ -164,6 +166,11 @@ impl Node {
         is_clean
     }
 
+    /// Waits until the node cannot go on, and returns why.
+    pub async fn failed(&self) -> String {
+        self.raft.failed().await
+    }
+
     async fn drain(mut self) -> bool {
         let mut is_clean = true;
         self.stop_dumps.cancel();
@@ -181,12 +188,14 @@ impl Node {
         for server in &mut self.servers {
             is_clean &= server.join().await.is_ok();
         }
+        self.raft.stop().await;
         is_clean
     }
 }
 
 /// What a node stands on; nothing of it runs yet.
 struct Parts {
+    raft: RaftConsensus,
     consensus: Arc<dyn Consensus>,
     cursors: Arc<dyn CursorStore>,
     logs: Arc<Logs>,
@@ -196,12 +205,10 @@ struct Parts {
 }
 
 impl Parts {
-    /// Opens the store and the logs.
+    /// Brings back what was agreed on, and opens the logs.
     async fn open(config: &Config) -> anyhow::Result<Self> {
-        let data_dir = config.node.data_dir.clone();
-        let opened = tokio::task::spawn_blocking(move || Store::open(&data_dir)).await?;
-        let store = Arc::new(opened?);
-        let consensus: Arc<dyn Consensus> = Arc::<Store>::clone(&store);
+        let raft = RaftConsensus::alone(&config.node.data_dir, &config.node.name).await?;
+        let consensus: Arc<dyn Consensus> = Arc::new(raft.clone());
         let logs = Arc::new(Logs::new(config));
         let sources = Sources::new(config, Arc::clone(&consensus), Arc::clone(&logs));
         let sources = Arc::new(sources);
@@ -209,7 +216,8 @@ impl Parts {
         let replicas = Replicas::new(config, Arc::clone(&consensus), Arc::clone(&sources));
         Ok(Self {
             consensus,
-            cursors: store,
+            cursors: Arc::new(raft.clone()),
+            raft,
             logs,
             sources,
             replicas: Arc::new(replicas),
