@@ -30,6 +30,13 @@ pub trait Consensus: Debug + Send + Sync {
 
     /// Watches who leads, as this node knows it.
     fn leadership(&self) -> watch::Receiver<Leadership>;
+
+    /// Proves that this node still leads: returns once a majority has said so after the call.
+    ///
+    /// # Errors
+    ///
+    /// [`ProposeError::Unavailable`] when it does not lead, or no majority answered in time.
+    async fn confirm_leadership(&self) -> Result<(), ProposeError>;
 }
 
 /// Who leads the cluster, as one node knows it.

@@ -41,6 +41,10 @@ pub enum TaskKind {
     ReplicaWatch,
     /// Starts and stops agents as the state wants.
     Sources,
+    /// Tells the leader that this node lives, and holds its lease.
+    Liveness,
+    /// Gives sources to nodes while this one leads.
+    Placement,
     /// Serves gRPC or HTTP.
     Server,
     /// Agrees with the other nodes.
@@ -66,6 +70,8 @@ impl TaskKind {
             Self::Dumper => "dumper",
             Self::ReplicaWatch => "replica_watch",
             Self::Sources => "sources",
+            Self::Liveness => "liveness",
+            Self::Placement => "placement",
             Self::Server => "server",
             Self::Raft => "raft",
             Self::Tool => "tool",

@@ -18,7 +18,7 @@ use pgcapture_actors::{
     cursors::CursorStore,
     dump::{DumpControllerHandle, RowReader},
     gateway::{GatewayHandle, GatewayLimits},
-    supervise::Task,
+    supervise::{Task, TaskKind, spawn},
 };
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -28,11 +28,17 @@ use self::server::Services;
 use crate::{
     config::Config,
     http::{self, Pages},
+    liveness::{Book, Reporter},
     logs::Logs,
+    peers::Peers,
+    placement,
     raft::RaftConsensus,
     replicas::{self, Replicas},
     resolver::StreamResolver,
-    rpc::admin::{AdminService, NodeInfo},
+    rpc::{
+        admin::{AdminService, NodeInfo},
+        liveness::LivenessService,
+    },
     sources::{Sources, unix_now_micros},
 };
 
@@ -54,8 +60,11 @@ pub struct Node {
     gateway: GatewayHandle,
     orders: TaskTracker,
     reconciler: JoinHandle<()>,
+    /// What this node does for the cluster.
+    part: Vec<Task<()>>,
     ready: watch::Sender<bool>,
     health: server::Health,
+    stop_part: CancellationToken,
     stop_dumps: CancellationToken,
     stop_agents: CancellationToken,
     stop_servers: CancellationToken,
@@ -84,6 +93,9 @@ pub async fn start(config: &Config) -> anyhow::Result<Node> {
 
     let stop_agents = CancellationToken::new();
     let reconciler = parts.sources.start(stop_agents.clone());
+    let book = Book::default();
+    let stop_part = CancellationToken::new();
+    let part = take_part(config, &parts, &book, &stop_part)?;
 
     let (ready, is_ready) = watch::channel(false);
     let orders = TaskTracker::new();
@@ -97,9 +109,15 @@ pub async fn start(config: &Config) -> anyhow::Result<Node> {
         gateway: gateway.clone(),
         orders: orders.clone(),
     };
+    let liveness = LivenessService {
+        consensus: Arc::clone(&parts.consensus),
+        book,
+        orders: orders.clone(),
+        stop: stop_part.clone(),
+    };
     let stop_dumps = CancellationToken::new();
     let readers = (Arc::clone(&parts.replicas), dumps.clone(), parts.reader);
-    let services = Services::new(admin, readers, stop_dumps.clone());
+    let services = Services::new(admin, readers, liveness, stop_dumps.clone());
     let stop_servers = CancellationToken::new();
     let (listen, health, grpc) =
         server::serve(grpc_listener, services, credentials, stop_servers.clone()).await?;
@@ -131,8 +149,10 @@ pub async fn start(config: &Config) -> anyhow::Result<Node> {
         gateway,
         orders,
         reconciler,
+        part,
         ready,
         health,
+        stop_part,
         stop_dumps,
         stop_agents,
         stop_servers,
@@ -178,11 +198,16 @@ impl Node {
             tracing::error!(%error, "the last acknowledgements could not be saved");
             is_clean = false;
         }
+        self.sources.hand_over().await;
+        self.stop_part.cancel();
         self.orders.close();
         self.orders.wait().await;
         self.dumps.drain().await;
         self.stop_agents.cancel();
         is_clean &= self.reconciler.await.is_ok();
+        for task in &mut self.part {
+            is_clean &= task.join().await.is_ok();
+        }
         self.logs.close().await;
         self.stop_servers.cancel();
         for server in &mut self.servers {
@@ -191,6 +216,32 @@ impl Node {
         self.raft.stop().await;
         is_clean
     }
+}
+
+/// Begins what this node does for its cluster: it tells that it lives, looks which sources it
+/// reaches, and gives sources to nodes while it leads.
+fn take_part(
+    config: &Config,
+    parts: &Parts,
+    book: &Book,
+    stop: &CancellationToken,
+) -> anyhow::Result<Vec<Task<()>>> {
+    let reporter = Reporter::new(
+        config.node.name.clone(),
+        Arc::clone(&parts.consensus),
+        Peers::new(config)?,
+        book.clone(),
+        parts.sources.as_ref(),
+    );
+    let (_lease, reports) = reporter.start(stop.clone());
+    let (sources, until) = (Arc::clone(&parts.sources), stop.clone());
+    let mut part = Vec::from(reports);
+    part.push(spawn(TaskKind::Liveness, "reach", async move {
+        sources.look_around(until).await;
+    }));
+    let placing = placement::start(Arc::clone(&parts.consensus), book.clone(), stop.clone());
+    part.push(placing);
+    Ok(part)
 }
 
 /// What a node stands on; nothing of it runs yet.

@@ -18,6 +18,10 @@ pub mod peers;
 
 pub mod raft;
 
+pub mod liveness;
+
+pub mod placement;
+
 pub mod resolver;
 
 pub mod sources;

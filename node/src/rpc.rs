@@ -8,6 +8,8 @@ pub mod codec;
 
 pub mod admin;
 
+pub mod liveness;
+
 pub mod replicas;
 
 pub mod dumps;

@@ -1,17 +1,19 @@
 //! Starts and stops the agents of this node as the agreed state wants.
 //!
-//! The reconciler compares the state with what runs: a source that is new or resumed gets an epoch,
-//! its log and an agent; one that is paused, removed or connects elsewhere is drained. Whatever
-//! fails is kept as the source's trouble and tried again. It never changes what the state wants.
+//! The reconciler compares the state with what runs: a source that was given to this node gets its
+//! log and an agent; one that is paused, removed, given to another node or connects elsewhere is
+//! drained. Whatever fails is kept as the source's trouble and tried again. It never changes what
+//! the state wants, and it never takes a source that was given to another node.
 //!
 //! # Invariants
 //!
 //! - At most one agent a source.
-//! - An agent runs only under an epoch that was agreed on for this very start.
+//! - No two agents run under one epoch: one that starts again begins a new one.
 
 mod definition;
 mod host;
 mod operations;
+mod reach;
 mod secrets;
 mod setup;
 mod status;
@@ -27,7 +29,8 @@ use pgcapture_actors::{
     consensus::Consensus,
 };
 use pgcapture_engine::{
-    cluster::{Answer, Command, OnGap, SecretRef, Source, State},
+    checkpoint::Epoch,
+    cluster::{Answer, Command, OnGap, SecretRef, Source, State, liveness::NodeReport},
     codes,
 };
 use tokio::{sync::watch, task::JoinHandle};
@@ -63,19 +66,26 @@ pub struct Sources {
     limits: AgentLimits,
     running: watch::Sender<BTreeMap<String, Running>>,
     troubles: Mutex<BTreeMap<String, Trouble>>,
+    /// Epochs that an agent has had, here or in an earlier life of this node.
+    used: Mutex<BTreeMap<String, Epoch>>,
+    report: watch::Sender<NodeReport>,
 }
 
 /// A running agent and what it was started for.
 #[derive(Clone, Debug)]
 struct Running {
     handle: AgentHandle,
+    epoch: Epoch,
     url: String,
     password: Option<SecretRef>,
 }
 
 impl Running {
     fn fits(&self, source: &Source) -> bool {
-        !source.paused && self.url == source.url && self.password == source.password
+        !source.paused
+            && self.epoch == source.epoch
+            && self.url == source.url
+            && self.password == source.password
     }
 }
 
@@ -84,6 +94,7 @@ impl Sources {
     #[must_use]
     pub fn new(config: &Config, consensus: Arc<dyn Consensus>, logs: Arc<Logs>) -> Self {
         let agent = &config.agent;
+        let used = consensus.state().borrow().epochs.clone();
         Self {
             consensus,
             logs,
@@ -97,6 +108,8 @@ impl Sources {
             },
             running: watch::Sender::default(),
             troubles: Mutex::default(),
+            used: Mutex::new(used),
+            report: watch::Sender::default(),
         }
     }
 
@@ -114,9 +127,15 @@ impl Sources {
     /// agent runs. What fails is kept as the source's trouble.
     pub async fn open_logs(&self) {
         let state = Arc::clone(&self.consensus.state().borrow());
-        for name in state.sources.keys() {
-            self.open_log(name).await;
+        for source in state.sources.values() {
+            if self.owns(&state, source) {
+                self.open_log(&source.name).await;
+            }
         }
+    }
+
+    fn owns(&self, state: &State, source: &Source) -> bool {
+        state.owner(&source.name) == Some(self.node.as_str())
     }
 
     async fn reconcile_until(&self, stop: CancellationToken) {
@@ -144,7 +163,7 @@ impl Sources {
     async fn reconcile(&self, state: &State) -> bool {
         let is_unwanted = |(name, running): &(&String, &Running)| {
             let source = state.sources.get(*name);
-            !source.is_some_and(|source| running.fits(source))
+            !source.is_some_and(|source| self.owns(state, source) && running.fits(source))
         };
         let unwanted: Vec<String> = {
             let running = self.running.borrow();
@@ -154,7 +173,8 @@ impl Sources {
         self.drain(unwanted).await;
         self.keep_troubles_of(state);
         let mut is_done = true;
-        for source in state.sources.values() {
+        let given = |source: &&Source| self.owns(state, source);
+        for source in state.sources.values().filter(given) {
             let runs = self.running.borrow().contains_key(&source.name);
             // An agent keeps the log that it was started with, even one that has failed.
             let has_log = runs || self.open_log(&source.name).await;
@@ -201,16 +221,7 @@ impl Sources {
             status::trouble(closed, "the log of the source is not open".to_owned())
         };
         let log = self.logs.get(&source.name).ok_or_else(missing)?;
-        let assign = Command::Assign {
-            name: source.name.clone(),
-            node: self.node.clone(),
-            after: source.epoch,
-        };
-        let epoch = match self.consensus.propose(assign).await {
-            Ok(Answer::Assigned(epoch)) => epoch,
-            Ok(Answer::Done | Answer::Unchanged | Answer::DumpCreated(_)) => return Err(missing()),
-            Err(error) => return Err(status::propose_trouble(&error)),
-        };
+        let epoch = self.begin(source).await?;
         let spec = AgentSpec {
             source: source.name.clone(),
             node: self.node.clone(),
@@ -230,6 +241,7 @@ impl Sources {
         let host = Arc::new(SourceHost::new(Arc::clone(&self.consensus), source));
         let running = Running {
             handle: agent::start(spec, host, log),
+            epoch,
             url: source.url.clone(),
             password: source.password.clone(),
         };
@@ -237,6 +249,36 @@ impl Sources {
         self.running
             .send_modify(|all| drop(all.insert(name, running)));
         Ok(())
+    }
+
+    /// Returns the epoch of an agent that starts now: the one under which the source was given to
+    /// this node, or a new one when an agent has had that already.
+    async fn begin(&self, source: &Source) -> Result<Epoch, Trouble> {
+        let used = self.used().get(&source.name).copied();
+        let epoch = if used.is_none_or(|used| used < source.epoch) {
+            source.epoch
+        } else {
+            let assign = Command::Assign {
+                name: source.name.clone(),
+                node: self.node.clone(),
+                after: source.epoch,
+            };
+            match self.consensus.propose(assign).await {
+                Ok(Answer::Assigned(epoch)) => epoch,
+                Ok(Answer::Done | Answer::Unchanged | Answer::DumpCreated(_)) => {
+                    let text = "an assignment was answered with something else".to_owned();
+                    return Err(status::trouble(&codes::node::STORE_FAILED, text));
+                }
+                Err(error) => return Err(status::propose_trouble(&error)),
+            }
+        };
+        self.used().insert(source.name.clone(), epoch);
+        Ok(epoch)
+    }
+
+    /// A panic under the lock leaves the map as it was: go on.
+    fn used(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Epoch>> {
+        self.used.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Drains agents, all at once, and forgets them.

@@ -37,10 +37,6 @@ use redb::{Database, Durability, TableDefinition, WriteTransaction, backends::Fi
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::sync::watch;
 
-use self::{
-    lock::DirectoryLock,
-    patient::{PatientFile, Space},
-};
 pub(crate) use self::{
     agreed::Batch,
     log::{LogWrite, Mark},
@@ -49,6 +45,10 @@ pub(crate) use self::{
 pub use self::{
     format::FORMAT_VERSION,
     log::{ClusterId, Identity},
+};
+use self::{
+    lock::DirectoryLock,
+    patient::{PatientFile, Space},
 };
 
 /// A stored value is at most this long: 1,000 sources with their gaps stay far below, and a damaged

@@ -15,6 +15,10 @@ mod cursor;
 
 mod node;
 
+pub mod liveness;
+
+pub mod placement;
+
 mod replica;
 
 mod dump;

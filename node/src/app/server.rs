@@ -13,6 +13,7 @@ use pgcapture_proto::{
     admin::v1::{
         admin_server::AdminServer, dumps_server::DumpsServer, replicas_server::ReplicasServer,
     },
+    peer::v1::liveness_server::LivenessServer,
     pgcapture::{agent_server::AgentServer, db_log_controller_server::DbLogControllerServer},
 };
 use tokio::net::TcpListener;
@@ -33,6 +34,7 @@ use crate::{
         capture::{self, CaptureService},
         dump_control::{self, DumpControlService},
         dumps::{self, DumpsService},
+        liveness::LivenessService,
         replicas::{self, ReplicasService},
     },
 };
@@ -83,6 +85,7 @@ pub(super) struct Services {
     dumps: DumpsService,
     control: DumpControlService,
     agent: AgentService,
+    liveness: LivenessService,
 }
 
 impl Services {
@@ -90,6 +93,7 @@ impl Services {
     pub(super) fn new(
         admin: AdminService,
         (replicas, dumps, reader): (Arc<Replicas>, DumpControllerHandle, Arc<dyn RowReader>),
+        liveness: LivenessService,
         stop: CancellationToken,
     ) -> Self {
         let consensus = Arc::clone(&admin.consensus);
@@ -115,6 +119,7 @@ impl Services {
                 stop,
             },
             agent: AgentService::new(consensus, reader, dumps),
+            liveness,
         }
     }
 }
@@ -188,6 +193,7 @@ pub(super) async fn serve(
     let control = DbLogControllerServer::new(services.control);
     let control = control.max_decoding_message_size(SCHEDULE_BYTES_MAX);
     let agent = AgentServer::new(services.agent);
+    let liveness = LivenessServer::new(services.liveness);
     let router = server
         .add_service(health_service)
         .add_service(InterceptedService::new(capture, check.clone()))
@@ -196,6 +202,7 @@ pub(super) async fn serve(
         .add_service(InterceptedService::new(admin, check.clone()))
         .add_service(InterceptedService::new(replicas, check.clone()))
         .add_service(InterceptedService::new(dumps, check.clone()))
+        .add_service(InterceptedService::new(liveness, check.clone()))
         .add_service(InterceptedService::new(
             reflection().build_v1()?,
             check.clone(),

@@ -79,7 +79,10 @@ impl<B> PatientFile<B> {
             Err(error) if is_full(&error) => error,
             done => return done,
         };
-        let (code, next) = (codes::node::STORE_FAILED.code, codes::node::STORE_FAILED.next);
+        let (code, next) = (
+            codes::node::STORE_FAILED.code,
+            codes::node::STORE_FAILED.next,
+        );
         tracing::error!(code, next, error = %first, "the disk of the node's store is full: waiting");
         self.space.lock().waiting += 1;
         let mut done = Err(first);

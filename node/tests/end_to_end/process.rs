@@ -121,9 +121,14 @@ impl Place {
 
     /// Writes the configuration with `more` at its end and returns the file.
     pub(crate) fn configure(&self, more: &str) -> String {
+        self.configure_as("n1", "127.0.0.1:0", more)
+    }
+
+    /// The same for a node of this name that listens there.
+    pub(crate) fn configure_as(&self, name: &str, listen: &str, more: &str) -> String {
         let file = self.folder.join("pgcapture.toml");
         let text = format!(
-            "[node]\nname = \"n1\"\ndata_dir = \"{}\"\nlisten = \"127.0.0.1:0\"\n\
+            "[node]\nname = \"{name}\"\ndata_dir = \"{}\"\nlisten = \"{listen}\"\n\
              metrics = \"127.0.0.1:0\"\n{more}",
             self.data().display()
         );

@@ -83,6 +83,15 @@ pub const NOT_JOINED: Explanation = Explanation {
     next: "start the other nodes of [node] peers, and check that every node lists the same addresses",
 };
 
+/// Asked a node that does not lead.
+pub const NOT_LEADING: Explanation = Explanation {
+    code: "PGC-R12",
+    title: "the node does not lead the cluster",
+    text: "What one node does for all others, hearing who lives and handing out work, is done by the \
+           leader of the Raft group. Nodes follow it by themselves.",
+    next: "`pgcapture cluster status` shows who leads; ask there",
+};
+
 /// Every code of the family.
 pub const ALL: &[&Explanation] = &[
     &NO_QUORUM,
@@ -94,4 +103,5 @@ pub const ALL: &[&Explanation] = &[
     &NAME_CHANGED,
     &BAD_CHANGE,
     &NOT_JOINED,
+    &NOT_LEADING,
 ];

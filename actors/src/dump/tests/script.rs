@@ -308,4 +308,8 @@ impl Consensus for Agreed {
     fn leadership(&self) -> watch::Receiver<Leadership> {
         watch::channel(Leadership::alone("n1")).1
     }
+
+    async fn confirm_leadership(&self) -> Result<(), ProposeError> {
+        Ok(())
+    }
 }

@@ -1,0 +1,183 @@
+//! Three nodes, one server, one source, and a writer.
+
+use std::net::TcpListener;
+
+use pgcapture_actors::{
+    postgres::{Config, Connection, LocalServer, LocalServerOptions, Replication},
+    supervise::{Task, TaskKind, spawn},
+};
+use tempfile::TempDir;
+use tokio::sync::watch;
+
+use crate::process::{Node, PATIENCE, Place, eventually, run};
+
+pub(crate) struct Trio {
+    pub(crate) server: LocalServer,
+    nodes: Vec<Option<Node>>,
+    addresses: Vec<String>,
+    folders: Vec<TempDir>,
+}
+
+/// Addresses that are free now. Peers must know them before anybody listens.
+fn free_addresses() -> Vec<String> {
+    let listeners: Vec<_> = (0..3)
+        .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
+        .collect();
+    let addresses = listeners.iter().map(|it| it.local_addr().unwrap());
+    addresses.map(|address| address.to_string()).collect()
+}
+
+impl Trio {
+    /// A server and three nodes that have found each other.
+    pub(crate) async fn start() -> Self {
+        let server = LocalServer::start(LocalServerOptions::default());
+        let addresses = free_addresses();
+        let folders: Vec<_> = (0..3).map(|_| tempfile::tempdir().unwrap()).collect();
+        let files: Vec<_> = (0..3)
+            .map(|index| configure(&folders[index], &addresses, index))
+            .collect();
+        let starts = futures_util::future::join_all(files.iter().map(|file| Node::start(file)));
+        let (server, nodes) = tokio::join!(server, starts);
+        Self {
+            server: server.expect("PostgreSQL is installed"),
+            nodes: nodes.into_iter().map(Some).collect(),
+            addresses,
+            folders,
+        }
+    }
+
+    /// Captures table `t` as source `shop`, asked of the first node.
+    pub(crate) async fn add_source(&self) {
+        self.sql("CREATE TABLE t (id bigint PRIMARY KEY, v text)")
+            .await;
+        let url = self.server.url("postgres");
+        let args = ["source", "add", "shop", "--url", &url];
+        run(self.listen(0), &args).await.expect(0);
+    }
+
+    pub(crate) fn listen(&self, index: usize) -> &str {
+        &self.addresses[index]
+    }
+
+    async fn sql(&self, sql: &str) -> Vec<Vec<Option<String>>> {
+        let config = self.server.config("postgres");
+        let connection = Connection::connect(&config, Replication::Off).await;
+        let mut connection = connection.expect("the server takes sessions");
+        connection.query(sql).await.expect("the statement runs")
+    }
+
+    /// The node that reads the slot, as the server sees it.
+    pub(crate) async fn owner(&self) -> usize {
+        self.owner_when(|_| true).await
+    }
+
+    /// The node that reads the slot after another did.
+    pub(crate) async fn owner_after(&self, before: usize) -> usize {
+        self.owner_when(|owner| owner != before).await
+    }
+
+    async fn owner_when(&self, is_wanted: impl Fn(usize) -> bool) -> usize {
+        eventually("an owner", async || {
+            let rows = self
+                .sql(
+                    "SELECT application_name FROM pg_stat_replication \
+                     WHERE application_name LIKE 'pgcapture/%' AND state = 'streaming'",
+                )
+                .await;
+            let name = |row: &Vec<Option<String>>| {
+                let name = row[0].as_deref()?.split('/').nth(1)?;
+                name.strip_prefix('n')?.parse::<usize>().ok()
+            };
+            let owner = rows.first().and_then(name).map(|number| number - 1);
+            let owner = owner.filter(|owner| is_wanted(*owner));
+            owner.ok_or_else(|| format!("{rows:?}"))
+        })
+        .await
+    }
+
+    /// Waits until a consumer has its subscription.
+    pub(crate) async fn joined(&self, index: usize, uri: &str) {
+        eventually("the subscription", async || {
+            let args = ["consumer", "show", uri, "-o", "json"];
+            let shown = run(self.listen(index), &args).await;
+            let is_there = shown.data.contains("\"sessions\": 1");
+            is_there.then_some(()).ok_or(shown.talk)
+        })
+        .await;
+    }
+
+    pub(crate) async fn kill(&mut self, index: usize) {
+        self.nodes[index].take().unwrap().kill().await;
+    }
+
+    /// Ends a node as an init system does; returns what it has said.
+    pub(crate) async fn stop(&mut self, index: usize) -> String {
+        let (exit, log) = self.nodes[index].take().unwrap().stop().await;
+        assert_eq!(exit, Some(0), "{log}");
+        log
+    }
+
+    /// Starts a node again on its own data.
+    pub(crate) async fn start_again(&mut self, index: usize) {
+        let file = configure(&self.folders[index], &self.addresses, index);
+        self.nodes[index] = Some(Node::start(&file).await);
+    }
+}
+
+fn configure(folder: &TempDir, addresses: &[String], index: usize) -> String {
+    let place = Place::at(folder.path());
+    let name = format!("n{}", index + 1);
+    place.configure_as(
+        &name,
+        &addresses[index],
+        &format!("peers = {addresses:?}\n"),
+    )
+}
+
+/// Writes rows 1, 2, 3 … until told to stop.
+pub(crate) struct Writer {
+    written: watch::Receiver<i64>,
+    stop: watch::Sender<bool>,
+    task: Task<()>,
+}
+
+impl Writer {
+    pub(crate) fn start(server: &LocalServer) -> Self {
+        let (written_tx, written) = watch::channel(0);
+        let (stop, stopped) = watch::channel(false);
+        let config = server.config("postgres");
+        let task = spawn(TaskKind::Tool, "writer", write(config, written_tx, stopped));
+        Self {
+            written,
+            stop,
+            task,
+        }
+    }
+
+    /// Waits until some more rows are written; returns the last one.
+    pub(crate) async fn goes_on(&mut self) -> i64 {
+        let wanted = *self.written.borrow() + 50;
+        let reached = self.written.wait_for(|written| *written >= wanted);
+        let reached = tokio::time::timeout(PATIENCE, reached).await;
+        *reached.expect("rows are written").unwrap()
+    }
+
+    /// Stops and returns the last row.
+    pub(crate) async fn stop(mut self) -> i64 {
+        self.stop.send_replace(true);
+        self.task.join().await.unwrap();
+        *self.written.borrow()
+    }
+}
+
+async fn write(config: Config, written: watch::Sender<i64>, stopped: watch::Receiver<bool>) {
+    let connection = Connection::connect(&config, Replication::Off).await;
+    let mut connection = connection.expect("the server takes sessions");
+    let mut next = 1;
+    while !*stopped.borrow() {
+        let row = format!("INSERT INTO t VALUES ({next})");
+        connection.query(&row).await.expect("the row is written");
+        written.send_replace(next);
+        next += 1;
+    }
+}
