@@ -171,6 +171,59 @@ async fn a_plan_makes_the_publication_before_the_slot_and_leaves_bad_tables_out(
     );
 }
 
+/// What the server would refuse to the application once such a table is published.
+#[tokio::test]
+async fn a_table_whose_updates_would_fail_is_left_out_and_found() {
+    let mut source = Source::start().await;
+    let made = "made int GENERATED ALWAYS AS (id + 1) STORED";
+    source
+        .insert_sql(&format!(
+            "CREATE TABLE late (id int PRIMARY KEY DEFERRABLE); CREATE TABLE made (id int, {made}); \
+             ALTER TABLE made REPLICA IDENTITY FULL; \
+             CREATE TABLE keyed (id int PRIMARY KEY, {made}); \
+             INSERT INTO late VALUES (1); INSERT INTO made VALUES (1); INSERT INTO keyed VALUES (1)"
+        ))
+        .await;
+    let hides_generated = source.sql.server_version() >= 180_000;
+    let patterns = ["late", "made", "keyed"].map(str::to_owned);
+    let choice = catalog::choose_tables(&mut source.sql, &patterns, &[])
+        .await
+        .unwrap();
+    let names: Vec<_> = choice
+        .chosen
+        .iter()
+        .map(|table| table.name.as_str())
+        .collect();
+    let expected: &[&str] = if hides_generated {
+        &["keyed"]
+    } else {
+        &["keyed", "made"]
+    };
+    assert_eq!(names, expected);
+    source
+        .insert_sql(
+            "ALTER PUBLICATION p SET TABLE late, made, keyed; \
+                     ALTER PUBLICATION p SET (publish = 'insert, update')",
+        )
+        .await;
+    // The server agrees.
+    for (table, fails) in [("late", true), ("made", hides_generated), ("keyed", false)] {
+        let update = format!("UPDATE {table} SET id = 2");
+        assert_eq!(source.sql.query(&update).await.is_err(), fails, "{table}");
+    }
+    let problems = catalog::preflight(&mut source.sql, &request(true))
+        .await
+        .unwrap();
+    assert_eq!(problems.len(), 3 - expected.len(), "{problems:?}");
+    if hides_generated {
+        source
+            .insert_sql("ALTER PUBLICATION p SET (publish_generated_columns = stored)")
+            .await;
+        assert_eq!(codes(&mut source, &request(true)).await, ["PGC-S19"]);
+        source.insert_sql("UPDATE made SET id = 2").await;
+    }
+}
+
 #[tokio::test]
 async fn types_without_binary_form_are_found() {
     let mut source = Source::start().await;

@@ -6,6 +6,8 @@
 #[path = "postgres/support.rs"]
 mod support;
 
+use std::time::Duration;
+
 use pgcapture_actors::postgres::{
     Config, Connection, PgError, Replication, ReplicationEvent, SlotCopies, SlotCopy,
     SlotCopyError, SlotCopyOptions, advance_slot, catalog,
@@ -253,6 +255,39 @@ async fn the_copy_ends_with_its_session_and_two_cannot_be() {
     SlotCopy::open(&config, SlotCopyOptions::new("s", "p"))
         .await
         .unwrap();
+}
+
+/// A session that collects a chunk sends nothing, and so does not notice that nobody listens.
+#[tokio::test]
+async fn a_copy_that_is_dropped_while_the_server_collects_does_not_outlive_it() {
+    let mut source = Source::start().await;
+    fill(&mut source).await;
+    let end = source.flush_lsn().await;
+    let config = source.server.config("postgres");
+    let mut copy = opened(&config).await;
+    let mut holder = Connection::connect(&config, Replication::Off)
+        .await
+        .unwrap();
+    holder
+        .query("BEGIN; LOCK TABLE pg_publication")
+        .await
+        .unwrap();
+    let waits = "SELECT FROM pg_locks JOIN pg_stat_activity USING (pid) \
+                 WHERE NOT granted AND query LIKE 'COPY %'";
+    let collects = async { while source.sql.query(waits).await.unwrap().is_empty() {} };
+    tokio::select! {
+        chunk = copy.chunk(end) => panic!("it cannot be collected: {:?}", chunk.is_ok()),
+        () = collects => {}
+    }
+    drop(copy);
+    let ends = async {
+        while catalog::slots(&mut source.sql).await.unwrap().len() > 1 {
+            tokio::task::yield_now().await;
+        }
+    };
+    let ended = tokio::time::timeout(Duration::from_secs(60), ends).await;
+    ended.expect("the server looks for us");
+    opened(&config).await;
 }
 
 #[tokio::test]

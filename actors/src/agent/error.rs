@@ -103,9 +103,15 @@ impl AgentError {
     /// Returns what lies behind the error: a log that has failed ends whatever uses it.
     pub(super) fn or_failed_log(self, health: &LogHealth) -> Self {
         match health {
-            LogHealth::Failed { reason } => Self::LogFailed {
-                reason: reason.clone(),
-            },
+            LogHealth::Failed { reason } => {
+                // Whoever shows the error puts the code before it.
+                let code = log::WRITE_FAILED.code;
+                let told = reason
+                    .strip_prefix(code)
+                    .and_then(|rest| rest.strip_prefix(": "));
+                let reason = told.unwrap_or(reason).to_owned();
+                Self::LogFailed { reason }
+            }
             LogHealth::Writable | LogHealth::Blocked { .. } => self,
         }
     }
@@ -169,6 +175,20 @@ mod tests {
         });
         assert_eq!(error.trouble().text, "cannot connect to db:5432: refused");
         assert_eq!(error.remedy(), Remedy::Retry);
+    }
+
+    #[test]
+    fn a_failed_log_is_told_without_its_code_which_comes_beside_it() {
+        let failed = |reason: &str| {
+            let health = LogHealth::Failed {
+                reason: reason.to_owned(),
+            };
+            AgentError::ServerShutsDown.or_failed_log(&health).trouble()
+        };
+        let trouble = failed("PGC-L02: the log cannot be written: cannot sync x");
+        assert_eq!(trouble.code, "PGC-L02");
+        assert_eq!(trouble.text, "the log cannot be written: cannot sync x");
+        assert_eq!(failed("its thread ended").text, "its thread ended");
     }
 
     #[test]

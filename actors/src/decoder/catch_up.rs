@@ -27,6 +27,7 @@ impl SlotReader {
     /// Catches up until drained or until the rest is better followed.
     pub(super) async fn catch_up(&mut self) -> Result<Ended, AgentError> {
         let mut control = Connection::connect(&self.config, Replication::Off).await?;
+        control.end_with_us().await?;
         let spec = &self.spec;
         let options = SlotCopyOptions {
             binary: spec.is_binary,
@@ -47,6 +48,13 @@ impl SlotReader {
         let ended = self.copy_chunks(&mut copies, &mut control).await;
         self.status
             .send_modify(|status| status.source_temp_bytes_max = 0);
+        if matches!(ended, Ok(Ended::Drained)) {
+            // Whoever drains may drop the slot next, or start another agent.
+            let moving = [control.backend_pid()];
+            if let Err(error) = copies.end(&self.config, &moving).await {
+                warn!(source = %self.spec.source, %error, "the sessions of a catch-up end by themselves");
+            }
+        }
         ended
     }
 
@@ -81,19 +89,14 @@ impl SlotReader {
                 if due {
                     advance_slot(control, &slot, confirmable).await?;
                 }
-                Ok(())
+                Ok::<_, AgentError>(())
             };
-            // A drained chunk is dropped; the slot is not left in use by a session without client.
-            let chunk = async {
-                tokio::select! {
-                    biased;
-                    () = drain.cancelled() => Ok(Some(Ended::Drained)),
-                    read = self.copy_chunk(copies) => read.map(|()| None),
-                }
-            };
-            let (ended, ()) = tokio::try_join!(chunk, advance)?;
-            if let Some(ended) = ended {
-                return Ok(ended);
+            let read = async { tokio::try_join!(self.copy_chunk(copies), advance) };
+            // A drained chunk is dropped, and so is a move of the slot: either may take long.
+            tokio::select! {
+                biased;
+                () = drain.cancelled() => return Ok(Ended::Drained),
+                read = read => drop(read?),
             }
             copies.turn()?;
         }

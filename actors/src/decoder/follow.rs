@@ -7,6 +7,11 @@
 //! positions that it reports come from `confirmable`. Never reads while a batch waits for the log:
 //! that is the back-pressure.
 
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+mod walsender;
+
 use std::{pin::pin, time::Duration};
 
 use pgcapture_engine::{lsn::Lsn, progress::Keepalive, slot_mode::SlotMode};

@@ -109,7 +109,10 @@ impl SlotReader {
                     }
                     return Ok(published?);
                 }
-                () = self.drain.cancelled() => return Err(AgentError::DrainedWhileBlocked),
+                // What a drain publishes last is taken within the probe's pause, or not at all.
+                () = self.drain.cancelled(), if is_blocked => {
+                    return Err(AgentError::DrainedWhileBlocked);
+                }
                 () = sleep(BLOCKED_PROBE_INTERVAL) => {
                     is_blocked = true;
                     self.set_state(AgentState::Blocked);

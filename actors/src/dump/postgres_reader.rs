@@ -77,10 +77,7 @@ impl PostgresReader {
         })?;
         let replica = postgres::Replica::new(ReplicaOptions {
             config,
-            kind: match target.replica.kind {
-                cluster::ReplicaKind::Standby => postgres::ReplicaKind::Standby,
-                cluster::ReplicaKind::Source => postgres::ReplicaKind::Source,
-            },
+            kind: target.replica.kind,
             system_identifier: target.replica.system_identifier,
             publication: target.source.publication.clone(),
             binary: true,

@@ -21,7 +21,7 @@ pub use self::{
         SlotHolder, SlotState, WalStatus, create_slot, drop_slot, slot, slot_holder,
         slot_in_use_error, slots, terminate_walsender,
     },
-    tables::{TableChoice, TableInfo, choose_tables, types_without_binary},
+    tables::{Identity, TableChoice, TableInfo, choose_tables, types_without_binary},
 };
 use super::PgError;
 

@@ -14,7 +14,7 @@ mod tls;
 pub(in crate::postgres) mod transport;
 pub(in crate::postgres) mod wire;
 
-use std::{io, net::SocketAddr};
+use std::{io, net::SocketAddr, time::Duration};
 
 use socket2::SockAddr;
 
@@ -27,6 +27,13 @@ use super::{
     config::{Config, Host},
     error::PgError,
 };
+
+/// How often the server looks whether we are still there while a statement sends nothing. It costs
+/// one system call; left alone the server would only notice when it next sends.
+const LOOK_FOR_US_EVERY: &str = "1s";
+/// How long the server waits for each session that it was told to end. One that decodes looks up
+/// after every record.
+const END_MAX: Duration = Duration::from_secs(2);
 
 /// Which protocol a connection speaks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -90,6 +97,37 @@ impl Connection {
     /// [`PgError::Server`] for what the server refuses, others when the connection is lost.
     pub async fn query(&mut self, sql: &str) -> Result<Vec<Vec<Option<String>>>, PgError> {
         self.wire.query(sql).await
+    }
+
+    /// Has the server end this session soon after us, even in the middle of a statement that sends
+    /// nothing for long: what the session holds is free then.
+    ///
+    /// # Errors
+    ///
+    /// A lost connection.
+    pub async fn end_with_us(&mut self) -> Result<(), PgError> {
+        let look = format!("SET client_connection_check_interval = '{LOOK_FOR_US_EVERY}'");
+        match self.query(&look).await {
+            // Some systems cannot tell; their servers refuse the setting.
+            Ok(_) | Err(PgError::Server(_)) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Ends other sessions of the same role at once, and waits until they are gone.
+    ///
+    /// # Errors
+    ///
+    /// [`PgError::Server`] when the role may not end them, or a lost connection.
+    pub async fn end_sessions(&mut self, backend_pids: &[i32]) -> Result<(), PgError> {
+        let pids: Vec<String> = backend_pids.iter().map(i32::to_string).collect();
+        let (pids, wait) = (pids.join(","), END_MAX.as_millis());
+        let sessions = format!("FROM unnest('{{{pids}}}'::int[]) AS session (pid)");
+        let sql = format!(
+            "SELECT pg_terminate_backend(pid) {sessions}; \
+             SELECT pg_terminate_backend(pid, {wait}) {sessions}"
+        );
+        self.query(&sql).await.map(drop)
     }
 
     /// Starts `COPY … TO STDOUT`. Read it to the end, or drop the connection.

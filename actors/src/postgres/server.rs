@@ -40,9 +40,12 @@ const START_MAX: Duration = Duration::from_secs(60);
 const STOP_MAX: Duration = Duration::from_secs(90);
 /// How often the process is looked at while it starts or stops: there is nothing to await.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
-/// Attempts to start, each with another free port, or after a crash until the old server's
-/// processes have let go of its memory.
+/// Attempts to start, each with another free port, or after a crash until the old server's port is
+/// free.
 const ATTEMPT_COUNT_MAX: u32 = 40;
+/// Time until the processes of a crashed server have let go of its memory. They do at once, but up
+/// to 14 the autovacuum launcher may wait ten seconds for statistics from a process that is gone.
+const LET_GO_MAX: Duration = Duration::from_secs(30);
 /// Pause between attempts on the same port.
 const ATTEMPT_PAUSE: Duration = Duration::from_millis(100);
 /// Superuser of the server.
@@ -313,11 +316,15 @@ impl LocalServer {
     /// As for [`Self::start`].
     pub async fn restart(&mut self) -> Result<(), LocalServerError> {
         self.stop(StopMode::Fast).await?;
+        let deadline = Instant::now() + LET_GO_MAX;
         let mut attempt = 1;
         loop {
             match self.launch().await {
                 // The crashed server's processes still hold its memory or its port.
-                Err(LocalServerError::Failed { .. }) if attempt < ATTEMPT_COUNT_MAX => {
+                Err(LocalServerError::Failed { output, .. })
+                    if attempt < ATTEMPT_COUNT_MAX
+                        || output.contains("shared memory block") && Instant::now() < deadline =>
+                {
                     attempt += 1;
                     tokio::time::sleep(ATTEMPT_PAUSE).await;
                 }

@@ -6,7 +6,8 @@
 //!
 //! PostgreSQL collects a chunk before it sends the first row: in memory up to `work_mem`, then in
 //! temporary files. See [`SlotCopy::temp_bytes_max`]. [`SlotCopies`] has the next chunk collected
-//! while one is sent.
+//! while one is sent. It would go on collecting for a client that has gone, with the lock, the copy
+//! and the space: so it looks for us meanwhile, and [`SlotCopies::end`] ends it at once.
 
 mod copies;
 mod rows;
@@ -106,6 +107,7 @@ impl SlotCopyOptions {
 #[derive(Debug)]
 pub struct SlotCopy {
     reader: Reader,
+    backend_pid: i32,
     name: String,
     options: SlotCopyOptions,
     position: Lsn,
@@ -121,25 +123,35 @@ impl SlotCopy {
     /// [`SlotCopyError::Unavailable`] when there is no free slot, no such function or no right to
     /// it; [`SlotCopyError::Locked`]; or what the server says of the slot itself.
     pub async fn open(config: &Config, options: SlotCopyOptions) -> Result<Self, SlotCopyError> {
-        let mut connection = Connection::connect(config, Replication::Off).await?;
+        let mut connection = connect(config).await?;
         take_lock(&mut connection, &options.slot).await?;
-        // The name of a temporary slot only has to be unique on this server, now.
-        let name = format!("pgcapture_tmp_{}", connection.backend_pid());
-        let sql = format!(
-            "SELECT lsn FROM pg_copy_logical_replication_slot({}, {}, true)",
-            quote_literal(&options.slot),
-            quote_literal(&name)
-        );
-        let rows = connection.query(&sql).await.map_err(unavailable)?;
-        let position = lsn(&rows, 0).unwrap_or_default();
+        let mut copy = Self::without_slot(connection, options);
+        copy.copy_from(&copy.options.slot.clone()).await?;
+        Ok(copy)
+    }
+
+    /// Makes a session into one that can have a copy.
+    fn without_slot(connection: Connection, options: SlotCopyOptions) -> Self {
+        let backend_pid = connection.backend_pid();
         let (wire, _session) = connection.into_parts();
-        Ok(Self {
+        Self {
             reader: Reader::new(wire, options.pace, SILENCE_MAX),
-            name,
+            backend_pid,
+            // The name of a temporary slot only has to be unique on this server, now.
+            name: format!("pgcapture_tmp_{backend_pid}"),
             options,
-            position,
+            position: Lsn::ZERO,
             is_requested: false,
-        })
+        }
+    }
+
+    /// Copies a slot; returns where the copy stands.
+    async fn copy_from(&mut self, slot: &str) -> Result<Lsn, SlotCopyError> {
+        let (slot, name) = (quote_literal(slot), quote_literal(&self.name));
+        let sql = format!("SELECT lsn FROM pg_copy_logical_replication_slot({slot}, {name}, true)");
+        let rows = self.reader.wire.query(&sql).await.map_err(unavailable)?;
+        self.position = lsn(&rows, 0).unwrap_or_default();
+        Ok(self.position)
     }
 
     /// Returns where the copy stands: transactions that commit before are done.
@@ -218,6 +230,13 @@ impl SlotCopy {
         let what = "the temporary slot vanished";
         lsn(&rows, 0).ok_or_else(|| PgError::check(&source::CONNECTION_LOST, what))
     }
+}
+
+/// Connects a session that does not outlive us by much.
+async fn connect(config: &Config) -> Result<Connection, PgError> {
+    let mut connection = Connection::connect(config, Replication::Off).await?;
+    connection.end_with_us().await?;
+    Ok(connection)
 }
 
 /// The rows of one chunk.

@@ -12,7 +12,7 @@ use pgcapture_actors::{
         ChangeLog, LogError, LogExtent, LogHealth, LogReader, LogWriter, Start, Tail,
         memory::MemoryLog,
     },
-    postgres::StopMode,
+    postgres::{Connection, Replication, StopMode},
 };
 use pgcapture_engine::{
     batch::{Batch, EntryKind},
@@ -151,6 +151,54 @@ fn a_backlog_is_read_by_copy_and_then_followed() {
             (1..=60_010).collect::<Vec<i64>>()
         );
         agent.drain().await;
+    });
+}
+
+/// The server collects a chunk before it sends any of it, and would go on for nobody.
+#[test]
+fn a_drain_in_the_middle_of_a_chunk_leaves_nothing_behind_on_the_server() {
+    on_node_runtime(async {
+        let mut world = World::new().await;
+        let memory = MemoryLog::new(Default::default());
+        world.log = Arc::clone(&memory) as Arc<dyn ChangeLog>;
+        for step in 0..10 {
+            let first = step * 20_000;
+            let rows = format!("generate_series({first}, {}) i", first + 19_999);
+            let sql = format!("INSERT INTO t SELECT i, repeat('x', 100) FROM {rows}");
+            world.sql(&sql).await;
+        }
+        let mut spec = World::spec();
+        spec.limits = AgentLimits {
+            catch_up_above: 1 << 20,
+            follow_below: 64 << 10,
+            catch_up_chunk: 4 << 20,
+            ..AgentLimits::default()
+        };
+        let agent = world.start(spec);
+        wait_for(&agent, AgentState::CatchingUp).await;
+        memory.hold();
+        wait_for(&agent, AgentState::Blocked).await;
+        // From here on no chunk can be decoded to its end.
+        let config = world.server.config("postgres");
+        let mut holder = Connection::connect(&config, Replication::Off)
+            .await
+            .expect("it connects");
+        let lock = "ALTER PUBLICATION p SET (publish = 'insert, update, delete'); \
+                    BEGIN; LOCK TABLE pg_publication";
+        for statement in lock.split("; ") {
+            holder.query(statement).await.expect("it is locked");
+        }
+        memory.release();
+        let waits = "SELECT FROM pg_locks JOIN pg_stat_activity USING (pid) \
+                     WHERE NOT granted AND query LIKE 'COPY %'";
+        let waits = async { while world.sql(waits).await.is_empty() {} };
+        tokio::time::timeout(PATIENCE, waits)
+            .await
+            .expect("a chunk is being collected");
+        agent.drain().await;
+        let left = "SELECT slot_name FROM pg_replication_slots WHERE temporary OR active \
+                    UNION ALL SELECT pid::text FROM pg_locks WHERE locktype = 'advisory'";
+        assert_eq!(world.sql(left).await, [[None; 0]; 0]);
     });
 }
 

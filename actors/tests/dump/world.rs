@@ -19,6 +19,11 @@ use pgcapture_engine::{
 use pgcapture_proto::pgcapture::{Change, Message, message::Type};
 use prost::Message as _;
 
+/// From here on publications have column lists and row filters, and counters can be flushed.
+pub(crate) const V15: u32 = 150_000;
+/// From here on generated columns can be published, and must be where they belong to the identity.
+pub(crate) const V18: u32 = 180_000;
+
 pub(crate) struct World {
     pub(crate) sql: Connection,
     pub(crate) standby: Option<LocalServer>,

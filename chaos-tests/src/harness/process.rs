@@ -1,4 +1,5 @@
-//! One child process: started in a group of its own, signalled by id, always reaped.
+//! One child process: started in a group of its own, signalled by id, always reaped. One that the
+//! harness leaves behind, killed itself, is ended by a caretaker.
 
 use std::{
     os::unix::process::CommandExt,
@@ -9,7 +10,10 @@ use std::{
 use anyhow::{Context, Result};
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::wait::{Look, until};
+use super::{
+    caretaker::Caretaker,
+    wait::{Look, until},
+};
 
 /// A running or ended child process.
 #[derive(Debug)]
@@ -17,6 +21,8 @@ pub struct Process {
     name: String,
     child: Child,
     farewell: Signal,
+    /// Let go once the child was waited for.
+    _caretaker: Option<Caretaker>,
 }
 
 impl Process {
@@ -30,11 +36,14 @@ impl Process {
     pub fn spawn(name: &str, command: &mut Command, farewell: Signal) -> Result<Self> {
         let started = command.process_group(0).spawn();
         let child = started.with_context(|| format!("start {name}: {command:?}"))?;
-        Ok(Self {
+        let mut process = Self {
             name: name.to_owned(),
             child,
             farewell,
-        })
+            _caretaker: None,
+        };
+        process._caretaker = Some(Caretaker::of(process.id(), farewell)?);
+        Ok(process)
     }
 
     /// Returns its process id.

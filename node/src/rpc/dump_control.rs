@@ -18,7 +18,7 @@ use pgcapture_actors::{
 use pgcapture_engine::{
     cluster::State,
     codes,
-    dump::{Extent, PageRange, TableName},
+    dump::{Extent, PageRange, TableName, cut},
 };
 use pgcapture_proto::{
     pgcapture::{
@@ -102,9 +102,10 @@ impl DbLogController for DumpControlService {
     /// one ends the range that was sent before it. An empty reason means done, any other one means
     /// again, after a pause. A stream that ends gives its range back.
     ///
-    /// `page_end` 4294967295 means to the end of the table. The final pass of a dump over rows that
-    /// have moved has no form here and is handed out as the whole table. How many rows a range had
-    /// is not told on this stream, so that they are not counted.
+    /// A range to the end of the table ends at a page well behind it: existing gateways count pages in
+    /// signed numbers, and some ask for each of them. The final pass of a dump over rows that have
+    /// moved has no form here and is handed out as the whole table. How many rows a range had is not
+    /// told on this stream, so that they are not counted.
     async fn pull_dump_info(
         &self,
         request: Request<Streaming<DumpInfoRequest>>,
@@ -251,7 +252,8 @@ impl Pull {
     /// Sends a range and waits for its end. The range is given back whatever happens.
     async fn serve_range(&mut self, ticket: RangeTicket) -> Result<(), PullEnd> {
         let ranges = Arc::clone(&self.service.ranges);
-        let sent = self.answers.send(Ok(info(&ticket))).await;
+        let info = info(&ticket, &self.service.state());
+        let sent = self.answers.send(Ok(info)).await;
         let answer = match sent {
             Ok(()) => self.request().await,
             Err(_) => Err(PullEnd::Gone),
@@ -281,11 +283,16 @@ fn stopping() -> PullEnd {
     PullEnd::Told(status(draining.code, draining.title, draining.next))
 }
 
-fn info(ticket: &RangeTicket) -> DumpInfoResponse {
+/// Writes a range as gateways know it.
+fn info(ticket: &RangeTicket, state: &State) -> DumpInfoResponse {
     let pages = match ticket.extent {
         Extent::Pages(pages) => pages,
         Extent::Sweep { .. } => PageRange::ALL,
     };
+    let dump = state.dumps.get(&ticket.dump);
+    let table = dump.and_then(|dump| dump.tables.iter().find(|table| table.heap == ticket.heap));
+    // A dump that was forgotten meanwhile needs no range.
+    let pages = table.map_or(pages, |table| cut::with_end(table, pages));
     DumpInfoResponse {
         schema: ticket.heap.name.schema.clone(),
         table: ticket.heap.name.table.clone(),

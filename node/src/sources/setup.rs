@@ -7,7 +7,7 @@
 use pgcapture_actors::postgres::{
     Config, Connection, PgError, Replication,
     catalog::{
-        PreflightRequest, SourceRequest, TableChoice, drop_slot, plan_source, preflight,
+        Identity, PreflightRequest, SourceRequest, TableChoice, drop_slot, plan_source, preflight,
         server_info,
     },
     quote_ident,
@@ -144,10 +144,19 @@ impl SourcePlan {
         }
         for table in choice.without_identity.iter().take(NAMED_MAX) {
             let name = name(&table.schema, &table.name);
+            let (why, identity) = match table.identity {
+                Identity::HidesGenerated => (
+                    "its replica identity holds generated columns, which are not published",
+                    "DEFAULT",
+                ),
+                Identity::Usable | Identity::Missing => ("it has no replica identity", "FULL"),
+            };
             self.checks.push(Check {
                 problem: Some(&source::IDENTITY_MISSING),
-                text: format!("{name} is left out: it has no replica identity"),
-                next: format!("ALTER TABLE {name} REPLICA IDENTITY FULL; then add the source"),
+                text: format!("{name} is left out: {why}"),
+                next: format!(
+                    "ALTER TABLE {name} REPLICA IDENTITY {identity}; then add the source"
+                ),
                 is_warning: true,
             });
         }

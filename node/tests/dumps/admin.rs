@@ -46,12 +46,12 @@ impl Node {
         Watched(watched.unwrap().into_inner())
     }
 
-    async fn start_dump(&self, request: StartDumpRequest) -> Result<Dump, Status> {
+    pub(crate) async fn start_dump(&self, request: StartDumpRequest) -> Result<Dump, Status> {
         Ok(self.admin().start_dump(request).await?.into_inner())
     }
 }
 
-fn orders(uri: &str) -> StartDumpRequest {
+pub(crate) fn orders(uri: &str) -> StartDumpRequest {
     StartDumpRequest {
         uri: uri.to_owned(),
         tables: vec!["public.orders".to_owned()],

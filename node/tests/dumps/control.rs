@@ -8,7 +8,11 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming};
 
-use crate::harness::{Node, PATIENCE, run};
+use crate::{
+    admin::orders,
+    harness::{Node, PATIENCE, run},
+    reader::PAGES,
+};
 
 fn info(page_begin: u32, page_end: u32) -> DumpInfoResponse {
     DumpInfoResponse {
@@ -124,6 +128,24 @@ fn a_schedule_is_handed_out_exactly_as_given() {
         );
         node.schedule("shop", ranges).await.unwrap();
         assert_eq!(puller.next().await.unwrap().0, 10, "the stream goes on");
+    });
+}
+
+/// Existing gateways count pages in signed numbers, and some ask for each of them.
+#[test]
+fn a_range_to_the_end_of_a_table_ends_behind_it() {
+    run(async {
+        let node = Node::start().await;
+        let end = 2 * PAGES + 1_024;
+        node.start_dump(orders("shop")).await.unwrap();
+        let mut puller = Puller::open(&node, "shop").await;
+        assert_eq!(puller.next().await.unwrap(), (0, end));
+        puller.answer("").await;
+        let ended = node.watch("d-1").await.ended().await;
+        assert_eq!(ended.state, "finished", "it was the whole table");
+        let to_the_end = info(50, u32::MAX);
+        node.schedule("shop", vec![to_the_end]).await.unwrap();
+        assert_eq!(puller.next().await.unwrap(), (50, end));
     });
 }
 

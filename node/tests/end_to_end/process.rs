@@ -149,9 +149,15 @@ pub(crate) struct Node {
 impl Node {
     /// Starts a node with a configuration and waits until it is ready.
     pub(crate) async fn start(file: &str) -> Self {
+        Self::start_with(file, &[]).await
+    }
+
+    /// The same with more in its environment.
+    pub(crate) async fn start_with(file: &str, environment: &[(&str, PathBuf)]) -> Self {
         let (stderr, writer) = std::io::pipe().unwrap();
         let child = command()
             .args(["start", "-c", file])
+            .envs(environment.iter().map(|(name, value)| (name, value)))
             .stdout(Stdio::null())
             .stderr(writer)
             .spawn()

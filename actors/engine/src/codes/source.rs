@@ -248,8 +248,11 @@ pub const IDENTITY_MISSING: Explanation = Explanation {
     code: "PGC-S19",
     title: "a table has no replica identity",
     text: "A table in a publication of UPDATE and DELETE without usable replica identity \
-           makes the application's own UPDATE and DELETE fail, so it is never added.",
-    next: "Add a primary key, or ALTER TABLE … REPLICA IDENTITY FULL, or exclude the table.",
+           makes the application's own UPDATE and DELETE fail, so it is never added. From \
+           PostgreSQL 18 on they fail as well where the identity is the full row and a generated \
+           column of it is not published.",
+    next: "Add a primary key, or ALTER TABLE … REPLICA IDENTITY FULL, or exclude the table; with \
+           generated columns on 18 the identity must be a key.",
 };
 
 /// A column type has no binary form.

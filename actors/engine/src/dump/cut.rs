@@ -19,6 +19,13 @@ const CORRECTION_MAX: u64 = 8;
 /// Pages that must be finished before what they had says something.
 const SEEN_PAGES_MIN: u64 = 16;
 
+/// Pages that a table may grow by while it is dumped, however small it was: 8 MiB.
+const GROWTH_PAGES_MIN: u32 = 1_024;
+
+/// The last page that fits into a signed number, and of which the next does: readers elsewhere count
+/// so. A table of 16 TiB.
+const FOREIGN_PAGE_MAX: u32 = i32::MAX.cast_unsigned() - 1;
+
 /// Bytes of a page whose table says nothing about itself.
 const PAGE_BYTES: u64 = 8_192;
 
@@ -104,6 +111,22 @@ impl Cutter {
         self.taken.insert(range);
         Some(range)
     }
+}
+
+/// Returns the same pages with a last one that every reader can count to and scan.
+///
+/// A range without an end ends far enough behind the planned end of the table: at twice as many
+/// pages, and [`GROWTH_PAGES_MIN`] more. What is written behind even that, since the plan, comes as
+/// changes.
+#[must_use]
+pub fn with_end(table: &DumpTable, pages: PageRange) -> PageRange {
+    if pages.last != PageRange::OPEN {
+        return pages;
+    }
+    let pages_end = table.layout.pages_end;
+    let last = pages_end.saturating_mul(2).saturating_add(GROWTH_PAGES_MIN);
+    let last = last.min(FOREIGN_PAGE_MAX).max(pages.first);
+    PageRange { last, ..pages }
 }
 
 /// Guesses the bytes of some pages of a table; of what lies behind its planned end, nothing.
@@ -200,6 +223,28 @@ mod tests {
             (400, vec![(0, 127), (128, 255), (256, END)]),
         ] {
             assert_eq!(cut_all(&table(pages_end), MIB), ranges, "{pages_end} pages");
+        }
+    }
+
+    #[test]
+    fn a_range_without_an_end_gets_one_behind_the_table() {
+        const OPEN: u32 = PageRange::OPEN;
+        for (pages_end, first, last, given) in [
+            (0, 0, OPEN, 1_024),
+            (100, 0, OPEN, 1_224),
+            (100, 64, OPEN, 1_224),
+            (100, 10, 19, 19),
+            (100, 10, 5_000_000, 5_000_000),
+            (100, 5_000, OPEN, 5_000),
+            (3_000_000_000, 2_000_000_000, OPEN, 2_147_483_646),
+            (u32::MAX, u32::MAX, OPEN, OPEN),
+        ] {
+            let pages = with_end(&table(pages_end), PageRange { first, last });
+            assert_eq!(
+                (pages.first, pages.last),
+                (first, given),
+                "{pages_end} pages"
+            );
         }
     }
 

@@ -3,6 +3,22 @@
 use super::{flag, owned, text};
 use crate::postgres::{Connection, PgError, quote_literal};
 
+/// First version that refuses UPDATE and DELETE of rows whose identity holds a generated column that
+/// is not published.
+const GENERATED_CHECKED_SINCE: u32 = 180_000;
+
+/// What a publication of UPDATE and DELETE would do to the application's own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Identity {
+    /// Nothing.
+    Usable,
+    /// They would fail: there is none.
+    Missing,
+    /// They would fail, from PostgreSQL 18 on: it is the full row, and that has a generated column
+    /// which the publication leaves out.
+    HidesGenerated,
+}
+
 /// A table that patterns have chosen.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct TableInfo {
@@ -11,7 +27,7 @@ pub struct TableInfo {
     /// Name.
     pub name: String,
     /// Whether UPDATE and DELETE can be published.
-    pub has_identity: bool,
+    pub identity: Identity,
 }
 
 /// What patterns have chosen.
@@ -19,19 +35,22 @@ pub struct TableInfo {
 pub struct TableChoice {
     /// Tables that can be captured.
     pub chosen: Vec<TableInfo>,
-    /// Tables left out because they have no usable replica identity: in a publication, the
-    /// application's own UPDATE and DELETE would fail there.
+    /// Tables left out because they have no replica identity, or none that a publication as we make
+    /// it can use: the application's own UPDATE and DELETE would fail there.
     pub without_identity: Vec<TableInfo>,
     /// Patterns that matched nothing.
     pub unmatched: Vec<String>,
 }
 
 /// Ordinary and partitioned tables that are written to WAL and belong to nobody else. A partition
-/// comes with its root.
+/// comes with its root. A key that is checked at the commit only is no identity.
 const CANDIDATES: &str = "SELECT n.nspname, c.relname, \
      CASE c.relreplident WHEN 'f' THEN true WHEN 'n' THEN false \
      WHEN 'i' THEN EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisreplident) \
-     ELSE EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary) END \
+     ELSE EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary \
+     AND i.indimmediate) END, \
+     c.relreplident = 'f' AND EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = c.oid \
+     AND a.attgenerated <> '' AND NOT a.attisdropped) \
      FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
      WHERE c.relkind IN ('r', 'p') AND c.relpersistence = 'p' AND NOT c.relispartition \
      AND c.oid >= 16384 AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'pgcapture') \
@@ -49,10 +68,15 @@ pub async fn choose_tables(
     excludes: &[String],
 ) -> Result<TableChoice, PgError> {
     let rows = connection.query(CANDIDATES).await?;
+    let checks_generated = connection.server_version() >= GENERATED_CHECKED_SINCE;
     let tables = rows.iter().map(|row| TableInfo {
         schema: owned(row, 0),
         name: owned(row, 1),
-        has_identity: flag(row, 2),
+        identity: match (flag(row, 2), flag(row, 3) && checks_generated) {
+            (false, _) => Identity::Missing,
+            (true, true) => Identity::HidesGenerated,
+            (true, false) => Identity::Usable,
+        },
     });
     let mut choice = TableChoice::default();
     let mut is_matched = vec![false; patterns.len()];
@@ -67,10 +91,9 @@ pub async fn choose_tables(
         if !is_wanted || excludes.iter().any(|pattern| fits(pattern, &table)) {
             continue;
         }
-        if table.has_identity {
-            choice.chosen.push(table);
-        } else {
-            choice.without_identity.push(table);
+        match table.identity {
+            Identity::Usable => choice.chosen.push(table),
+            Identity::Missing | Identity::HidesGenerated => choice.without_identity.push(table),
         }
     }
     let unmatched = patterns
@@ -150,7 +173,7 @@ mod tests {
         TableInfo {
             schema: schema.to_owned(),
             name: name.to_owned(),
-            has_identity: true,
+            identity: Identity::Usable,
         }
     }
 

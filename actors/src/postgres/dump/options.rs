@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+pub use pgcapture_engine::cluster::ReplicaKind;
 use pgcapture_engine::{
     dump::{DumpId, Extent, Heap},
     lsn::Lsn,
@@ -19,15 +20,6 @@ pub const LOCK_MAX: Duration = Duration::from_secs(30);
 /// Silence after which a replica that is being read is taken for dead. A sweep over a large table
 /// that finds nothing is silent; TCP keepalive notices a vanished host much sooner.
 pub const SILENCE_MAX: Duration = Duration::from_secs(3_600);
-
-/// What a replica is: how the position of a snapshot is found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum ReplicaKind {
-    /// A physical standby of the source.
-    Standby,
-    /// The source itself.
-    Source,
-}
 
 /// Where rows are read from.
 #[derive(Clone, Debug)]

@@ -20,8 +20,6 @@ use crate::postgres::{Connection, PgError, Replication, connection::wire::Wire, 
 
 /// A session that was not used for this long is closed: dumps are rare.
 const IDLE_MAX: Duration = Duration::from_secs(60);
-/// How often the server looks whether we are still there while a statement sends nothing.
-const LOOK_FOR_US_EVERY: &str = "5s";
 /// The server ends a transaction in which we say nothing for this long: a snapshot is held between
 /// two statements for less than a millisecond unless we hang.
 const IDLE_TRANSACTION_MAX: &str = "60s";
@@ -178,12 +176,8 @@ impl Session {
         let rows = connection.query(&settings).await;
         let rows = rows.map_err(|source| unreachable(options, source))?;
         super::check::identity(rows.first(), version, options)?;
-        // Some systems cannot tell; their servers refuse the setting.
-        let look = format!("SET client_connection_check_interval = '{LOOK_FOR_US_EVERY}'");
-        match connection.query(&look).await {
-            Ok(_) | Err(PgError::Server(_)) => {}
-            Err(source) => return Err(unreachable(options, source)),
-        }
+        let told = connection.end_with_us().await;
+        told.map_err(|source| unreachable(options, source))?;
         let backend_pid = connection.backend_pid();
         let (wire, _session) = connection.into_parts();
         Ok(Self {

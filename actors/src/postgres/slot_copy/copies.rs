@@ -8,10 +8,8 @@
 
 use pgcapture_engine::lsn::Lsn;
 
-use super::{ChunkReader, SlotCopy, SlotCopyError, SlotCopyOptions, lsn, unavailable};
-use crate::postgres::{
-    Config, Connection, PgError, Replication, connection::reader::Reader, quote_literal,
-};
+use super::{ChunkReader, SlotCopy, SlotCopyError, SlotCopyOptions};
+use crate::postgres::{Config, Connection, PgError, Replication, quote_literal};
 
 /// One copy that is read, and one that is ahead of it. Dropping it ends both.
 #[derive(Debug)]
@@ -36,19 +34,30 @@ impl SlotCopies {
     /// As for [`SlotCopy::open`].
     pub async fn open(config: &Config, options: SlotCopyOptions) -> Result<Self, SlotCopyError> {
         let current = SlotCopy::open(config, options.clone()).await?;
-        let connection = Connection::connect(config, Replication::Off).await?;
-        let name = format!("pgcapture_tmp_{}", connection.backend_pid());
-        let (wire, _session) = connection.into_parts();
-        let copy = SlotCopy {
-            reader: Reader::new(wire, options.pace, super::SILENCE_MAX),
-            name,
-            options,
-            position: current.position(),
-            is_requested: false,
-        };
+        let mut copy = SlotCopy::without_slot(super::connect(config).await?, options);
+        copy.position = current.position();
         let has_slot = false;
         let ahead = Some(Ahead { copy, has_slot });
         Ok(Self { current, ahead })
+    }
+
+    /// Ends both sessions, and those of `others`, even where the server is in the middle of a chunk:
+    /// on return the lock, the copies and their space are free. Dropping does so too, but only once
+    /// the server has looked for us.
+    ///
+    /// # Errors
+    ///
+    /// When the server cannot be told; it notices by itself then.
+    pub async fn end(self, config: &Config, others: &[i32]) -> Result<(), PgError> {
+        let ahead = self.ahead.as_ref().map(|ahead| ahead.copy.backend_pid);
+        let ours = [Some(self.current.backend_pid), ahead];
+        let pids: Vec<i32> = ours
+            .into_iter()
+            .flatten()
+            .chain(others.iter().copied())
+            .collect();
+        let mut connection = Connection::connect(config, Replication::Off).await?;
+        connection.end_sessions(&pids).await
     }
 
     /// Returns where the copy that is read stands.
@@ -162,17 +171,13 @@ impl NextChunk<'_> {
 impl Ahead {
     async fn place(&mut self, behind: &str) -> Result<Lsn, SlotCopyError> {
         let copy = &mut self.copy;
-        let (wire, name) = (&mut copy.reader.wire, quote_literal(&copy.name));
         if std::mem::take(&mut self.has_slot) {
+            let name = quote_literal(&copy.name);
             let sql = format!("SELECT pg_drop_replication_slot({name})");
-            wire.query(&sql).await?;
+            copy.reader.wire.query(&sql).await?;
         }
-        let behind = quote_literal(behind);
-        let sql =
-            format!("SELECT lsn FROM pg_copy_logical_replication_slot({behind}, {name}, true)");
-        let rows = wire.query(&sql).await.map_err(unavailable)?;
+        let position = copy.copy_from(behind).await?;
         self.has_slot = true;
-        copy.position = lsn(&rows, 0).unwrap_or_default();
-        Ok(copy.position)
+        Ok(position)
     }
 }
