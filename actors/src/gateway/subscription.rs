@@ -222,6 +222,8 @@ impl Subscription {
             let intake = intake::run(Arc::clone(self), Arc::clone(hub));
             ranges.intake = Some(spawn(TaskKind::RangeIntake, &self.id.consumer, intake));
         }
+        // Beside another, rows without an answer have a deadline.
+        self.intake_wake.notify_one();
         Ok(Membership {
             subscription: Arc::clone(self),
             hub: Arc::clone(hub),

@@ -208,7 +208,13 @@ fn changes(batch: &RowBatch) -> impl Iterator<Item = Result<Change, Status>> + u
 impl Agent for AgentService {
     type StreamDumpStream = Pin<Box<dyn Stream<Item = Result<Change, Status>> + Send>>;
 
-    /// Agents of a node are set up by sources and replicas, not by their gateways.
+    /// Answers UNIMPLEMENTED, and says how a node is set up.
+    ///
+    /// Neither schedulers nor gateways send this, only the command `configure` of the Go pgcapture: it
+    /// pushes the same parameters to an agent every few seconds, because that agent keeps nothing. A
+    /// node keeps its sources and replicas, and what the parameters name (a topic of Pulsar to write, an
+    /// applier to run) is not in this version. To take them and do something else would be
+    /// worse than a refusal, which that command shows and repeats.
     async fn configure(
         &self,
         _: Request<AgentConfigRequest>,

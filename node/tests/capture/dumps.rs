@@ -223,6 +223,29 @@ fn in_batches_rows_carry_their_place_and_one_answer_covers_many() {
     });
 }
 
+/// As a consumer answers that works on several rows at a time.
+#[test]
+fn rows_answered_out_of_order_are_done_once_a_cumulative_answer_names_the_last() {
+    run(async {
+        let (mut node, mut script) = dumping().await;
+        node.progress(1).await;
+        let parameters = [("BatchSize", Kind::NumberValue(10.0))];
+        let mut consumer = node.join("shop", &parameters).await;
+        script.schedule(&id("shop", "shop"));
+        open_whole(&mut script, 1, &["t"; 4]).await;
+        let mut messages = Vec::new();
+        while messages.len() < 4 {
+            messages.extend(consumer.next().await.batch.unwrap().messages);
+        }
+        for (nth, is_cumulative) in [(2, false), (3, false), (0, true), (1, true)] {
+            consumer.answer(&messages[nth], "", is_cumulative).await;
+        }
+        // All before the last one have come: it is named again.
+        consumer.answer(&messages[3], "", true).await;
+        assert_eq!(finished(&mut script).await.1.row_count, 4);
+    });
+}
+
 #[test]
 fn a_cumulative_answer_without_a_place_counts_for_one_row() {
     run(async {

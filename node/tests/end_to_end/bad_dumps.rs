@@ -278,3 +278,72 @@ async fn a_promoted_or_lost_standby_is_told() {
     world.add_replica("r2", &second, &[]).await;
     world.replica_when("r2", "ready").await;
 }
+
+/// Kills the node at a step of a dump and returns what is told of the dump afterwards.
+async fn after_a_crash(world: World, dump: &str) -> (World, serde_json::Value) {
+    let world = world.crash("").await;
+    let told = world.dump(dump).await;
+    (world, told)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_is_killed_at_any_step_goes_on_with_the_dump_as_it_was() {
+    let DumpWorld { world, standby } = DumpWorld::new().await;
+    let dump = world.start_dump(&["--table", "public.t"]).await;
+    let (world, told) = after_a_crash(world, &dump).await;
+    assert_eq!(told["state"], "active", "planned: {told}");
+
+    // Delivered in part, answered in part.
+    let mut consumer = world.joined("shop").await;
+    for _ in 0..100 {
+        let row = consumer.next().await;
+        consumer.ack(&row).await;
+    }
+    let (world, told) = after_a_crash(world, &dump).await;
+    assert_eq!(
+        (&told["state"], &told["rows"]),
+        (&"active".into(), &0.into())
+    );
+    drop(consumer);
+
+    world.ask(&["dump", "pause", &dump]).await.expect(0);
+    let (world, told) = after_a_crash(world, &dump).await;
+    assert_eq!(told["state"], "paused", "{told}");
+    world.ask(&["dump", "resume", &dump]).await.expect(0);
+
+    // Everything delivered, nothing answered: all of it comes again.
+    let mut consumer = world.joined("shop").await;
+    for _ in 0..500 {
+        consumer.next().await;
+    }
+    let (world, told) = after_a_crash(world, &dump).await;
+    assert_eq!(told["state"], "active", "{told}");
+    drop(consumer);
+    let mut consumer = world.joined("shop").await;
+    for _ in 0..500 {
+        let row = consumer.next().await;
+        consumer.ack(&row).await;
+    }
+    let is_finished = |dump: &serde_json::Value| dump["state"] == "finished";
+    world.dump_when(&dump, is_finished).await;
+    let (world, told) = after_a_crash(world, &dump).await;
+    assert_eq!(
+        (&told["state"], &told["rows"]),
+        (&"finished".into(), &500.into())
+    );
+    drop(consumer);
+
+    // Nothing of it comes again, and what is cancelled stays so.
+    let mut consumer = world.joined("shop").await;
+    world.sql("INSERT INTO t VALUES (1001, 'after')").await;
+    let next = consumer.next().await;
+    assert!(!crate::dumps::is_dump_row(&next), "{next:?}");
+    let second = world
+        .start_dump(&["--table", "public.t", "--consumer", "other"])
+        .await;
+    let cancel = ["dump", "cancel", &second, "--yes"];
+    world.ask(&cancel).await.expect(0);
+    let (_world, told) = after_a_crash(world, &second).await;
+    assert_eq!(told["state"], "cancelled", "{told}");
+    drop(standby);
+}

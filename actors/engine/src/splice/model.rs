@@ -11,6 +11,7 @@
 //! came again, a snapshot that is too old.
 
 mod consumer;
+mod mistakes;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -120,6 +121,8 @@ fn act() -> impl Strategy<Value = Act> {
 
 struct World {
     is_ordered: bool,
+    /// The feed takes the limit for the last position that it may hand out.
+    passes_limit: bool,
     now: Duration,
     end: u64,
     initial: Table,
@@ -145,6 +148,7 @@ impl World {
     fn new(is_ordered: bool) -> Self {
         Self {
             is_ordered,
+            passes_limit: false,
             now: Duration::ZERO,
             end: STEP,
             initial: (0..KEYS).map(|key| (key, u32::from(key))).collect(),
@@ -356,7 +360,7 @@ impl World {
         let admitted = self.ledger.admitted();
         let unread = self.log.iter().filter(|event| event.at > admitted);
         let events: Vec<_> = unread
-            .take_while(|event| event.at.lsn < limit)
+            .take_while(|event| event.at.lsn < limit || self.passes_limit && event.at.lsn == limit)
             .take(room)
             .copied()
             .collect();
