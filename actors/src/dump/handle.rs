@@ -306,7 +306,7 @@ impl RangeSource for DumpControllerHandle {
             extent: ticket.extent,
             at_least: at_least.max(planned_at(&state, ticket)),
         };
-        self.worker.open(target, order).await
+        self.worker.open(target, order, ticket.number).await
     }
 
     async fn finish(&self, ticket: RangeTicket, delivered: Delivered) -> Result<(), DumpError> {

@@ -10,6 +10,28 @@ async fn refusal(node: &Node, request: DumpRequest) -> &'static str {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_range_that_was_read_is_followed_by_the_next_before_its_rows_are_acknowledged() {
+    on_local_set(async {
+        let node = Node::start(24, &["r1"]).await;
+        let options = DumpOptions {
+            parallel: 1,
+            ..small()
+        };
+        let id = node.dumps.create(request(options)).await.unwrap();
+        let first = node.pull().await;
+        assert_eq!(node.dumps.pull(&shop()).await.unwrap(), None);
+        let row_count = node.read(&first).await.unwrap();
+        let second = node.pull().await;
+        assert_ne!(second.extent, first.extent);
+        assert_eq!(node.dumps.pull(&shop()).await.unwrap(), None);
+        node.finish(first, row_count).await.unwrap();
+        node.dumps.give_up(second, GivenUp::Disconnected).await;
+        assert_eq!(node.serve(id).await.len(), 3, "two of pages and the sweep");
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_cannot_be_dumped_is_refused_with_its_code() {
     on_local_set(async {
         let node = Node::start(24, &["r1"]).await;
