@@ -7,7 +7,11 @@
 use std::sync::Arc;
 
 use actix::{Actor, ActorContext, ActorFutureExt, AsyncContext, Context, WrapFuture};
-use tokio::sync::{mpsc, oneshot};
+use pgcapture_engine::dump::pace::RowPace;
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::{Instant, sleep},
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -31,6 +35,7 @@ pub(super) struct Reading {
     pub(super) target: ReadTarget,
     pub(super) order: RangeOrder,
     pub(super) ticket: u64,
+    pub(super) pace: RowPace,
     pub(super) answer: Answer,
     /// Is told when the range was read.
     pub(super) controller: controller::Door,
@@ -76,6 +81,7 @@ impl Reading {
             target,
             order,
             ticket,
+            pace,
             mut answer,
             controller,
             stopping,
@@ -107,7 +113,7 @@ impl Reading {
                 // The session ends too, or finds the channel closed.
                 drop(rows_tx.try_send(RowEvent::Failed(away())));
             }
-            () = pass_on(source, &rows_tx, read(&controller, ticket)) => {}
+            () = pass_on(source, pace, &rows_tx, read(&controller, ticket)) => {}
         }
     }
 }
@@ -123,9 +129,11 @@ async fn read(controller: &controller::Door, ticket: u64) {
 /// Passes rows on until the server has said that there are no more; then `read` is run as well.
 async fn pass_on(
     mut source: Box<dyn RowSource>,
+    mut pace: RowPace,
     rows: &mpsc::Sender<RowEvent>,
     read: impl Future<Output = ()>,
 ) {
+    let began = Instant::now();
     loop {
         let batch = match source.next().await {
             Ok(Some(batch)) => batch,
@@ -136,8 +144,12 @@ async fn pass_on(
             }
             Err(error) => return drop(rows.send(RowEvent::Failed(error)).await),
         };
+        let bytes = batch.bytes.len() as u64;
         if rows.send(RowEvent::Rows(batch)).await.is_err() {
             return;
+        }
+        if let Some(pause) = pace.after(bytes, began.elapsed()) {
+            sleep(pause).await;
         }
     }
 }

@@ -16,6 +16,7 @@ use actix::{Actor, ActorContext, Addr, AsyncContext, Context, Handler, MailboxEr
 use pgcapture_engine::{
     cluster::{DumpState, Replica, State},
     codes,
+    dump::pace::RowPace,
 };
 use tokio::{
     sync::{oneshot, watch},
@@ -82,6 +83,7 @@ impl Door {
         target: ReadTarget,
         order: RangeOrder,
         ticket: u64,
+        pace: RowPace,
     ) -> Result<OpenedRange, DumpError> {
         let mut addr = self.addr.clone();
         let found = addr.wait_for(Option::is_some).await;
@@ -92,6 +94,7 @@ impl Door {
             target,
             order,
             ticket,
+            pace,
             answer,
         };
         worker.send(order).await.map_err(|error| match error {
@@ -144,6 +147,7 @@ struct OpenRange {
     target: ReadTarget,
     order: RangeOrder,
     ticket: u64,
+    pace: RowPace,
     answer: oneshot::Sender<Result<OpenedRange, DumpError>>,
 }
 
@@ -161,6 +165,7 @@ impl Handler<OpenRange> for DumpWorker {
             target: order.target,
             order: order.order,
             ticket: order.ticket,
+            pace: order.pace,
             answer: order.answer,
             controller: self.controller.clone(),
             stopping: self.hub.stopping(),

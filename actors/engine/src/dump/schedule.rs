@@ -48,8 +48,9 @@ const FREE_TRIES_MAX: u32 = 3;
 /// to ask again, short enough not to matter when it is gone.
 const HUNGER: Duration = Duration::from_secs(1);
 
-/// A rate limit makes ranges of at most so much time: smaller steps, smoother flow.
-const RATE_STEP: Duration = Duration::from_secs(2);
+/// A rate limit makes ranges of at most so much time: they are read at that rate ([`super::pace`]), and
+/// hold back the changes of their consumer meanwhile.
+const RATE_STEP: Duration = cut::RANGE_TIME;
 
 /// What was handed out to whom, and what waits.
 #[derive(Debug, Default)]

@@ -356,11 +356,17 @@ impl Job {
     }
 }
 
+/// Returns how many bytes a rate gives to a time.
+fn of_time(rate: u64, time: Duration) -> u64 {
+    let bytes = u128::from(rate) * time.as_millis() / 1_000;
+    u64::try_from(bytes).unwrap_or(u64::MAX)
+}
+
 /// Returns the size of ranges: what was asked for, less when a slow rate wants smaller steps.
 fn range_bytes(options: &DumpOptions) -> u64 {
     let step = options
         .rate_bytes_per_second
-        .map_or(u64::MAX, |rate| rate.saturating_mul(RATE_STEP.as_secs()));
+        .map_or(u64::MAX, |rate| of_time(rate, RATE_STEP));
     let least = DumpOptions::RANGE_BYTES_LIMITS.0;
     options.range_bytes.min(step.max(least))
 }

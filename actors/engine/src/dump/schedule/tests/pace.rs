@@ -115,8 +115,8 @@ fn a_slow_rate_makes_small_ranges() {
     world.create("a", options, 10_000);
     assert_eq!(
         world.pull_pages("a"),
-        Some((0, 47)),
-        "two seconds' worth"
+        Some((0, 11)),
+        "half a second's worth"
     );
 }
 
