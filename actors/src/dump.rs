@@ -153,7 +153,7 @@ pub enum RowEvent {
     Failed(DumpError),
 }
 
-/// Rows in one piece of memory.
+/// Rows of one table in one piece of memory.
 #[derive(Clone, Debug, Default)]
 pub struct RowBatch {
     /// Encoded `pgcapture.Message`s, one after another.

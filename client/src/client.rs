@@ -22,6 +22,9 @@ use crate::{
 const STREAM_WINDOW: u32 = 4 * 1024 * 1024;
 /// Flow-control window of a connection.
 const CONNECTION_WINDOW: u32 = 8 * 1024 * 1024;
+/// Largest frame of HTTP/2: the node sends batches of up to 256 KiB, and each frame is a system call
+/// there and one here. The default of 16 KiB makes sixteen of one.
+const FRAME_BYTES_MAX: u32 = 256 * 1024;
 /// The largest message that is accepted unless said otherwise: above the largest row that
 /// PostgreSQL can send in one message (1 GiB would be allowed; this is what fits in memory).
 const MAX_MESSAGE_BYTES: usize = 256 * 1024 * 1024;
@@ -192,6 +195,7 @@ impl ClientBuilder {
                 .tcp_nodelay(true)
                 .initial_stream_window_size(self.stream_window)
                 .initial_connection_window_size(self.connection_window)
+                .max_frame_size(FRAME_BYTES_MAX)
                 .keep_alive_timeout(KEEPALIVE_TIMEOUT)
                 .keep_alive_while_idle(true);
             if let Some(interval) = self.keepalive {

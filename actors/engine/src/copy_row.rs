@@ -17,9 +17,14 @@
 
 mod prepared;
 
+mod scratch;
+
 use bytes::{Bytes, BytesMut};
 
-use self::prepared::{Prepared, field_bytes};
+use self::{
+    prepared::{Prepared, field_bytes},
+    scratch::{Scratch, padded},
+};
 use crate::{
     batch::{BATCH_BYTES_TARGET, BATCH_ENTRIES_MAX, EntryKind},
     dump::TableName,
@@ -119,12 +124,15 @@ pub enum CopyRowError {
 /// Turns the bytes of one COPY into batches of rows.
 #[derive(Debug)]
 pub struct RowEncoder {
+    /// Operation, schema and table; whole blocks.
     head: Box<[u8]>,
+    head_bytes: usize,
     columns: Box<[Prepared]>,
     row_bytes_max: usize,
     stage: Stage,
     /// The beginning of a header or row whose end has not come yet.
     carry: Vec<u8>,
+    scratch: Scratch,
     buffer: BytesMut,
     rows: Vec<(u32, u32)>,
     /// The next row does not fit into the batch.
@@ -153,12 +161,15 @@ impl RowEncoder {
     /// than `row_bytes_max` is an error.
     #[must_use]
     pub fn new(label: &TableName, columns: &[RowColumn], row_bytes_max: usize) -> Self {
+        let head = change_head(Operation::Update, &label.schema, &label.table);
         Self {
-            head: change_head(Operation::Update, &label.schema, &label.table),
+            head_bytes: head.len(),
+            head: padded(&head),
             columns: columns.iter().map(Prepared::new).collect(),
             row_bytes_max,
             stage: Stage::Header,
             carry: Vec::new(),
+            scratch: Scratch::new(),
             buffer: BytesMut::new(),
             rows: Vec::new(),
             is_closed: false,
@@ -321,7 +332,7 @@ impl RowEncoder {
         if usize::try_from(count) != Ok(self.columns.len()) {
             return self.no_row(count);
         }
-        let mut change = self.head.len();
+        let mut change = self.head_bytes;
         for column in &self.columns {
             let Some((length, after)) = rest.split_first_chunk::<4>() else {
                 return Ok(Piece::More(4 - rest.len()));
@@ -384,17 +395,10 @@ impl RowEncoder {
         if self.rows.is_empty() {
             self.rows.reserve_exact(BATCH_ENTRIES_MAX as usize);
         }
-        put_length(EntryKind::Change.tag(), change, &mut self.buffer);
-        self.buffer.extend_from_slice(&self.head);
-        let mut rest = row.get(2..).unwrap_or_default();
-        for column in &mut self.columns {
-            let Some((length, after)) = rest.split_first_chunk::<4>() else {
-                break;
-            };
-            let value = usize::try_from(i32::from_be_bytes(*length)).ok();
-            let value = value.and_then(|size| after.split_at_checked(size));
-            rest = value.map_or(after, |(_, after)| after);
-            column.put(value.map(|(value, _)| value), &mut self.buffer);
+        if Scratch::fits(message) {
+            self.put_in_scratch(row, change);
+        } else {
+            self.put_large(row, change);
         }
         debug_assert_eq!(self.buffer.len(), start + message, "the walks must agree");
         // Batches end far below 4 GiB; a single row at the limit of PostgreSQL, 1 GiB.
@@ -403,6 +407,40 @@ impl RowEncoder {
             self.rows.push((start, message));
         }
         Ok(true)
+    }
+
+    #[inline]
+    fn put_in_scratch(&mut self, row: &[u8], change: usize) {
+        let scratch = &mut self.scratch;
+        scratch.begin();
+        scratch.put_length(EntryKind::Change.tag(), change);
+        scratch.put(&self.head, self.head_bytes);
+        let mut rest = row.get(2..).unwrap_or_default();
+        for column in &self.columns {
+            let Some((length, after)) = rest.split_first_chunk::<4>() else {
+                break;
+            };
+            let size = usize::try_from(i32::from_be_bytes(*length)).ok();
+            column.put(size, after, scratch);
+            rest = after.get(size.unwrap_or(0)..).unwrap_or_default();
+        }
+        self.buffer.extend_from_slice(scratch.row());
+    }
+
+    fn put_large(&mut self, row: &[u8], change: usize) {
+        put_length(EntryKind::Change.tag(), change, &mut self.buffer);
+        let head = self.head.get(..self.head_bytes);
+        self.buffer.extend_from_slice(head.unwrap_or_default());
+        let mut rest = row.get(2..).unwrap_or_default();
+        for column in &self.columns {
+            let Some((length, after)) = rest.split_first_chunk::<4>() else {
+                break;
+            };
+            let value = usize::try_from(i32::from_be_bytes(*length)).ok();
+            let value = value.and_then(|size| after.split_at_checked(size));
+            rest = value.map_or(after, |(_, after)| after);
+            column.put_large(value.map(|(value, _)| value), &mut self.buffer);
+        }
     }
 }
 

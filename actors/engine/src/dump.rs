@@ -11,6 +11,8 @@ pub mod cut;
 
 mod facts;
 
+pub mod pace;
+
 pub mod schedule;
 
 mod status;

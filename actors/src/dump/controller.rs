@@ -368,6 +368,22 @@ impl Handler<Pull> for DumpController {
     }
 }
 
+/// Event: a range was read to its end; its rows are on their way.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(super) struct Read(pub(super) u64);
+
+impl Handler<Read> for DumpController {
+    type Result = ();
+
+    fn handle(&mut self, Read(ticket): Read, ctx: &mut Self::Context) {
+        self.look();
+        if self.schedule.read(ticket) {
+            self.follow_up(ctx);
+        }
+    }
+}
+
 /// Order: record the end of a range. Accepted once handled, whoever still waits for the answer.
 #[derive(Message)]
 #[rtype(result = "Result<(), DumpError>")]

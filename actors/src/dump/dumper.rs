@@ -7,17 +7,21 @@
 use std::sync::Arc;
 
 use actix::{Actor, ActorContext, ActorFutureExt, AsyncContext, Context, WrapFuture};
-use tokio::sync::{mpsc, oneshot};
+use pgcapture_engine::dump::pace::RowPace;
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::{Instant, sleep},
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{
     DumpError, OpenedRange, OpenedRows, ROW_BATCHES_WAITING_MAX, RangeOrder, ReadTarget, RowEvent,
-    RowReader, RowSource, hub::away, worker::Seat,
+    RowReader, RowSource, controller, hub::away, worker::Seat,
 };
 use crate::supervise::{TaskKind, spawn};
 
 /// Where the range goes once it is open.
-type Answer = oneshot::Sender<Result<OpenedRange, DumpError>>;
+pub(super) type Answer = oneshot::Sender<Result<OpenedRange, DumpError>>;
 
 /// Reads one range.
 pub(super) struct Dumper {
@@ -26,29 +30,20 @@ pub(super) struct Dumper {
 }
 
 /// What the task does.
-struct Reading {
-    reader: Arc<dyn RowReader>,
-    target: ReadTarget,
-    order: RangeOrder,
-    answer: Answer,
-    stopping: CancellationToken,
+pub(super) struct Reading {
+    pub(super) reader: Arc<dyn RowReader>,
+    pub(super) target: ReadTarget,
+    pub(super) order: RangeOrder,
+    pub(super) ticket: u64,
+    pub(super) pace: RowPace,
+    pub(super) answer: Answer,
+    /// Is told when the range was read.
+    pub(super) controller: controller::Door,
+    pub(super) stopping: CancellationToken,
 }
 
 impl Dumper {
-    pub(super) fn new(
-        reader: Arc<dyn RowReader>,
-        target: ReadTarget,
-        order: RangeOrder,
-        answer: Answer,
-        (seat, stopping): (Seat, CancellationToken),
-    ) -> Self {
-        let reading = Reading {
-            reader,
-            target,
-            order,
-            answer,
-            stopping,
-        };
+    pub(super) fn new(reading: Reading, seat: Seat) -> Self {
         Self {
             setup: Some((reading, seat)),
         }
@@ -85,7 +80,10 @@ impl Reading {
             reader,
             target,
             order,
+            ticket,
+            pace,
             mut answer,
+            controller,
             stopping,
         } = self;
         let opened = tokio::select! {
@@ -115,21 +113,43 @@ impl Reading {
                 // The session ends too, or finds the channel closed.
                 drop(rows_tx.try_send(RowEvent::Failed(away())));
             }
-            () = pass_on(source, &rows_tx) => {}
+            () = pass_on(source, pace, &rows_tx, read(&controller, ticket)) => {}
         }
     }
 }
 
-/// Passes rows on until the server has said that there are no more.
-async fn pass_on(mut source: Box<dyn RowSource>, rows: &mpsc::Sender<RowEvent>) {
+/// Tells the controller that the server is done with a range: it may read the next one while the rows
+/// are still on their way.
+async fn read(controller: &controller::Door, ticket: u64) {
+    if let Err(error) = controller.send(controller::Read(ticket)).await {
+        tracing::debug!(ticket, %error, "a range was read for a controller that is gone");
+    }
+}
+
+/// Passes rows on until the server has said that there are no more; then `read` is run as well.
+async fn pass_on(
+    mut source: Box<dyn RowSource>,
+    mut pace: RowPace,
+    rows: &mpsc::Sender<RowEvent>,
+    read: impl Future<Output = ()>,
+) {
+    let began = Instant::now();
     loop {
-        let (event, is_last) = match source.next().await {
-            Ok(Some(batch)) => (RowEvent::Rows(batch), false),
-            Ok(None) => (RowEvent::End, true),
-            Err(error) => (RowEvent::Failed(error), true),
+        let batch = match source.next().await {
+            Ok(Some(batch)) => batch,
+            Ok(None) => {
+                // Neither waits for the other: the consumer may be slow, the controller away.
+                let (told, ()) = tokio::join!(rows.send(RowEvent::End), read);
+                return drop(told);
+            }
+            Err(error) => return drop(rows.send(RowEvent::Failed(error)).await),
         };
-        if rows.send(event).await.is_err() || is_last {
+        let bytes = batch.bytes.len() as u64;
+        if rows.send(RowEvent::Rows(batch)).await.is_err() {
             return;
+        }
+        if let Some(pause) = pace.after(bytes, began.elapsed()) {
+            sleep(pause).await;
         }
     }
 }

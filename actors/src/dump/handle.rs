@@ -9,7 +9,7 @@ use pgcapture_engine::{
         Source, State,
     },
     codes,
-    dump::{DumpId, DumpStatus, ReplicaStatus},
+    dump::{DumpId, DumpStatus, ReplicaStatus, pace::RowPace},
     lsn::Lsn,
 };
 use tokio::sync::watch;
@@ -306,7 +306,9 @@ impl RangeSource for DumpControllerHandle {
             extent: ticket.extent,
             at_least: at_least.max(planned_at(&state, ticket)),
         };
-        self.worker.open(target, order).await
+        let dump = state.dumps.get(&ticket.dump);
+        let pace = RowPace::new(dump.and_then(|dump| dump.options.rate_bytes_per_second));
+        self.worker.open(target, order, ticket.number, pace).await
     }
 
     async fn finish(&self, ticket: RangeTicket, delivered: Delivered) -> Result<(), DumpError> {

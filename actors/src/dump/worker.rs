@@ -16,6 +16,7 @@ use actix::{Actor, ActorContext, Addr, AsyncContext, Context, Handler, MailboxEr
 use pgcapture_engine::{
     cluster::{DumpState, Replica, State},
     codes,
+    dump::pace::RowPace,
 };
 use tokio::{
     sync::{oneshot, watch},
@@ -25,7 +26,7 @@ use tokio::{
 use super::{
     DumpError, OpenedRange, RangeOrder, RangeRemedy, ReadTarget,
     controller::{self, ReplicaSeen},
-    dumper::Dumper,
+    dumper::{Dumper, Reading},
     hub::{Hub, away},
 };
 use crate::supervise::{Alive, Task, TaskKind, spawn, supervise};
@@ -81,6 +82,8 @@ impl Door {
         &self,
         target: ReadTarget,
         order: RangeOrder,
+        ticket: u64,
+        pace: RowPace,
     ) -> Result<OpenedRange, DumpError> {
         let mut addr = self.addr.clone();
         let found = addr.wait_for(Option::is_some).await;
@@ -90,6 +93,8 @@ impl Door {
         let order = OpenRange {
             target,
             order,
+            ticket,
+            pace,
             answer,
         };
         worker.send(order).await.map_err(|error| match error {
@@ -141,6 +146,8 @@ impl Actor for DumpWorker {
 struct OpenRange {
     target: ReadTarget,
     order: RangeOrder,
+    ticket: u64,
+    pace: RowPace,
     answer: oneshot::Sender<Result<OpenedRange, DumpError>>,
 }
 
@@ -153,16 +160,17 @@ impl Handler<OpenRange> for DumpWorker {
             what: format!("this node reads {DUMPERS_MAX} ranges already, as many as it may"),
             remedy: RangeRemedy::Retry,
         })?;
-        let reader = Arc::clone(&self.hub.reader);
-        let stopping = self.hub.stopping();
-        Dumper::new(
-            reader,
-            order.target,
-            order.order,
-            order.answer,
-            (seat, stopping),
-        )
-        .start();
+        let reading = Reading {
+            reader: Arc::clone(&self.hub.reader),
+            target: order.target,
+            order: order.order,
+            ticket: order.ticket,
+            pace: order.pace,
+            answer: order.answer,
+            controller: self.controller.clone(),
+            stopping: self.hub.stopping(),
+        };
+        Dumper::new(reading, seat).start();
         Ok(())
     }
 }

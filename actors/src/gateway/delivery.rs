@@ -1,10 +1,10 @@
 //! The rows of one range on their way to one session.
 //!
-//! Owns the channel from the reader; its drop ends the reading. Takes what the session's filter wants
-//! and keeps one row back, the newest, until it is known whether another one follows: the last row
-//! of a range is marked. Holds one batch of the reader at most, and what was sent no longer.
+//! Owns the channel from the reader; its drop ends the reading. All rows of a range are of one table, so
+//! the session's filter is asked once a batch. Keeps one row back, the newest, until it is known whether
+//! another one follows: the last row of a range is marked. Holds one batch of the reader at most, and what was sent no longer.
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 use bytes::Bytes;
 use pgcapture_engine::{
@@ -46,14 +46,15 @@ pub(super) struct DumpRows {
     head: Option<Bytes>,
     batch: Arc<RowBatch>,
     /// Which rows of the batch follow the head.
-    picked: Vec<(u32, u32)>,
+    picked: Range<usize>,
     bytes: usize,
 }
 
 impl DumpRows {
     /// The encoded messages.
     pub(super) fn payloads(&self) -> impl Iterator<Item = &[u8]> {
-        let picked = self.picked.iter();
+        let picked = self.batch.rows.get(self.picked.clone());
+        let picked = picked.unwrap_or_default().iter();
         let picked = picked.map(|place| payload(&self.batch, *place).unwrap_or_default());
         self.head.as_deref().into_iter().chain(picked)
     }
@@ -111,7 +112,7 @@ impl Delivery {
         room: Room,
     ) -> Result<DumpRows, DumpError> {
         loop {
-            let rows = self.cut(filter, room).map_err(|error| malformed(&error))?;
+            let rows = self.cut(room).map_err(|error| malformed(&error))?;
             if rows.len() > 0 || rows.is_last {
                 self.place = self
                     .place
@@ -120,8 +121,11 @@ impl Delivery {
             }
             match self.rows.recv().await {
                 Some(RowEvent::Rows(batch)) => {
-                    self.batch = Arc::new(batch);
-                    self.seen = 0;
+                    let wanted = is_wanted(filter, &batch).map_err(|error| malformed(&error))?;
+                    if wanted {
+                        self.batch = Arc::new(batch);
+                        self.seen = 0;
+                    }
                 }
                 Some(RowEvent::End) => self.is_ended = true,
                 Some(RowEvent::Failed(error)) => return Err(error),
@@ -130,31 +134,30 @@ impl Delivery {
         }
     }
 
-    fn cut(&mut self, filter: &mut Filter, room: Room) -> Result<DumpRows, MalformedBatch> {
+    fn cut(&mut self, room: Room) -> Result<DumpRows, MalformedBatch> {
         let batch = Arc::clone(&self.batch);
         let mut rows = DumpRows {
             number: self.number,
             place_before: self.place,
             is_last: false,
             head: None,
-            picked: Vec::new(),
+            picked: self.seen..self.seen,
             bytes: 0,
             batch: Arc::clone(&batch),
         };
-        // The newest wanted row of this batch; what was held before goes out as the head.
+        // The newest row of this batch; what was held before goes out as the head.
         let mut newest: Option<(u32, u32)> = None;
         for place in batch.rows.iter().skip(self.seen) {
             if rows.len() >= room.messages || rows.bytes >= room.bytes {
                 break;
             }
             self.seen += 1;
-            let row = payload(&batch, *place).ok_or(MalformedBatch)?;
-            if !filter.wants_row(row)? {
-                continue;
+            if payload(&batch, *place).is_none() {
+                return Err(MalformedBatch);
             }
-            if let Some(place) = newest.replace(*place) {
-                rows.bytes += place.1 as usize;
-                rows.picked.push(place);
+            if let Some((_, length)) = newest.replace(*place) {
+                rows.bytes += length as usize;
+                rows.picked.end += 1;
             } else if let Some(held) = self.held.take() {
                 rows.bytes += held.len();
                 rows.head = Some(held);
@@ -174,6 +177,14 @@ impl Delivery {
             }
         }
         Ok(rows)
+    }
+}
+
+/// Tells whether the session gets the rows of a batch, by the first one.
+fn is_wanted(filter: &mut Filter, batch: &RowBatch) -> Result<bool, MalformedBatch> {
+    match batch.rows.first() {
+        Some(first) => filter.wants_row(payload(batch, *first).ok_or(MalformedBatch)?),
+        None => Ok(false),
     }
 }
 
@@ -278,8 +289,8 @@ mod tests {
             (vec![one(), batch(&["x", "x"]), end()], vec![(1, true)]),
             (vec![batch(&["x", "x"]), end()], vec![(0, true)]),
             (
-                vec![batch(&["a", "x"]), batch(&["x", "a", "x"]), end()],
-                vec![(1, false), (1, true)],
+                vec![batch(&["a", "a"]), batch(&["x"]), batch(&["a"; 3]), end()],
+                vec![(1, false), (3, false), (1, true)],
             ),
         ];
         for (events, expected) in cases {

@@ -4,7 +4,7 @@
 
 use bytes::{Bytes, BytesMut};
 use pgcapture_engine::{
-    capture_frame::{Data, Outgoing, push_batch, push_message},
+    capture_frame::{Data, Outgoing, RowRun, push_batch, push_message, push_rows},
     capture_options::CaptureOptions,
     checkpoint::Checkpoint,
     ledger::{ParcelBody, Slot},
@@ -15,6 +15,9 @@ use super::{
     delivery::DumpRows,
     membership::{Pulled, Rows},
 };
+
+/// Bytes that a row of a dump has before its fields, mostly: room for them is made at once.
+const DUMP_LEAD_BYTES: usize = 16;
 
 /// Messages for the transport: whole gRPC frames of `CaptureMessage`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,24 +57,43 @@ impl FrameWriter {
 
     /// Rows of a dump: position 0, the range's number, and the last one marked.
     fn write_dump(&mut self, rows: &DumpRows) -> Chunk {
-        self.buffer.reserve(rows.bytes());
-        let checkpoint = Checkpoint::new(Lsn::ZERO, rows.number.0);
         let count = rows.len();
-        let has_places = self.batch_size > 0;
-        let messages = rows.payloads().zip(1..).map(|(payload, nth)| Outgoing {
-            checkpoint,
-            payload,
-            commit_time: None,
-            data: match rows.place_before.saturating_add(nth) {
-                _ if rows.is_last && nth as usize == count => Data::LastRow,
-                place if has_places => Data::Row(place),
-                _ => Data::None,
-            },
-        });
-        Self::push(&mut self.buffer, messages, self.batch_size);
+        self.buffer.reserve(rows.bytes() + count * DUMP_LEAD_BYTES);
+        let payloads: Vec<_> = rows.payloads().collect();
+        if self.batch_size == 0 {
+            self.write_each(rows, &payloads);
+        } else {
+            let mut place_before = rows.place_before;
+            let mut batches = payloads.chunks(self.batch_size).peekable();
+            while let Some(batch) = batches.next() {
+                let run = RowRun {
+                    range: rows.number.0,
+                    place_before,
+                    is_last: rows.is_last && batches.peek().is_none(),
+                };
+                push_rows(&mut self.buffer, run, batch);
+                let length = u32::try_from(batch.len()).unwrap_or(u32::MAX);
+                place_before = place_before.saturating_add(length);
+            }
+        }
         Chunk {
             bytes: self.buffer.split().freeze(),
             message_count: count,
+        }
+    }
+
+    /// Rows of a dump as messages of their own, which have no places.
+    fn write_each(&mut self, rows: &DumpRows, payloads: &[&[u8]]) {
+        let checkpoint = Checkpoint::new(Lsn::ZERO, rows.number.0);
+        for (payload, nth) in payloads.iter().zip(1..) {
+            let is_last = rows.is_last && nth == payloads.len();
+            let message = Outgoing {
+                checkpoint,
+                payload,
+                commit_time: None,
+                data: if is_last { Data::LastRow } else { Data::None },
+            };
+            push_message(&mut self.buffer, &message);
         }
     }
 

@@ -276,7 +276,7 @@ fn only_the_tables_that_a_session_wants_come_and_the_rest_counts_as_answered() {
         let mut consumer = node.join("shop", &parameters[..1]).await;
         let shop = id("shop", "shop");
         script.schedule(&shop);
-        open_whole(&mut script, 11, &["u", "t", "u", "t", "u"]).await;
+        open_whole(&mut script, 11, &["t"; 2]).await;
         let received = receive_rows(&mut consumer, 1, 2).await;
         assert_eq!(
             (data(&received[0]), data(&received[1])),

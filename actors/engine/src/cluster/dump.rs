@@ -94,7 +94,7 @@ impl Dump {
 /// How to go about a dump.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DumpOptions {
-    /// Ranges at once, at most.
+    /// Ranges that are read at once, at most.
     pub parallel: u32,
     /// Bytes delivered a second, at most, on average.
     pub rate_bytes_per_second: Option<u64>,
@@ -102,12 +102,14 @@ pub struct DumpOptions {
     pub priority: i32,
     /// Pause after each range.
     pub cool_down: Duration,
-    /// Size that ranges aim at. Page ranges given by hand are left as they are.
+    /// Size that ranges aim at; those of the default size grow while they are done fast. Page ranges
+    /// given by hand are left as they are.
     pub range_bytes: u64,
 }
 
 impl DumpOptions {
-    /// Ranges of one dump at once when nothing else is said: one is read while another is delivered.
+    /// Ranges of one dump read at once when nothing else is said: while one is delivered the next is
+    /// there already.
     pub const DEFAULT_PARALLEL: u32 = 2;
 
     /// A range of this size is read in a fraction of a second, and little is lost when it is read

@@ -3,7 +3,10 @@
 use bytes::BytesMut;
 use prost::encoding::encoded_len_varint;
 
-use super::{CopyRowError, RowColumn, ValueForm};
+use super::{
+    CopyRowError, RowColumn, ValueForm,
+    scratch::{Scratch, padded},
+};
 use crate::{
     encode::{CHANGE_NEW, FIELD_BINARY, FIELD_TEXT, put_length},
     relations::field_prefix,
@@ -19,9 +22,11 @@ pub(super) struct Prepared {
     pub(super) form: ValueForm,
     /// Tag, length, name and type: a whole field that is NULL.
     null: Box<[u8]>,
+    null_bytes: usize,
     /// Tag, length, name, type, tag and length of a value: both lengths are set for each short
-    /// value, so that one copy writes all of it.
+    /// value, so that one copy writes all of it. Whole blocks.
     short: Box<[u8]>,
+    short_bytes: usize,
     /// Where name and type lie in `short`.
     prefix_bytes: usize,
 }
@@ -50,14 +55,16 @@ impl Prepared {
         Self {
             name: column.name.clone(),
             form: column.form,
-            null: null.to_vec().into_boxed_slice(),
-            short: short.into_boxed_slice(),
+            null_bytes: null.len(),
+            null: padded(&null),
+            short_bytes: short.len(),
+            short: padded(&short),
             prefix_bytes: prefix.len(),
         }
     }
 
     pub(super) const fn null_bytes(&self) -> usize {
-        self.null.len()
+        self.null_bytes
     }
 
     /// Bytes of a field without its own tag and length.
@@ -65,34 +72,47 @@ impl Prepared {
         self.prefix_bytes + 1 + encoded_len_varint(value_bytes as u64) + value_bytes
     }
 
-    /// Appends a field; `None` is NULL.
+    /// Appends a field to a row of usual size; `None` is NULL. The value is the first `size` bytes of
+    /// `rest`.
     #[inline]
-    pub(super) fn put(&mut self, value: Option<&[u8]>, buffer: &mut BytesMut) {
-        let Some(value) = value else {
-            return buffer.extend_from_slice(&self.null);
+    pub(super) fn put(&self, size: Option<usize>, rest: &[u8], row: &mut Scratch) {
+        let Some(size) = size else {
+            return row.put(&self.null, self.null_bytes);
         };
-        let inner = self.prefix_bytes + 2 + value.len();
-        if inner >= ONE_BYTE_LENGTH {
-            return self.put_long(value, buffer);
+        let inner = self.prefix_bytes + 2 + size;
+        let lengths = (u8::try_from(inner), u8::try_from(size));
+        if let (Ok(inner @ ..0x80), Ok(size_byte)) = lengths {
+            let start = row.length();
+            row.put(&self.short, self.short_bytes);
+            row.set(start + 1, inner);
+            row.set(start + self.short_bytes - 1, size_byte);
+        } else {
+            row.put_length(CHANGE_NEW, self.inner_bytes(size));
+            let constant = self.short.get(2..).unwrap_or_default();
+            row.put(constant, self.short_bytes - 4);
+            row.put_length(self.value_tag(), size);
         }
-        let lengths = (u8::try_from(inner), u8::try_from(value.len()));
-        if let ([_, first, .., last], (Ok(inner), Ok(length))) = (&mut *self.short, lengths) {
-            (*first, *last) = (inner, length);
-        }
-        buffer.extend_from_slice(&self.short);
+        row.put(rest, size);
+    }
+
+    /// Appends a field to a large row.
+    pub(super) fn put_large(&self, value: Option<&[u8]>, buffer: &mut BytesMut) {
+        let Some(value) = value else {
+            let null = self.null.get(..self.null_bytes);
+            return buffer.extend_from_slice(null.unwrap_or_default());
+        };
+        put_length(CHANGE_NEW, self.inner_bytes(value.len()), buffer);
+        let constant = self.short.get(2..self.short_bytes - 2);
+        buffer.extend_from_slice(constant.unwrap_or_default());
+        put_length(self.value_tag(), value.len(), buffer);
         buffer.extend_from_slice(value);
     }
 
-    fn put_long(&self, value: &[u8], buffer: &mut BytesMut) {
-        put_length(CHANGE_NEW, self.inner_bytes(value.len()), buffer);
-        let constant = self.short.get(2..self.short.len() - 2);
-        buffer.extend_from_slice(constant.unwrap_or_default());
-        let tag = match self.form {
+    const fn value_tag(&self) -> u8 {
+        match self.form {
             ValueForm::Binary => FIELD_BINARY,
             ValueForm::Text => FIELD_TEXT,
-        };
-        put_length(tag, value.len(), buffer);
-        buffer.extend_from_slice(value);
+        }
     }
 
     #[cold]

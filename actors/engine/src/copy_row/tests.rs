@@ -131,6 +131,7 @@ fn a_value() -> impl Strategy<Value = Value> {
         1 => Just(None),
         6 => "\\PC{0,40}".prop_map(|text| Some(text.into_bytes())),
         1 => "\\PC{50,200}".prop_map(|text| Some(text.into_bytes())),
+        1 => (3_900_usize..4_200).prop_map(|count| Some(vec![b'y'; count])),
         1 => Just(Some(vec![b'x'; 40_000])),
     ]
 }

@@ -1,7 +1,7 @@
 //! Cuts the wanted pages of a table into ranges.
 //!
 //! A range aims at a size in bytes: first by what the catalog says of the table, then by what was
-//! really delivered. The last range of a whole table has no end, so that rows which arrive behind it
+//! really delivered. A dump that is fast has larger ranges ([`stretch`]). The last range of a whole table has no end, so that rows which arrive behind it
 //! are read; a table without pages is one such range. Ranges given by hand are handed out as they are.
 //!
 //! # Invariants
@@ -9,8 +9,10 @@
 //! - No page of a whole table is cut twice, and none is left out.
 //! - Each range given by hand comes once, unless it is finished already.
 
+use std::time::Duration;
+
 use super::{PageRange, PageSet};
-use crate::cluster::{DumpTable, WantedPages};
+use crate::cluster::{DumpOptions, DumpTable, WantedPages};
 
 /// What was delivered corrects the plan by at most this factor: a bloated or half empty beginning says
 /// little about the rest.
@@ -28,6 +30,14 @@ const FOREIGN_PAGE_MAX: u32 = i32::MAX.cast_unsigned() - 1;
 
 /// Bytes of a page whose table says nothing about itself.
 const PAGE_BYTES: u64 = 8_192;
+
+/// What a range shall take at most, from the ticket to its last acknowledgement: what is lost when it is
+/// read again, and how long it holds back the changes of its consumer.
+pub const RANGE_TIME: Duration = Duration::from_millis(500);
+
+/// How many times the default size a range has at most: 256 MiB. What it costs to open one, some
+/// milliseconds, is little then at any speed.
+pub const STRETCH_MAX: u32 = 8;
 
 /// Cuts one generation of one table.
 #[derive(Debug, Default)]
@@ -127,6 +137,24 @@ pub fn with_end(table: &DumpTable, pages: PageRange) -> PageRange {
     let last = pages_end.saturating_mul(2).saturating_add(GROWTH_PAGES_MIN);
     let last = last.min(FOREIGN_PAGE_MAX).max(pages.first);
     PageRange { last, ..pages }
+}
+
+/// Returns how many times their size the next ranges have, after one that had `stretch` times its size
+/// and took so long: longer ones while they are done in less than half of [`RANGE_TIME`], shorter ones
+/// beyond it. Only of the default size: one that somebody asked for is kept, and a rate or a pause wants
+/// small steps.
+#[must_use]
+pub fn stretch(options: &DumpOptions, stretch: u32, took: Duration) -> u32 {
+    let is_default = options.range_bytes == DumpOptions::DEFAULT_RANGE_BYTES;
+    if !is_default || options.rate_bytes_per_second.is_some() || !options.cool_down.is_zero() {
+        1
+    } else if took < RANGE_TIME / 2 {
+        stretch.saturating_mul(2).min(STRETCH_MAX)
+    } else if took > RANGE_TIME {
+        (stretch / 2).max(1)
+    } else {
+        stretch
+    }
 }
 
 /// Guesses the bytes of some pages of a table; of what lies behind its planned end, nothing.
@@ -245,6 +273,42 @@ mod tests {
                 (first, given),
                 "{pages_end} pages"
             );
+        }
+    }
+
+    #[test]
+    fn fast_ranges_grow_and_slow_ones_shrink_within_limits() {
+        let options = DumpOptions::default();
+        let millis = Duration::from_millis;
+        for (before, took, after) in [
+            (1, 80, 2),
+            (4, 249, 8),
+            (8, 0, 8),
+            (4, 250, 4),
+            (4, 500, 4),
+            (4, 501, 2),
+            (1, 60_000, 1),
+        ] {
+            assert_eq!(
+                stretch(&options, before, millis(took)),
+                after,
+                "{before} {took}"
+            );
+        }
+        let asked = DumpOptions {
+            range_bytes: DumpOptions::DEFAULT_RANGE_BYTES + 1,
+            ..DumpOptions::default()
+        };
+        let limited = DumpOptions {
+            rate_bytes_per_second: Some(1 << 30),
+            ..DumpOptions::default()
+        };
+        let paused = DumpOptions {
+            cool_down: millis(1),
+            ..DumpOptions::default()
+        };
+        for options in [asked, limited, paused] {
+            assert_eq!(stretch(&options, 4, millis(1)), 1);
         }
     }
 

@@ -2,14 +2,16 @@
 //!
 //! The leader's knowledge: built from the agreed state alone, kept up to date by [`Schedule::sync`],
 //! and thrown away with the controller. What it hands out is *running* until it is finished or given
-//! up; what is finished is *being recorded* until the agreed state has it. Time comes in as an argument,
-//! counted from any moment; nothing here waits, reads or proposes.
+//! up; what is finished is *being recorded* until the agreed state has it. A running range takes a place of
+//! its dump and of its replica until it is read to its end ([`Schedule::read`]): the next one is read while
+//! its last rows are delivered and acknowledged. Time comes in as an argument, counted from any moment;
+//! nothing here waits, reads or proposes.
 //!
 //! # Invariants
 //!
 //! - A page is never handed out while it is running, being recorded or finished in its generation.
 //! - The sweep of a table is handed out only when the agreed state has all its pages.
-//! - Neither a replica's nor a dump's number of ranges at once is exceeded.
+//! - No more ranges are read at once than a replica, or a dump, allows.
 //! - A range that waits for its next try holds up nothing else.
 
 mod books;
@@ -46,8 +48,9 @@ const FREE_TRIES_MAX: u32 = 3;
 /// to ask again, short enough not to matter when it is gone.
 const HUNGER: Duration = Duration::from_secs(1);
 
-/// A rate limit makes ranges of at most so much time: smaller steps, smoother flow.
-const RATE_STEP: Duration = Duration::from_secs(2);
+/// A rate limit makes ranges of at most so much time: they are read at that rate ([`super::pace`]), and
+/// hold back the changes of their consumer meanwhile.
+const RATE_STEP: Duration = cut::RANGE_TIME;
 
 /// What was handed out to whom, and what waits.
 #[derive(Debug, Default)]
@@ -95,6 +98,8 @@ struct Running {
     since: Duration,
     /// Bytes that the rate limit was charged with.
     charged: u64,
+    /// The server has said that there are no more rows.
+    is_read: bool,
     tries: Tries,
 }
 
@@ -137,7 +142,7 @@ impl Schedule {
             if book.definition.as_ref() != Some(replica) {
                 *book = ReplicaBook {
                     definition: Some(replica.clone()),
-                    running: book.running,
+                    reading: book.reading,
                     ..ReplicaBook::default()
                 };
             }
@@ -187,9 +192,9 @@ impl Schedule {
         self.last_ticket += 1;
         job.hungry_until = None;
         job.last_ticket = self.last_ticket;
-        job.running += 1;
+        job.reading += 1;
         if let Some(book) = self.replicas.get_mut(&replica) {
-            book.running += 1;
+            book.reading += 1;
             book.last_ticket = self.last_ticket;
         }
         let dump = Arc::clone(&job.dump);
@@ -202,6 +207,7 @@ impl Schedule {
             replica: replica.clone(),
             since: now,
             charged,
+            is_read: false,
             tries: work.tries,
         };
         self.running.insert(self.last_ticket, running);
@@ -287,7 +293,7 @@ fn new_job(
     let mut job = Job::new(Arc::clone(dump));
     let is_of = |range: &&Running| range.dump == dump.id;
     for range in running.values().filter(is_of) {
-        job.running += 1;
+        job.reading += u32::from(!range.is_read);
         job.leave_out(range);
     }
     for range in recording.values().filter(is_of) {

@@ -10,6 +10,47 @@ async fn refusal(node: &Node, request: DumpRequest) -> &'static str {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_rate_holds_within_a_range() {
+    on_local_set(async {
+        let node = Node::start(8, &["r1"]).await;
+        let options = DumpOptions {
+            rate_bytes_per_second: Some(100),
+            ..DumpOptions::default()
+        };
+        node.dumps.create(request(options)).await.unwrap();
+        let ticket = node.pull().await;
+        // Eight rows of three bytes.
+        let mut reading = std::pin::pin!(node.read(&ticket));
+        let early = tokio::time::timeout(Duration::from_millis(235), &mut reading).await;
+        assert!(early.is_err());
+        assert_eq!(reading.await.unwrap(), 8);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_range_that_was_read_is_followed_by_the_next_before_its_rows_are_acknowledged() {
+    on_local_set(async {
+        let node = Node::start(24, &["r1"]).await;
+        let options = DumpOptions {
+            parallel: 1,
+            ..small()
+        };
+        let id = node.dumps.create(request(options)).await.unwrap();
+        let first = node.pull().await;
+        assert_eq!(node.dumps.pull(&shop()).await.unwrap(), None);
+        let row_count = node.read(&first).await.unwrap();
+        let second = node.pull().await;
+        assert_ne!(second.extent, first.extent);
+        assert_eq!(node.dumps.pull(&shop()).await.unwrap(), None);
+        node.finish(first, row_count).await.unwrap();
+        node.dumps.give_up(second, GivenUp::Disconnected).await;
+        assert_eq!(node.serve(id).await.len(), 3, "two of pages and the sweep");
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_cannot_be_dumped_is_refused_with_its_code() {
     on_local_set(async {
         let node = Node::start(24, &["r1"]).await;

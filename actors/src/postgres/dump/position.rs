@@ -70,7 +70,7 @@ pub(super) struct Snapshot {
 
 const REPLAYED: &str = "SELECT pg_last_wal_replay_lsn()";
 
-/// Waits until replay has reached what is needed, and takes a snapshot.
+/// Takes a snapshot at or after what is needed; waits for replay when it has not reached that yet.
 pub(super) async fn standby_snapshot(
     session: &mut Session,
     replica: &Replica,
@@ -79,10 +79,8 @@ pub(super) async fn standby_snapshot(
     let options = replica.options();
     let table = &request.heap.name;
     let lost = |source| ReadError::while_reading(table, source);
-    wait_for(session, replica, request).await?;
     let name = session.name_for(request.dump);
-    let before = format!("{name}{REPLAYED}");
-    let again = format!("ROLLBACK; {REPLAYED}");
+    let mut question = format!("{name}{REPLAYED}");
     // The lock comes before the snapshot: whoever rewrote the table has committed before it.
     let snapshot = format!(
         "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; \
@@ -94,22 +92,31 @@ pub(super) async fn standby_snapshot(
     );
     let mut tries = 0;
     loop {
-        let first: &str = if tries == 0 { &before } else { &again };
         tries += 1;
         let wire = &mut session.wire;
-        wire.send_queries(&[first, &snapshot]).await.map_err(lost)?;
+        let questions = [question.as_str(), &snapshot];
+        wire.send_queries(&questions).await.map_err(lost)?;
         let before = wire.answer().await.map_err(lost);
         let inside = wire.answer().await.map_err(lost);
         let at: Lsn = before?
             .first()
             .and_then(|row| parsed(row, 0))
             .unwrap_or_default();
+        if at < request.at_least {
+            // Whatever is in it is too old; the table may not even be there yet.
+            wire.query("ROLLBACK").await.map_err(lost)?;
+            wait_for(session, replica, request).await?;
+            REPLAYED.clone_into(&mut question);
+            tries = 0;
+            continue;
+        }
         let inside = match inside {
             Err(ReadError::Missing { .. }) => return Err(missing(session, request).await),
             inside => inside?,
         };
         let is_exact = check_places(&inside, at, replica)?;
         if !is_exact && tries < TRIES_MAX {
+            question = format!("ROLLBACK; {REPLAYED}");
             continue;
         }
         return Ok(Snapshot {

@@ -31,6 +31,9 @@ use super::{child, frames, measure};
 const STREAM_WINDOW_BYTES: u32 = 4 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
 
+/// Frames of HTTP/2 as large as a batch, as our client crate asks for.
+const FRAME_BYTES_MAX: u32 = 256 << 10;
+
 /// Acknowledgement frames on their way to the connection; each holds what one read brought.
 const ACKS_QUEUE_MAX: usize = 64;
 
@@ -138,6 +141,7 @@ pub(super) async fn connect(address: &str) -> anyhow::Result<Channel> {
     let endpoint = endpoint
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_frame_size(FRAME_BYTES_MAX)
         .tcp_nodelay(true);
     endpoint.connect().await.context("connect to the node")
 }

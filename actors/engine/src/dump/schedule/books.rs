@@ -29,8 +29,10 @@ pub(super) struct Job {
     pub(super) not_before: Duration,
     /// The rate limit allows the next range here.
     paid_until: Duration,
-    /// Ranges handed out.
-    pub(super) running: u32,
+    /// Ranges being read.
+    pub(super) reading: u32,
+    /// How many times their size ranges have: see [`cut::stretch`].
+    pub(super) stretch: u32,
     /// When a session last asked.
     pub(super) asked_at: Option<Duration>,
     /// It found no free replica and has the next one reserved until then.
@@ -110,7 +112,8 @@ impl Job {
             cool_down: Duration::ZERO,
             not_before: Duration::ZERO,
             paid_until: Duration::ZERO,
-            running: 0,
+            reading: 0,
+            stretch: 1,
             asked_at: None,
             hungry_until: None,
             last_ticket: 0,
@@ -205,7 +208,7 @@ impl Job {
 
     /// Tells whether the dump's own limits allow another range now.
     pub(super) fn may_begin(&self, now: Duration) -> bool {
-        self.is_active() && self.running < self.dump.options.parallel && self.pace() <= now
+        self.is_active() && self.reading < self.dump.options.parallel && self.pace() <= now
     }
 
     /// Tells whether there is a range to hand out now.
@@ -237,7 +240,7 @@ impl Job {
         }
         self.skip_closed();
         let index = self.fresh_table()?;
-        let range_bytes = range_bytes(&self.dump.options);
+        let range_bytes = range_bytes(&self.dump.options).saturating_mul(self.stretch.into());
         let table = self.dump.tables.get(index)?;
         let book = self.tables.get_mut(index)?;
         let extent = match book.cutter.next(table, range_bytes) {
@@ -353,11 +356,17 @@ impl Job {
     }
 }
 
+/// Returns how many bytes a rate gives to a time.
+fn of_time(rate: u64, time: Duration) -> u64 {
+    let bytes = u128::from(rate) * time.as_millis() / 1_000;
+    u64::try_from(bytes).unwrap_or(u64::MAX)
+}
+
 /// Returns the size of ranges: what was asked for, less when a slow rate wants smaller steps.
 fn range_bytes(options: &DumpOptions) -> u64 {
     let step = options
         .rate_bytes_per_second
-        .map_or(u64::MAX, |rate| rate.saturating_mul(RATE_STEP.as_secs()));
+        .map_or(u64::MAX, |rate| of_time(rate, RATE_STEP));
     let least = DumpOptions::RANGE_BYTES_LIMITS.0;
     options.range_bytes.min(step.max(least))
 }
@@ -367,7 +376,8 @@ fn range_bytes(options: &DumpOptions) -> u64 {
 pub(super) struct ReplicaBook {
     pub(super) definition: Option<Replica>,
     pub(super) health: ReplicaHealth,
-    pub(super) running: u32,
+    /// Ranges being read from it.
+    pub(super) reading: u32,
     pub(super) last_ticket: u64,
 }
 
@@ -387,7 +397,7 @@ impl ReplicaBook {
     /// Returns how many ranges may be read from it beside those that are.
     pub(super) fn free(&self) -> u32 {
         match self.health {
-            ReplicaHealth::Ready { .. } => self.ranges_max().saturating_sub(self.running),
+            ReplicaHealth::Ready { .. } => self.ranges_max().saturating_sub(self.reading),
             ReplicaHealth::Unknown
             | ReplicaHealth::Behind { .. }
             | ReplicaHealth::Busy { .. }
@@ -397,7 +407,7 @@ impl ReplicaBook {
 
     /// Returns the part of its room that is taken, in thousandths.
     pub(super) fn load(&self) -> u32 {
-        self.running.saturating_mul(1_000) / self.ranges_max().max(1)
+        self.reading.saturating_mul(1_000) / self.ranges_max().max(1)
     }
 }
 

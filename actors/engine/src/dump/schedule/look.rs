@@ -65,7 +65,7 @@ impl Schedule {
                 name: name.clone(),
                 source: definition.source.clone(),
                 health: book.health.clone(),
-                running_count: book.running,
+                running_count: book.reading,
                 ranges_max: definition.ranges_max,
             })
         })
@@ -86,7 +86,8 @@ impl Schedule {
 
     /// Says why an active dump hands out nothing now; `None` while it does, or while all is running.
     fn waits_for(&self, job: &Job, now: Duration) -> Option<WaitsFor> {
-        if !job.is_active() || job.running > 0 {
+        let is_running = || self.running.values().any(|range| range.dump == job.dump.id);
+        if !job.is_active() || is_running() {
             return None;
         }
         if !job.has_work(now) {

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use super::{
     DumpId, FREE_TRIES_MAX, RANGE_TRIES_MAX, Running, Schedule, back_off,
-    books::{Job, Retry},
+    books::{Job, ReplicaBook, Retry},
+    cut,
 };
 use crate::{
     cluster::{DumpTable, FinishedRange, TableFailure, WantedPages},
@@ -83,6 +84,22 @@ pub(super) struct Order {
 }
 
 impl Schedule {
+    /// Takes note that a range was read to its end: its rows are on their way, its place is free.
+    /// Returns whether there is a free place now. With a cool-down the place stays taken: the pause
+    /// follows the whole range.
+    pub fn read(&mut self, ticket: u64) -> bool {
+        let Some(range) = self.running.get_mut(&ticket) else {
+            return false;
+        };
+        let job = self.jobs.get_mut(&range.dump);
+        if range.is_read || job.as_ref().is_some_and(|job| !job.cool_down.is_zero()) {
+            return false;
+        }
+        range.is_read = true;
+        free_places(job, self.replicas.get_mut(&range.replica));
+        true
+    }
+
     /// Takes the end of a range of which every row was acknowledged; returns what to propose, `None`
     /// for a ticket that is not running. Then comes [`Self::recorded`] or [`Self::not_recorded`].
     pub fn finished(
@@ -96,6 +113,13 @@ impl Schedule {
         if let Some(job) = self.jobs.get_mut(&running.dump) {
             job.not_before = job.not_before.max(now + job.cool_down);
             job.settle_charge(now, running.charged, bytes);
+            let took = now.saturating_sub(running.since);
+            // A pause was meant for ranges of the size that was asked for.
+            job.stretch = if job.cool_down.is_zero() {
+                cut::stretch(&job.dump.options, job.stretch, took)
+            } else {
+                1
+            };
             job.meter.add(now, row_count, bytes);
         }
         let range = FinishedRange {
@@ -254,11 +278,9 @@ impl Schedule {
     /// Takes a range out of the running ones and frees its places.
     fn release(&mut self, ticket: u64) -> Option<Running> {
         let running = self.running.remove(&ticket)?;
-        if let Some(book) = self.replicas.get_mut(&running.replica) {
-            book.running = book.running.saturating_sub(1);
-        }
-        if let Some(job) = self.jobs.get_mut(&running.dump) {
-            job.running = job.running.saturating_sub(1);
+        if !running.is_read {
+            let book = self.replicas.get_mut(&running.replica);
+            free_places(self.jobs.get_mut(&running.dump), book);
         }
         Some(running)
     }
@@ -273,6 +295,16 @@ impl Schedule {
             };
             job.put_back(due, retry);
         }
+    }
+}
+
+/// A range is read no more.
+fn free_places(job: Option<&mut Job>, book: Option<&mut ReplicaBook>) {
+    if let Some(job) = job {
+        job.reading = job.reading.saturating_sub(1);
+    }
+    if let Some(book) = book {
+        book.reading = book.reading.saturating_sub(1);
     }
 }
 

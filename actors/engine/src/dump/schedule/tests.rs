@@ -176,6 +176,25 @@ fn neither_replica_nor_dump_has_more_ranges_than_it_may() {
 }
 
 #[test]
+fn a_range_that_was_read_makes_room_for_the_next_before_it_is_finished() {
+    let mut world = World::new(&[1]);
+    world.create("a", small(1), 1_000);
+    let first = world.pull("a").unwrap();
+    assert_eq!(world.pull("a"), None);
+    assert!(world.schedule.read(first.ticket));
+    assert!(!world.schedule.read(first.ticket), "once");
+    let second = world.pull("a").unwrap();
+    assert_ne!(pages(&second), pages(&first));
+    assert_eq!(world.pull("a"), None);
+    world.finish(first.ticket);
+    assert_eq!(world.pull("a"), None, "its place was free before");
+    world.give_up(second.ticket, Setback::Disconnected);
+    let again = world.pull("a").unwrap();
+    assert_eq!(pages(&again), pages(&second));
+    assert!(!world.schedule.read(second.ticket), "another try");
+}
+
+#[test]
 fn the_least_loaded_replica_reads_and_equal_ones_take_turns() {
     let mut world = World::new(&[2, 4]);
     world.create("a", small(9), 1_000);

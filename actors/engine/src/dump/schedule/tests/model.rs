@@ -11,6 +11,7 @@ use crate::dump::PageSet;
 #[derive(Clone, Debug)]
 enum Event {
     Pull(usize),
+    Read(usize),
     Finish(usize),
     FinishUnrecorded(usize),
     GiveUp(usize, u8),
@@ -24,6 +25,7 @@ enum Event {
 fn event() -> impl Strategy<Value = Event> {
     prop_oneof![
         8 => (0_usize..2).prop_map(Event::Pull),
+        4 => any::<usize>().prop_map(Event::Read),
         6 => any::<usize>().prop_map(Event::Finish),
         1 => any::<usize>().prop_map(Event::FinishUnrecorded),
         4 => (any::<usize>(), 0_u8..12).prop_map(|(index, kind)| Event::GiveUp(index, kind)),
@@ -48,6 +50,8 @@ struct Watched {
     running: Vec<Assignment>,
     /// Ranges that a controller handed out before it died.
     lost: BTreeSet<u64>,
+    /// Ranges that were read to their end.
+    read: BTreeSet<u64>,
     /// Pages recorded by dump, table and generation.
     recorded: BTreeMap<(DumpId, u32, u32), PageSet>,
 }
@@ -67,6 +71,7 @@ impl Watched {
             dumps,
             running: Vec::new(),
             lost: BTreeSet::new(),
+            read: BTreeSet::new(),
             recorded: BTreeMap::new(),
         }
     }
@@ -106,14 +111,28 @@ impl Watched {
     }
 
     fn check_caps(&self) {
+        let reading = || {
+            self.alive()
+                .filter(|range| !self.read.contains(&range.ticket))
+        };
         for (name, most) in [("r1", 2), ("r2", 1)] {
-            let count = self.alive().filter(|range| range.replica == name).count();
+            let count = reading().filter(|range| range.replica == name).count();
             assert!(count <= most, "{name} reads {count}");
         }
         for id in &self.dumps {
-            let count = self.alive().filter(|range| range.dump == *id).count();
-            assert!(count <= 2, "{id} runs {count}");
+            let count = reading().filter(|range| range.dump == *id).count();
+            assert!(count <= 2, "{id} reads {count}");
         }
+    }
+
+    fn read(&mut self, index: usize) {
+        let count = self.running.len();
+        let Some(range) = (count > 0).then(|| &self.running[index % count]) else {
+            return;
+        };
+        let is_lost = self.lost.contains(&range.ticket);
+        let is_first = self.read.insert(range.ticket);
+        assert_eq!(self.world.schedule.read(range.ticket), !is_lost && is_first);
     }
 
     fn take(&mut self, index: usize) -> Option<Assignment> {
@@ -198,6 +217,7 @@ impl Watched {
     fn happen(&mut self, event: Event) {
         match event {
             Event::Pull(consumer) => drop(self.pull(consumer)),
+            Event::Read(index) => self.read(index),
             Event::Finish(index) => self.finish(index, true),
             Event::FinishUnrecorded(index) => self.finish(index, false),
             Event::GiveUp(index, kind) => self.give_up(index, kind),

@@ -12,6 +12,8 @@ fn a_cool_down_follows_each_range() {
     world.create("a", options, 100);
     let first = world.pull("a").unwrap();
     world.now += seconds(10);
+    assert!(!world.schedule.read(first.ticket), "the pause comes first");
+    assert_eq!(world.pull("a"), None);
     world.finish(first.ticket);
     assert_eq!(world.pull("a"), None);
     assert_eq!(
@@ -51,6 +53,32 @@ fn the_cool_down_of_a_subscription_holds_for_its_dumps_until_it_is_taken_away() 
 }
 
 #[test]
+fn ranges_that_are_done_fast_are_followed_by_larger_ones() {
+    let mut world = World::new(&[4]);
+    world.create(
+        "a",
+        DumpOptions {
+            parallel: 1,
+            ..DumpOptions::default()
+        },
+        1_000_000,
+    );
+    let mut lengths = Vec::new();
+    for took in [100, 100, 100, 100, 2_000, 100] {
+        let range = world.pull("a").unwrap();
+        let (first, last) = pages(&range);
+        lengths.push((last - first + 1) / 4_096);
+        world.now += Duration::from_millis(took);
+        let bytes = u64::from(last - first + 1) * 8_192;
+        let finished = world.schedule.finished(range.ticket, 1, bytes, world.now);
+        record(&mut world.state, finished.unwrap());
+        world.agree();
+        world.schedule.recorded(range.ticket);
+    }
+    assert_eq!(lengths, [1, 2, 4, 8, 8, 4]);
+}
+
+#[test]
 fn a_rate_is_kept_on_average() {
     let mut world = World::new(&[4]);
     let options = DumpOptions {
@@ -85,7 +113,11 @@ fn a_slow_rate_makes_small_ranges() {
         ..DumpOptions::default()
     };
     world.create("a", options, 10_000);
-    assert_eq!(world.pull_pages("a"), Some((0, 47)), "two seconds' worth");
+    assert_eq!(
+        world.pull_pages("a"),
+        Some((0, 11)),
+        "half a second's worth"
+    );
 }
 
 #[test]
