@@ -213,7 +213,7 @@ impl RaftConsensus {
         let raft = Raft::new(identity.id, config, network, log.clone(), machine).await;
         let raft = raft.map_err(RaftError::broken)?;
         let (leadership, _) = watch::channel(Leadership::default());
-        let telling = tell_leadership(raft.clone(), leadership.clone());
+        let telling = tell_leadership(raft.clone(), store.clone(), leadership.clone());
         let inner = Arc::new(Inner {
             raft,
             store,
@@ -277,7 +277,13 @@ impl RaftConsensus {
     /// When the log cannot be read or written, or a node that is new learns nothing.
     pub async fn recover(&self) -> Result<(), RaftError> {
         let raft = &self.inner.raft;
-        if self.is_alone() {
+        // What openraft shows by itself says nothing before it has looked.
+        let voters = raft.with_raft_state(|state| {
+            let effective = state.membership_state.effective();
+            effective.voter_ids().collect::<Vec<_>>()
+        });
+        let voters = voters.await.map_err(RaftError::broken)?;
+        if voters == [self.inner.identity.id] {
             raft.trigger()
                 .elect(false)
                 .await
@@ -404,17 +410,23 @@ async fn fatal(mut metrics: WatchReceiverOf<Types, openraft::RaftMetrics<Types>>
 }
 
 /// Tells who leads whenever it changes: the body of an owned task.
-async fn tell_leadership(raft: Raft, leadership: watch::Sender<Leadership>) {
+async fn tell_leadership(raft: Raft, store: Store, leadership: watch::Sender<Leadership>) {
     let mut metrics = raft.server_metrics();
+    let state = store.state();
     loop {
         let now = {
             let metrics = metrics.borrow_and_update();
             let members = metrics.membership_config.membership();
             let leader = metrics.current_leader;
-            let name = leader.and_then(|id| members.get_node(&id));
+            let state = state.borrow();
+            let agreed = state.nodes.values().find(|node| Some(node.id) == leader);
+            let name = agreed.map(|node| &node.name);
+            let known = leader
+                .and_then(|id| members.get_node(&id))
+                .map(|peer| &peer.name);
             Leadership {
                 term: metrics.vote.leader_id.term,
-                leader: name.map(|peer| peer.name.clone()),
+                leader: name.or(known).cloned(),
                 is_me: metrics.state == ServerState::Leader,
             }
         };
@@ -428,3 +440,6 @@ async fn tell_leadership(raft: Raft, leadership: watch::Sender<Leadership>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
