@@ -32,7 +32,7 @@ use crate::{
     logs::Logs,
     peers::Peers,
     placement,
-    raft::RaftConsensus,
+    raft::{self, Door, Pace, RaftConsensus, RaftError, Wish},
     replicas::{self, Replicas},
     resolver::StreamResolver,
     rpc::{
@@ -40,6 +40,7 @@ use crate::{
         liveness::LivenessService,
     },
     sources::{Sources, unix_now_micros},
+    store::Store,
 };
 
 /// A running node.
@@ -54,6 +55,9 @@ pub struct Node {
     /// Where existing rows of its sources are read from.
     pub replicas: Arc<Replicas>,
     raft: RaftConsensus,
+    door: Door,
+    /// Connections of other nodes that were made before everything was served.
+    _peers: Option<Task<()>>,
     dumps: DumpControllerHandle,
     deadline: Duration,
     logs: Arc<Logs>,
@@ -87,7 +91,9 @@ pub async fn start(config: &Config) -> anyhow::Result<Node> {
     let grpc_listener = bind(config.node.listen).await?;
     let http_listener = bind(config.node.metrics).await?;
 
-    let parts = Parts::open(config).await?;
+    let door = Door::new(&config.node.name);
+    let begun = Begun::begin(config, &grpc_listener, &door, &credentials).await?;
+    let parts = Parts::open(config, begun.raft.clone()).await;
     let dumps = parts.start_dumps();
     let gateway = parts.start_gateway(config, &dumps);
 
@@ -117,7 +123,8 @@ pub async fn start(config: &Config) -> anyhow::Result<Node> {
     };
     let stop_dumps = CancellationToken::new();
     let readers = (Arc::clone(&parts.replicas), dumps.clone(), parts.reader);
-    let services = Services::new(admin, readers, liveness, stop_dumps.clone());
+    let peers = (liveness, door.clone());
+    let services = Services::new(admin, readers, peers, stop_dumps.clone());
     let stop_servers = CancellationToken::new();
     let (listen, health, grpc) =
         server::serve(grpc_listener, services, credentials, stop_servers.clone()).await?;
@@ -127,6 +134,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Node> {
     };
     let (metrics, http) = http::serve(http_listener, pages, stop_servers.clone())?;
 
+    begun.stop_peers.cancel();
     add_configured(config, &parts.sources, &parts.replicas, &orders);
     health.serving().await;
     ready.send_replace(true);
@@ -142,7 +150,9 @@ pub async fn start(config: &Config) -> anyhow::Result<Node> {
         metrics,
         sources: parts.sources,
         replicas: parts.replicas,
-        raft: parts.raft,
+        raft: begun.raft,
+        _peers: begun.peers,
+        door,
         dumps,
         deadline: config.node.drain_timeout.0,
         logs: parts.logs,
@@ -193,6 +203,7 @@ impl Node {
 
     async fn drain(mut self) -> bool {
         let mut is_clean = true;
+        self.raft.step_aside().await;
         self.stop_dumps.cancel();
         if let Err(error) = self.gateway.drain().await {
             tracing::error!(%error, "the last acknowledgements could not be saved");
@@ -209,6 +220,7 @@ impl Node {
             is_clean &= task.join().await.is_ok();
         }
         self.logs.close().await;
+        self.door.close();
         self.stop_servers.cancel();
         for server in &mut self.servers {
             is_clean &= server.join().await.is_ok();
@@ -244,9 +256,71 @@ fn take_part(
     Ok(part)
 }
 
+/// A member of the cluster, and what serves other nodes until everything is served.
+struct Begun {
+    raft: RaftConsensus,
+    peers: Option<Task<()>>,
+    stop_peers: CancellationToken,
+}
+
+impl Begun {
+    /// Brings this node to its cluster, and back what was agreed on.
+    async fn begin(
+        config: &Config,
+        listener: &TcpListener,
+        door: &Door,
+        credentials: &server::Credentials,
+    ) -> anyhow::Result<Self> {
+        let data_dir = config.node.data_dir.clone();
+        let opened = tokio::task::spawn_blocking(move || Store::open(&data_dir)).await?;
+        let store = opened.map_err(RaftError::from)?;
+        let address = listener.local_addr()?.to_string();
+        let wish = Wish {
+            name: config.node.name.clone(),
+            address: config.node.advertise.clone().unwrap_or(address),
+            peers: config.node.peers.clone(),
+        };
+        let stop_peers = CancellationToken::new();
+        let is_alone = wish.peers.is_empty() && store.state().borrow().nodes.len() <= 1;
+        let peers = if is_alone {
+            None
+        } else {
+            let listener = listener_again(listener)?;
+            let (door, credentials) = (door.clone(), credentials.clone());
+            Some(server::serve_peers(
+                listener,
+                door,
+                credentials,
+                stop_peers.clone(),
+            )?)
+        };
+        let channels = Peers::new(config)?;
+        raft::enter(&store, &wish, &channels).await?;
+        let pace = Pace {
+            heartbeat: config.raft.heartbeat.0,
+            election: config.raft.election.0,
+        };
+        let raft = RaftConsensus::start(store, pace, channels).await?;
+        door.open(raft.clone());
+        raft.recover().await?;
+        raft.introduce(&wish).await?;
+        Ok(Self {
+            raft,
+            peers,
+            stop_peers,
+        })
+    }
+}
+
+/// Opens the same listener once more: both take connections from one queue.
+fn listener_again(listener: &TcpListener) -> anyhow::Result<TcpListener> {
+    use std::os::fd::AsFd as _;
+    let again = listener.as_fd().try_clone_to_owned()?;
+    Ok(TcpListener::from_std(std::net::TcpListener::from(again))?)
+}
+
 /// What a node stands on; nothing of it runs yet.
 struct Parts {
-    raft: RaftConsensus,
     consensus: Arc<dyn Consensus>,
     cursors: Arc<dyn CursorStore>,
     logs: Arc<Logs>,
@@ -256,24 +330,22 @@ struct Parts {
 }
 
 impl Parts {
-    /// Brings back what was agreed on, and opens the logs.
-    async fn open(config: &Config) -> anyhow::Result<Self> {
-        let raft = RaftConsensus::alone(&config.node.data_dir, &config.node.name).await?;
+    /// Opens the logs.
+    async fn open(config: &Config, raft: RaftConsensus) -> Self {
         let consensus: Arc<dyn Consensus> = Arc::new(raft.clone());
         let logs = Arc::new(Logs::new(config));
         let sources = Sources::new(config, Arc::clone(&consensus), Arc::clone(&logs));
         let sources = Arc::new(sources);
         sources.open_logs().await;
         let replicas = Replicas::new(config, Arc::clone(&consensus), Arc::clone(&sources));
-        Ok(Self {
+        Self {
             consensus,
-            cursors: Arc::new(raft.clone()),
-            raft,
+            cursors: Arc::new(raft),
             logs,
             sources,
             replicas: Arc::new(replicas),
             reader: Arc::new(replicas::reader(config.limits.max_row)),
-        })
+        }
     }
 
     fn start_dumps(&self) -> DumpControllerHandle {

@@ -213,7 +213,7 @@ impl RaftConsensus {
         let raft = Raft::new(identity.id, config, network, log.clone(), machine).await;
         let raft = raft.map_err(RaftError::broken)?;
         let (leadership, _) = watch::channel(Leadership::default());
-        let telling = tell_leadership(raft.clone(), leadership.clone());
+        let telling = tell_leadership(raft.clone(), store.clone(), leadership.clone());
         let inner = Arc::new(Inner {
             raft,
             store,
@@ -278,7 +278,13 @@ impl RaftConsensus {
     /// When the log cannot be read or written, or a node that is new learns nothing.
     pub async fn recover(&self) -> Result<(), RaftError> {
         let raft = &self.inner.raft;
-        if self.is_alone() {
+        // What openraft shows by itself says nothing before it has looked.
+        let voters = raft.with_raft_state(|state| {
+            let effective = state.membership_state.effective();
+            effective.voter_ids().collect::<Vec<_>>()
+        });
+        let voters = voters.await.map_err(RaftError::broken)?;
+        if voters == [self.inner.identity.id] {
             raft.trigger()
                 .elect(false)
                 .await
@@ -301,13 +307,26 @@ impl RaftConsensus {
             tracing::warn!(%error, code, "the other nodes did not answer; this one starts with what it knows");
         }
         // A node that is new knows nothing, not even itself, until it is told.
+        let id = self.inner.identity.id;
         let mut state = self.inner.store.state();
-        let is_known = state.wait_for(|state| state.last_node > 0);
-        let known = tokio::time::timeout(SNAPSHOT_MAX, is_known).await;
-        known.map(drop).map_err(|_| RaftError::Coded {
-            explanation: &codes::cluster::NO_QUORUM,
-            text: "the cluster did not tell this node what was agreed on".to_owned(),
-        })
+        let is_known = state.wait_for(|state| state.nodes.values().any(|node| node.id == id));
+        if tokio::time::timeout(SNAPSHOT_MAX, is_known).await.is_ok() {
+            return Ok(());
+        }
+        let was_known = state.borrow().last_node >= id;
+        let (explanation, text) = if was_known {
+            (
+                &codes::cluster::REMOVED,
+                "this node was removed from its cluster",
+            )
+        } else {
+            (
+                &codes::cluster::NO_QUORUM,
+                "the cluster did not tell this node what was agreed on",
+            )
+        };
+        let text = text.to_owned();
+        Err(RaftError::Coded { explanation, text })
     }
 
     /// Tells whether nobody else has a vote.
@@ -405,17 +424,23 @@ async fn fatal(mut metrics: WatchReceiverOf<Types, openraft::RaftMetrics<Types>>
 }
 
 /// Tells who leads whenever it changes: the body of an owned task.
-async fn tell_leadership(raft: Raft, leadership: watch::Sender<Leadership>) {
+async fn tell_leadership(raft: Raft, store: Store, leadership: watch::Sender<Leadership>) {
     let mut metrics = raft.server_metrics();
+    let state = store.state();
     loop {
         let now = {
             let metrics = metrics.borrow_and_update();
             let members = metrics.membership_config.membership();
             let leader = metrics.current_leader;
-            let name = leader.and_then(|id| members.get_node(&id));
+            let state = state.borrow();
+            let agreed = state.nodes.values().find(|node| Some(node.id) == leader);
+            let name = agreed.map(|node| &node.name);
+            let known = leader
+                .and_then(|id| members.get_node(&id))
+                .map(|peer| &peer.name);
             Leadership {
                 term: metrics.vote.leader_id.term,
-                leader: name.map(|peer| peer.name.clone()),
+                leader: name.or(known).cloned(),
                 is_me: metrics.state == ServerState::Leader,
             }
         };
@@ -429,3 +454,6 @@ async fn tell_leadership(raft: Raft, leadership: watch::Sender<Leadership>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

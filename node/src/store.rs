@@ -322,3 +322,6 @@ fn failed(error: redb::Error) -> StoreError {
 
 #[cfg(test)]
 mod tests;
+
+#[cfg(test)]
+pub(crate) use self::tests::Disk;

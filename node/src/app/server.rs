@@ -3,6 +3,7 @@
 use std::{fs, net::SocketAddr, path::Path, sync::Arc};
 
 use anyhow::Context as _;
+use futures_util::StreamExt as _;
 use pgcapture_actors::{
     dump::{DumpControllerHandle, RowReader},
     supervise::{Task, TaskKind, spawn},
@@ -13,7 +14,7 @@ use pgcapture_proto::{
     admin::v1::{
         admin_server::AdminServer, dumps_server::DumpsServer, replicas_server::ReplicasServer,
     },
-    peer::v1::liveness_server::LivenessServer,
+    peer::v1::{liveness_server::LivenessServer, raft_server::RaftServer},
     pgcapture::{agent_server::AgentServer, db_log_controller_server::DbLogControllerServer},
 };
 use tokio::net::TcpListener;
@@ -26,6 +27,7 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 
 use crate::{
     config::{Config, read_secret},
+    raft::Door,
     replicas::Replicas,
     rpc::{
         admin::{self, AdminService},
@@ -35,6 +37,7 @@ use crate::{
         dump_control::{self, DumpControlService},
         dumps::{self, DumpsService},
         liveness::LivenessService,
+        raft::{self, MESSAGE_BYTES_MAX, RaftService},
         replicas::{self, ReplicasService},
     },
 };
@@ -46,6 +49,7 @@ const ADMIN_REQUEST_BYTES_MAX: usize = 1 << 20;
 const SCHEDULE_BYTES_MAX: usize = 16 << 20;
 
 /// What the listener needs to be protected; read before anything starts.
+#[derive(Clone)]
 pub(super) struct Credentials {
     tls: Option<ServerTlsConfig>,
     check: TokenCheck,
@@ -86,6 +90,7 @@ pub(super) struct Services {
     control: DumpControlService,
     agent: AgentService,
     liveness: LivenessService,
+    door: Door,
 }
 
 impl Services {
@@ -93,7 +98,7 @@ impl Services {
     pub(super) fn new(
         admin: AdminService,
         (replicas, dumps, reader): (Arc<Replicas>, DumpControllerHandle, Arc<dyn RowReader>),
-        liveness: LivenessService,
+        (liveness, door): (LivenessService, Door),
         stop: CancellationToken,
     ) -> Self {
         let consensus = Arc::clone(&admin.consensus);
@@ -120,6 +125,7 @@ impl Services {
             },
             agent: AgentService::new(consensus, reader, dumps),
             liveness,
+            door,
         }
     }
 }
@@ -154,6 +160,7 @@ impl Health {
             admin::SERVICE_NAME,
             replicas::SERVICE_NAME,
             dumps::SERVICE_NAME,
+            raft::SERVICE_NAME,
         ];
         for service in services {
             self.reporter.set_service_status(service, status).await;
@@ -178,12 +185,7 @@ pub(super) async fn serve(
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
     let check = credentials.check;
-    let mut server = capture::configure(Server::builder());
-    if let Some(tls) = credentials.tls {
-        let code = codes::config::TLS.code;
-        let configured = server.tls_config(tls);
-        server = configured.with_context(|| format!("{code}: TLS cannot be set up"))?;
-    }
+    let mut server = builder(credentials.tls)?;
     let capture = CaptureService::new(services.admin.gateway.clone());
     let admin = AdminServer::new(services.admin).max_decoding_message_size(ADMIN_REQUEST_BYTES_MAX);
     let replicas = ReplicasServer::new(services.replicas);
@@ -194,6 +196,7 @@ pub(super) async fn serve(
     let control = control.max_decoding_message_size(SCHEDULE_BYTES_MAX);
     let agent = AgentServer::new(services.agent);
     let liveness = LivenessServer::new(services.liveness);
+    let raft = raft_server(services.door);
     let router = server
         .add_service(health_service)
         .add_service(InterceptedService::new(capture, check.clone()))
@@ -203,6 +206,7 @@ pub(super) async fn serve(
         .add_service(InterceptedService::new(replicas, check.clone()))
         .add_service(InterceptedService::new(dumps, check.clone()))
         .add_service(InterceptedService::new(liveness, check.clone()))
+        .add_service(InterceptedService::new(raft, check.clone()))
         .add_service(InterceptedService::new(
             reflection().build_v1()?,
             check.clone(),
@@ -219,4 +223,39 @@ pub(super) async fn serve(
         }
     });
     Ok((address, health, task))
+}
+
+/// Serves other nodes alone, on the listener that everything is served on later, until `stop`: this
+/// node needs them before it can serve anything. Connections stay open after that.
+pub(super) fn serve_peers(
+    listener: TcpListener,
+    door: Door,
+    credentials: Credentials,
+    stop: CancellationToken,
+) -> anyhow::Result<Task<()>> {
+    let service = InterceptedService::new(raft_server(door), credentials.check);
+    let router = builder(credentials.tls)?.add_service(service);
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let incoming = incoming.take_until(stop.cancelled_owned());
+    Ok(spawn(TaskKind::Server, "peers", async move {
+        if let Err(error) = router.serve_with_incoming(incoming).await {
+            tracing::error!(%error, "the listener for other nodes failed");
+        }
+    }))
+}
+
+fn raft_server(door: Door) -> RaftServer<RaftService> {
+    let server = RaftServer::new(RaftService { door });
+    server.max_decoding_message_size(MESSAGE_BYTES_MAX)
+}
+
+fn builder(tls: Option<ServerTlsConfig>) -> anyhow::Result<Server> {
+    let server = capture::configure(Server::builder());
+    let Some(tls) = tls else {
+        return Ok(server);
+    };
+    let code = codes::config::TLS.code;
+    server
+        .tls_config(tls)
+        .with_context(|| format!("{code}: TLS cannot be set up"))
 }

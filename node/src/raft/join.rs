@@ -9,14 +9,19 @@
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use pgcapture_engine::codes;
+use pgcapture_actors::consensus::Consensus as _;
+use pgcapture_engine::{
+    cluster::{Command, Node},
+    codes,
+    lsn::PgTime,
+};
 use pgcapture_proto::peer::v1::{
     IdentifyRequest, IdentifyResponse, JoinRequest, join_response, raft_client::RaftClient,
 };
 use tonic::{Code, Status};
 
 use super::{
-    RaftError, bootstrap,
+    RaftConsensus, RaftError, bootstrap,
     network::{PROTOCOL, within},
     propose::PROPOSE_MAX,
     serve::cluster_of,
@@ -117,6 +122,53 @@ fn check_name(store: &Store, identity: &Identity, wish: &Wish) -> Result<(), Raf
         found: identity.name.clone(),
         wanted: wish.name.clone(),
     }))
+}
+
+impl RaftConsensus {
+    /// Tells the others this node's name and address when they changed. A node whose address the others
+    /// do not know yet is told so in the log, and goes on.
+    ///
+    /// # Errors
+    ///
+    /// When the node was removed.
+    pub async fn introduce(&self, wish: &Wish) -> Result<(), RaftError> {
+        let identity = self.identity();
+        let state = self.state();
+        let known = state
+            .borrow()
+            .nodes
+            .values()
+            .find(|node| node.id == identity.id)
+            .cloned();
+        if known.is_none() && !self.is_alone() {
+            return Err(RaftError::Coded {
+                explanation: &codes::cluster::REMOVED,
+                text: format!("node \"{}\" was removed from its cluster", identity.name),
+            });
+        }
+        let is_new = |node: &Node| node.name != wish.name || node.address != wish.address;
+        if known.as_ref().is_some_and(|node| !is_new(node)) {
+            return Ok(());
+        }
+        let mut commands = Vec::new();
+        if let Some(old) = known.as_ref().filter(|node| node.name != wish.name) {
+            let name = old.name.clone();
+            commands.push(Command::RemoveNode { name });
+        }
+        let joined_at = known.map_or(PgTime(0), |node| node.joined_at);
+        commands.push(Command::AddNode(Node {
+            name: wish.name.clone(),
+            id: identity.id,
+            address: wish.address.clone(),
+            joined_at,
+        }));
+        for command in commands {
+            if let Err(error) = self.propose(command).await {
+                tracing::warn!(%error, "the others do not know this node's address yet");
+            }
+        }
+        Ok(())
+    }
 }
 
 async fn ask_all(others: &[String], wish: &Wish, peers: &Peers) -> Result<Found, RaftError> {

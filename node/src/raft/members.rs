@@ -129,6 +129,21 @@ impl RaftConsensus {
         }
     }
 
+    /// Waits until the group stands as wished, as this node knows it.
+    pub async fn wait_until(&self, mut is_so: impl FnMut(&GroupStatus) -> bool + Send) {
+        let mut state = self.state();
+        let mut metrics = self.inner.raft.metrics();
+        while !is_so(&self.status()) {
+            let is_over = tokio::select! {
+                changed = metrics.changed() => changed.is_err(),
+                changed = state.changed() => changed.is_err(),
+            };
+            if is_over {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
     /// Returns the fingerprint of what was agreed on. Reads all of it.
     ///
     /// # Errors

@@ -378,3 +378,6 @@ impl From<StoreError> for RowError {
 fn damaged(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what)
 }
+
+#[cfg(test)]
+mod tests;

@@ -16,6 +16,9 @@ use super::{
 };
 
 mod dumps;
+mod failing;
+
+pub(crate) use failing::Disk;
 
 /// What Raft does with a store, without Raft.
 impl Store {
