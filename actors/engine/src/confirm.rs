@@ -53,13 +53,14 @@ pub struct Origin {
 #[must_use]
 pub fn consumed(durable: Origin, floor: Option<Checkpoint>) -> Lsn {
     match floor {
-        Some(_) if floor < durable.previous => known_consumed(durable, floor),
+        Some(_) if floor < durable.previous => proved_by_cursors(durable, floor),
         Some(_) | None => durable.resume_lsn,
     }
 }
 
-/// Returns what the cursors alone prove to be consumed.
-fn known_consumed(durable: Origin, floor: Option<Checkpoint>) -> Lsn {
+/// Returns what the cursors alone prove to be consumed: it may be confirmed without more.
+#[must_use]
+pub fn proved_by_cursors(durable: Origin, floor: Option<Checkpoint>) -> Lsn {
     floor.map_or(Lsn::ZERO, |floor| floor.lsn.min(durable.resume_lsn))
 }
 
@@ -70,6 +71,14 @@ pub struct Confirmation {
     /// `None` when the log is the truth.
     attested: Option<Lsn>,
     last_attested: Option<Duration>,
+}
+
+impl Origin {
+    /// Attested where nothing is known but that the source has been captured.
+    pub const CAPTURED: Self = Self {
+        previous: Some(Checkpoint::new(Lsn::ZERO, 0)),
+        resume_lsn: Lsn::ZERO,
+    };
 }
 
 impl Confirmation {
@@ -98,7 +107,7 @@ impl Confirmation {
         let allowed = match self.attested {
             None => durable.resume_lsn,
             Some(attested) => {
-                let proved = attested.max(known_consumed(durable, floor));
+                let proved = attested.max(proved_by_cursors(durable, floor));
                 consumed(durable, floor).min(proved)
             }
         };
@@ -115,7 +124,7 @@ impl Confirmation {
         now: Duration,
     ) -> Option<Origin> {
         let consumed = consumed(durable, floor);
-        let proved = self.attested?.max(known_consumed(durable, floor));
+        let proved = self.attested?.max(proved_by_cursors(durable, floor));
         let is_due = self
             .last_attested
             .is_none_or(|last| now.saturating_sub(last) >= ATTEST_INTERVAL);
@@ -154,7 +163,8 @@ pub enum LogStart {
 }
 
 /// Decides how the log goes on: `tail` is the end of this node's log, `slot` the slot's confirmed
-/// position, `floor` the least cursor, `attested` what was agreed on last.
+/// position, `floor` the least cursor, `attested` what was agreed on last. A source of which nothing
+/// was ever attested, with nothing captured and nothing consumed, begins at the slot.
 #[must_use]
 pub fn log_start(
     tail: Origin,
@@ -164,6 +174,12 @@ pub fn log_start(
 ) -> LogStart {
     if slot <= tail.resume_lsn {
         return LogStart::GoOn;
+    }
+    if attested.is_none() && tail == Origin::default() && floor.is_none_or(is_beginning) {
+        return LogStart::Anew(Origin {
+            previous: None,
+            resume_lsn: slot,
+        });
     }
     let unknown = Some(Checkpoint::new(Lsn(slot.0 - 1), SEQ_LAST));
     let previous = match attested {
@@ -177,25 +193,34 @@ pub fn log_start(
         }
         Some(_) | None => unknown,
     };
-    match floor {
-        Some(cursor) if floor < previous && tail.previous < floor => {
-            // A cursor at a declared gap: the next one must not have its place.
-            let after = if cursor.seq == SEQ_LAST {
-                Lsn(cursor.lsn.0 + 1)
-            } else {
-                cursor.lsn
-            };
-            LogStart::Gap(Some(Origin {
-                previous: floor,
-                resume_lsn: after.max(tail.resume_lsn),
-            }))
-        }
-        Some(_) if floor < previous => LogStart::Gap(None),
-        Some(_) | None => LogStart::Anew(Origin {
-            previous: previous.max(tail.previous),
-            resume_lsn: slot,
-        }),
+    if floor.is_some() && floor < previous {
+        return LogStart::Gap(before_gap(tail, floor));
     }
+    LogStart::Anew(Origin {
+        previous: previous.max(tail.previous),
+        resume_lsn: slot,
+    })
+}
+
+/// Returns where a log that ends before the least cursor must be started anew before a gap is
+/// declared in it, so that the gap comes after what every consumer has got.
+#[must_use]
+pub fn before_gap(tail: Origin, floor: Option<Checkpoint>) -> Option<Origin> {
+    let cursor = floor.filter(|_| tail.previous < floor)?;
+    // A cursor at a declared gap: the next one must not have its place.
+    let after = if cursor.seq == SEQ_LAST {
+        Lsn(cursor.lsn.0.saturating_add(1))
+    } else {
+        cursor.lsn
+    };
+    Some(Origin {
+        previous: floor,
+        resume_lsn: after.max(tail.resume_lsn),
+    })
+}
+
+fn is_beginning(cursor: Checkpoint) -> bool {
+    cursor == Checkpoint::default()
 }
 
 #[cfg(test)]

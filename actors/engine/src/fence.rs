@@ -68,6 +68,12 @@ impl AgentName {
         }
     }
 
+    /// Returns the epoch.
+    #[must_use]
+    pub const fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
     /// Reads a name; `None` for one that no agent has. Names without a cluster are those of single
     /// nodes before there were clusters.
     #[must_use]

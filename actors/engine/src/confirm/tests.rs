@@ -127,6 +127,29 @@ fn a_log_goes_on_starts_anew_or_has_a_gap() {
     }
 }
 
+#[test]
+fn only_a_source_that_was_never_captured_begins_without_a_past() {
+    let begins = LogStart::Anew(origin(None, 60));
+    let anew = LogStart::Anew(origin(at(59, SEQ_LAST), 60));
+    let (empty, tail) = (Origin::default(), origin(at(40, 3), 50));
+    for (tail, floor, attested, wanted) in [
+        (empty, None, None, begins),
+        (empty, at(0, 0), None, begins),
+        (empty, at(0, 0), Some(origin(None, 60)), begins),
+        (empty, None, Some(Origin::CAPTURED), anew),
+        (tail, None, None, anew),
+        (
+            empty,
+            at(40, 3),
+            None,
+            LogStart::Gap(Some(origin(at(40, 3), 40))),
+        ),
+    ] {
+        let start = log_start(tail, Lsn(60), floor, attested);
+        assert_eq!(start, wanted, "{tail:?} {floor:?} {attested:?}");
+    }
+}
+
 #[derive(Clone, Debug)]
 enum Event {
     /// A transaction with so many entries.

@@ -8,7 +8,7 @@
 
 use pgcapture_engine::lsn::Lsn;
 
-use super::{ChunkReader, SlotCopy, SlotCopyError, SlotCopyOptions, lsn, unavailable};
+use super::{ChunkReader, SlotCopy, SlotCopyError, SlotCopyOptions, copy_name, lsn, unavailable};
 use crate::postgres::{
     Config, Connection, PgError, Replication, connection::reader::Reader, quote_literal,
 };
@@ -37,7 +37,7 @@ impl SlotCopies {
     pub async fn open(config: &Config, options: SlotCopyOptions) -> Result<Self, SlotCopyError> {
         let current = SlotCopy::open(config, options.clone()).await?;
         let connection = Connection::connect(config, Replication::Off).await?;
-        let name = format!("pgcapture_tmp_{}", connection.backend_pid());
+        let name = copy_name(&options.slot, connection.backend_pid());
         let (wire, _session) = connection.into_parts();
         let copy = SlotCopy {
             reader: Reader::new(wire, options.pace, super::SILENCE_MAX),
