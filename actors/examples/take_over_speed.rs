@@ -266,12 +266,18 @@ fn write(
     })
 }
 
-fn report(name: &str, samples: &[(TakeOverTimes, Duration)], behind: &[u64]) {
+/// The steps of one take-over, and the time to the first change.
+type Sample = (TakeOverTimes, Duration);
+
+/// What a step is called and how long it took.
+type Step = (&'static str, fn(&Sample) -> Duration);
+
+fn report(name: &str, samples: &[Sample], behind: &[u64]) {
     let distance = behind.iter().max().copied().unwrap_or_default() / 1024;
     say(&format!(
         "{name}: restart_lsn at most {distance} KiB behind"
     ));
-    let steps: [(&str, fn(&(TakeOverTimes, Duration)) -> Duration); 6] = [
+    let steps: [Step; 6] = [
         ("prepared", |(times, _)| times.prepared),
         ("looked", |(times, _)| times.looked),
         ("freed", |(times, _)| times.freed),

@@ -140,7 +140,7 @@ async fn cursor_moved(floor: &mut Option<watch::Receiver<Option<Checkpoint>>>) {
     };
     if !moved {
         // Nobody tells any more: the last word stays.
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }
 

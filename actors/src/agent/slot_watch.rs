@@ -24,6 +24,10 @@ use crate::postgres::{Config, Connection, PgError, Replication, catalog};
 /// How often to look: a dropped publication is to be noticed within five seconds.
 const LOOK_INTERVAL: Duration = Duration::from_secs(3);
 
+/// A take-over decodes again from the slot's restart position before it brings anything new: some
+/// 200 MB a second. From this on it is worth a record of some bytes to keep that position recent.
+const FRESHEN_ABOVE: u64 = 32 << 20;
+
 /// What the watch looks at.
 #[derive(Debug)]
 pub(super) struct SlotWatch {
@@ -80,6 +84,9 @@ impl SlotWatch {
             .send_modify(|status| status.wal_retained_bytes = retained);
         gauge!("pgcapture_slot_wal_retained_bytes", "source" => spec.source.clone())
             .set(retained as f64);
+        if retained > FRESHEN_ABOVE {
+            catalog::log_running_transactions(&mut connection).await?;
+        }
         // A negative one is a slot that may go at the next checkpoint.
         let safe = slot
             .safe_wal_size

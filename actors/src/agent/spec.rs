@@ -126,7 +126,7 @@ impl Lease {
         let Some(lease) = &self.0 else { return };
         if !self.is_held() && lease.clone().wait_for(|held| *held).await.is_err() || !self.is_held()
         {
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 

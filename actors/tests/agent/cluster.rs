@@ -112,9 +112,13 @@ impl Cluster {
         cluster
     }
 
+    fn log(&self, node: usize) -> Arc<dyn ChangeLog> {
+        Arc::clone(self.logs.get(node).expect("one of two nodes"))
+    }
+
     /// From now on the world's questions are about the log of this node.
     pub(crate) fn look_at(&mut self, node: usize) {
-        self.world.log = Arc::clone(&self.logs[node]);
+        self.world.log = self.log(node);
     }
 
     pub(crate) fn spec(&self, node: usize, epoch: u64) -> AgentSpec {
@@ -137,7 +141,7 @@ impl Cluster {
     pub(crate) fn start_with(&mut self, node: usize, spec: AgentSpec) -> AgentHandle {
         self.look_at(node);
         let host = Arc::<Agreed>::clone(&self.agreed);
-        agent::start(spec, host, Arc::clone(&self.logs[node]))
+        agent::start(spec, host, self.log(node))
     }
 
     /// Every consumer has got what the log holds now.

@@ -35,7 +35,8 @@ async fn is_slot_free(world: &World) -> bool {
     let rows = world
         .sql("SELECT active FROM pg_replication_slots WHERE slot_name = 's'")
         .await;
-    rows[0][0].as_deref() == Some("f")
+    let active = rows.into_iter().flatten().next().flatten();
+    active.as_deref() == Some("f")
 }
 
 #[test]

@@ -166,6 +166,22 @@ impl SlotState {
     }
 }
 
+/// Has the server note which transactions run (16 and newer, when the role may): a slot's restart
+/// position moves only to such notes, and by itself the server writes one every fifteen seconds.
+///
+/// # Errors
+///
+/// A lost connection.
+pub async fn log_running_transactions(connection: &mut Connection) -> Result<(), PgError> {
+    if connection.server_version() < 160_000 {
+        return Ok(());
+    }
+    let sql = "SELECT pg_log_standby_snapshot() \
+               WHERE has_function_privilege('pg_log_standby_snapshot()', 'EXECUTE') \
+               AND NOT pg_is_in_recovery()";
+    connection.query(sql).await.map(|_| ())
+}
+
 /// Makes a slot and returns where it starts. On 17 and newer it is made to survive a failover
 /// (`FAILOVER`).
 ///
