@@ -5,11 +5,15 @@
 //! is torn down as a whole and built again from the tail of the log; nothing is ever resent from
 //! memory.
 
+mod confirmer;
 pub(crate) mod error;
+mod free_slot;
 mod gap;
 mod host;
+mod lost;
 mod pipeline;
 mod slot_watch;
+mod spec;
 mod take_over;
 
 use std::{
@@ -23,9 +27,10 @@ use std::{
 use actix::Arbiter;
 use pgcapture_engine::{
     backoff::Backoff,
-    checkpoint::Epoch,
     codes,
+    fence::AgentName,
     lsn::{Lsn, PgTime},
+    wal_guard::WalOutlook,
 };
 use tokio::{
     sync::{Notify, watch},
@@ -34,11 +39,13 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
+pub(crate) use self::free_slot::free_slot;
+use self::pipeline::PipelineParts;
 pub use self::{
     error::AgentError,
     host::{AgentHost, HostError},
+    spec::{AgentLimits, AgentSpec, Durability, Lease},
 };
-use self::{pipeline::PipelineParts, take_over::OUR_APPLICATION};
 use crate::{
     log::ChangeLog,
     postgres::Remedy,
@@ -57,68 +64,6 @@ const ASK_INTERVAL: Duration = Duration::from_secs(5);
 /// A life that lasted this long starts the back-off anew.
 const HEALTHY_AFTER: Duration = Duration::from_secs(30);
 
-/// What an agent needs to know of its source.
-#[derive(Clone, Debug)]
-pub struct AgentSpec {
-    /// Name of the source; label of metrics and logs.
-    pub source: String,
-    /// Name of this node, for `application_name`.
-    pub node: String,
-    /// The right under which the log is written.
-    pub epoch: Epoch,
-    /// Replication slot (plugin pgoutput).
-    pub slot: String,
-    /// Publication.
-    pub publication: String,
-    /// Whether values come in binary; text only where a captured type has no binary form.
-    pub is_binary: bool,
-    /// Whether to go on after a declared gap instead of halting; creates a lost slot anew.
-    pub accepts_gap: bool,
-    /// Limits.
-    pub limits: AgentLimits,
-}
-
-/// The limits of one agent.
-#[derive(Clone, Debug)]
-pub struct AgentLimits {
-    /// A row larger than this halts the source with a clear error.
-    pub row_bytes_max: usize,
-    /// Backlog (bytes of WAL) from which the slot is read by COPY.
-    pub catch_up_above: u64,
-    /// Backlog below which the slot is followed by walsender again.
-    pub follow_below: u64,
-    /// WAL distance of one COPY call; bounds the temporary space on the source.
-    pub catch_up_chunk: u64,
-}
-
-/// A message of pgoutput holds a row twice at most (the old one and the new one), and lengths.
-const MESSAGE_ROWS_MAX: usize = 2;
-
-/// Room for names and lengths in a message, whatever the row.
-const MESSAGE_OVERHEAD_BYTES: usize = 1 << 20;
-
-impl AgentLimits {
-    /// Returns the largest message that is read from PostgreSQL. The decoder's own limit comes
-    /// first and names the table.
-    #[must_use]
-    pub const fn message_bytes_max(&self) -> usize {
-        self.row_bytes_max
-            .saturating_mul(MESSAGE_ROWS_MAX)
-            .saturating_add(MESSAGE_OVERHEAD_BYTES)
-    }
-}
-
-impl Default for AgentLimits {
-    fn default() -> Self {
-        Self {
-            row_bytes_max: 64 << 20,
-            catch_up_above: 256 << 20,
-            follow_below: 32 << 20,
-            catch_up_chunk: 128 << 20,
-        }
-    }
-}
-
 /// What an agent is doing, for `source show`, `slot ls`, metrics and readiness.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AgentStatus {
@@ -136,6 +81,8 @@ pub struct AgentStatus {
     pub commit_time: PgTime,
     /// WAL that PostgreSQL keeps for the slot, as last asked; 0 when unknown.
     pub wal_retained_bytes: u64,
+    /// How that stands to what it may keep; zeros without a limit.
+    pub wal_outlook: WalOutlook,
     /// Temporary space that a catch-up may take on the source now, at most; 0 when following.
     pub source_temp_bytes_max: u64,
     /// Rows decoded since the agent started.
@@ -144,8 +91,25 @@ pub struct AgentStatus {
     pub transaction_count: u64,
     /// Times the pipeline was built again.
     pub rebuild_count: u64,
+    /// How long the steps of the last take-over took.
+    pub take_over: TakeOverTimes,
     /// The last trouble, kept until the next success.
     pub trouble: Option<Trouble>,
+}
+
+/// How long the steps of a take-over took, in this order. Connecting and fencing run side by side.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TakeOverTimes {
+    /// Until the log is fenced, its tail is read and PostgreSQL has let us in.
+    pub prepared: Duration,
+    /// Until slot, publication and types were looked at.
+    pub looked: Duration,
+    /// Until whoever had the slot was gone.
+    pub freed: Duration,
+    /// Until the log was ready to go on, anew where it must be.
+    pub ready: Duration,
+    /// Until the server has begun to stream; zero when the backlog is read by COPY.
+    pub streaming: Duration,
 }
 
 /// Where an agent stands.
@@ -260,11 +224,11 @@ pub fn start(spec: AgentSpec, host: Arc<dyn AgentHost>, log: Arc<dyn ChangeLog>)
     let drain = CancellationToken::new();
     let decision = Arc::new(GapDecision::default());
     let source = spec.source.clone();
-    let application_name = format!("{OUR_APPLICATION}{}/{}", spec.node, spec.epoch);
+    let name = AgentName::new(&spec.node, spec.epoch, spec.cluster);
     let parts = PipelineParts {
         spec: Arc::new(spec),
         host,
-        application_name,
+        name: Arc::new(name),
         log,
         arbiter: Arbiter::current(),
         status: Arc::new(status_tx),
@@ -284,6 +248,10 @@ pub fn start(spec: AgentSpec, host: Arc<dyn AgentHost>, log: Arc<dyn ChangeLog>)
 async fn run(parts: PipelineParts) {
     let mut backoff = Backoff::new(RETRY_FIRST, RETRY_MAX);
     while !parts.drain.is_cancelled() {
+        tokio::select! {
+            () = parts.drain.cancelled() => break,
+            () = parts.spec.lease.held() => {}
+        }
         let started = tokio::time::Instant::now();
         let error = match pipeline::run(&parts).await {
             Err(error) if !parts.drain.is_cancelled() => {
@@ -338,6 +306,17 @@ fn settle(parts: &PipelineParts, error: &AgentError, backoff: &mut Backoff) -> O
                 "the source cannot be captured"
             );
             (AgentState::Retrying, Some(ASK_INTERVAL))
+        }
+        // What may be passed is passed at the next start, with the slot made anew.
+        Remedy::Halt if parts.spec.accepts_gap && matches!(error, AgentError::Gap { .. }) => {
+            let pause = backoff.next_delay(rand::random());
+            error!(
+                source,
+                code,
+                error = text,
+                "changes are lost; going on after the gap"
+            );
+            (AgentState::Retrying, Some(pause))
         }
         Remedy::Halt => {
             // What was accepted was another gap, or none.

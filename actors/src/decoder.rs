@@ -2,8 +2,8 @@
 //!
 //! Its owned task ([`slot_reader`]) reads pgoutput messages, follows the slot by walsender or
 //! catches up by COPY, decodes with the engine's value and publishes batches. The actor itself is
-//! mailbox, role and lifetime: it is told what became durable, which is the only thing that may be
-//! confirmed to PostgreSQL, and is asked to drain. It never touches the log.
+//! mailbox, role and lifetime: it is told what may be confirmed to PostgreSQL, which comes from what
+//! became durable and nothing else, and is asked to drain. It never touches the log.
 
 pub(crate) mod asked;
 mod catch_up;
@@ -19,7 +19,7 @@ use pgcapture_engine::lsn::Lsn;
 use tokio::sync::{oneshot, watch};
 use tracing::debug;
 
-use crate::{agent::error::AgentError, log::Tail, supervise::Task};
+use crate::{agent::error::AgentError, supervise::Task};
 
 /// Positions are told at most 50 times a second and an order comes once: a handful is plenty.
 const MAILBOX_CAPACITY: usize = 4;
@@ -34,10 +34,10 @@ pub(crate) struct Decoder {
     ended: Option<oneshot::Sender<Result<(), AgentError>>>,
 }
 
-/// Event: the log is durable up to here.
+/// Event: everything up to here may be confirmed.
 #[derive(Message)]
 #[rtype(result = "()")]
-struct Durable(Tail);
+struct Confirmable(Lsn);
 
 /// Order: end now, and the reader with you.
 #[derive(Message)]
@@ -51,10 +51,10 @@ pub(crate) struct DecoderHandle {
 }
 
 impl DecoderHandle {
-    /// Tells what is durable in the log.
-    pub(crate) async fn durable(&self, tail: Tail) -> Result<(), AgentError> {
+    /// Tells what may be confirmed to PostgreSQL.
+    pub(crate) async fn confirmable(&self, lsn: Lsn) -> Result<(), AgentError> {
         self.addr
-            .send(Durable(tail))
+            .send(Confirmable(lsn))
             .await
             .map_err(|_| AgentError::ActorGone("decoder"))
     }
@@ -106,13 +106,13 @@ impl Actor for Decoder {
     }
 }
 
-impl Handler<Durable> for Decoder {
+impl Handler<Confirmable> for Decoder {
     type Result = ();
 
-    fn handle(&mut self, Durable(tail): Durable, _: &mut Self::Context) {
+    fn handle(&mut self, Confirmable(lsn): Confirmable, _: &mut Self::Context) {
         self.confirmable.send_if_modified(|confirmable| {
-            let is_newer = *confirmable < tail.resume_lsn;
-            *confirmable = tail.resume_lsn.max(*confirmable);
+            let is_newer = *confirmable < lsn;
+            *confirmable = lsn.max(*confirmable);
             is_newer
         });
     }

@@ -17,6 +17,7 @@ use pgcapture_engine::{
     batch::Batch,
     checkpoint::{Checkpoint, Epoch},
     codes::{Explanation, log as codes},
+    confirm::Origin,
     lsn::{Lsn, PgTime},
 };
 use tokio::sync::watch;
@@ -82,6 +83,16 @@ pub trait LogWriter: Send {
     ///
     /// As for [`Self::append`].
     async fn flush(&mut self) -> Result<Tail, LogError>;
+
+    /// Waits as [`Self::flush`] does, then starts the log anew: everything in it is removed, and it
+    /// goes on after `origin`, durably. A reader that has not passed everything before gets
+    /// [`LogError::Removed`], as after retention; none goes on in silence. A crash leaves the log as
+    /// it was or anew, nothing between.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Self::append`]; [`LogError::OutOfOrder`] when `origin` lies before the log's end.
+    async fn reset(&mut self, origin: Origin) -> Result<Tail, LogError>;
 }
 
 /// A position in a log that moves forward.
@@ -157,7 +168,8 @@ pub enum LogHealth {
 /// What a log holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LogExtent {
-    /// First entry that retention has left.
+    /// First entry that retention has left; where the first one will be in a log that was started
+    /// anew and has none yet.
     pub earliest: Option<Checkpoint>,
     /// Commit time of that entry's transaction; zero when unknown.
     pub earliest_time: PgTime,
@@ -264,6 +276,31 @@ fn ask(asked: &watch::Sender<Lsn>, at: Lsn) {
         *furthest = at.max(*furthest);
         is_further
     });
+}
+
+impl Tail {
+    /// Returns the end as a place where a log may begin.
+    #[must_use]
+    pub const fn origin(&self) -> Origin {
+        Origin {
+            previous: self.last,
+            resume_lsn: self.resume_lsn,
+        }
+    }
+}
+
+/// Refuses to start a log anew before its end.
+fn check_origin(origin: Origin, tail: &Tail) -> Result<(), LogError> {
+    if origin.previous >= tail.last && origin.resume_lsn >= tail.resume_lsn {
+        return Ok(());
+    }
+    let place = |previous: Option<Checkpoint>, resume_lsn| {
+        previous.unwrap_or(Checkpoint::new(resume_lsn, 0))
+    };
+    Err(LogError::OutOfOrder {
+        first: place(origin.previous, origin.resume_lsn),
+        last: place(tail.last, tail.resume_lsn),
+    })
 }
 
 /// Refuses a batch whose first entry does not come after `last`.

@@ -9,9 +9,10 @@ use actix::{
     Actor, ActorFutureExt as _, Addr, ArbiterHandle, AtomicResponse, Context, Handler,
     MailboxError, Message, WrapFuture as _,
 };
-use pgcapture_engine::batch::Batch;
+use pgcapture_engine::{batch::Batch, confirm::Origin};
 
 use crate::{
+    agent::Lease,
     log::{LogError, LogWriter, Tail},
     supervise::Alive,
 };
@@ -24,6 +25,8 @@ const MAILBOX_CAPACITY: usize = 4;
 pub(crate) struct Publisher {
     /// Taken while an append is under way; the mailbox is blocked then.
     writer: Option<Box<dyn LogWriter>>,
+    /// Without it nothing more is appended, whatever still waits in the mailbox.
+    lease: Lease,
     _alive: Alive,
 }
 
@@ -36,6 +39,11 @@ struct DecodedBatch(Batch);
 #[derive(Message)]
 #[rtype(result = "Result<Tail, LogError>")]
 struct Flush;
+
+/// Order: start the log anew here.
+#[derive(Message)]
+#[rtype(result = "Result<Tail, LogError>")]
+struct StartAnew(Origin);
 
 /// Why a batch was not published. Its outcome is unknown: read the log's tail.
 #[derive(Debug, thiserror::Error)]
@@ -71,6 +79,11 @@ impl PublisherHandle {
     pub(crate) async fn flush(&self) -> Result<Tail, PublishError> {
         Ok(self.addr.send(Flush).await??)
     }
+
+    /// Starts the log anew; see [`LogWriter::reset`].
+    pub(crate) async fn start_anew(&self, origin: Origin) -> Result<Tail, PublishError> {
+        Ok(self.addr.send(StartAnew(origin)).await??)
+    }
 }
 
 impl Publisher {
@@ -78,10 +91,12 @@ impl Publisher {
     pub(crate) fn start(
         arbiter: &ArbiterHandle,
         writer: Box<dyn LogWriter>,
+        lease: Lease,
         alive: Alive,
     ) -> PublisherHandle {
         let addr = Self::start_in_arbiter(arbiter, move |_| Self {
             writer: Some(writer),
+            lease,
             _alive: alive,
         });
         PublisherHandle { addr }
@@ -101,7 +116,22 @@ impl Handler<DecodedBatch> for Publisher {
     type Result = AtomicResponse<Self, Result<(), LogError>>;
 
     fn handle(&mut self, DecodedBatch(batch): DecodedBatch, _: &mut Self::Context) -> Self::Result {
-        self.with_writer(async move |writer| writer.append(batch).await)
+        let lease = self.lease.clone();
+        self.with_writer(async move |writer| {
+            if !lease.is_held() {
+                let reason = "the node cannot prove its right to write it".to_owned();
+                return Err(LogError::Closed { reason });
+            }
+            writer.append(batch).await
+        })
+    }
+}
+
+impl Handler<StartAnew> for Publisher {
+    type Result = AtomicResponse<Self, Result<Tail, LogError>>;
+
+    fn handle(&mut self, StartAnew(origin): StartAnew, _: &mut Self::Context) -> Self::Result {
+        self.with_writer(async move |writer| writer.reset(origin).await)
     }
 }
 

@@ -12,3 +12,15 @@ mod lost_changes;
 
 #[path = "agent/failing_disk.rs"]
 mod failing_disk;
+
+#[path = "agent/cluster.rs"]
+mod cluster;
+
+#[path = "agent/take_over.rs"]
+mod take_over;
+
+#[path = "agent/slot_truth.rs"]
+mod slot_truth;
+
+#[path = "agent/rights.rs"]
+mod rights;

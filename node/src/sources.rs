@@ -25,13 +25,14 @@ use std::{
 };
 
 use pgcapture_actors::{
-    agent::{self, AgentHandle, AgentLimits, AgentSpec, Trouble},
+    agent::{self, AgentHandle, AgentLimits, AgentSpec, Durability, Lease, Trouble},
     consensus::Consensus,
 };
 use pgcapture_engine::{
     checkpoint::Epoch,
     cluster::{Answer, Command, OnGap, SecretRef, Source, State, liveness::NodeReport},
     codes,
+    fence::ClusterId,
 };
 use tokio::{sync::watch, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
@@ -230,6 +231,10 @@ impl Sources {
             publication: source.publication.clone(),
             is_binary: true,
             accepts_gap: source.on_gap == OnGap::Continue,
+            cluster: ClusterId::default(),
+            durability: Durability::Log,
+            lease: Lease::permanent(),
+            wal_guard: None,
             limits: self.limits.clone(),
         };
         tracing::info!(

@@ -24,6 +24,12 @@ pub mod slot_mode;
 
 pub mod progress;
 
+pub mod confirm;
+
+pub mod fence;
+
+pub mod wal_guard;
+
 pub mod segment;
 
 pub mod retention;

@@ -38,6 +38,7 @@ pub const MARK_BYTES: usize = 12;
 
 const SEGMENT_MAGIC: &[u8; 8] = b"PGCAPLOG";
 const HAS_PREVIOUS: u32 = 1;
+const STARTS_ANEW: u32 = 2;
 
 /// What stands at the head of every segment file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -57,6 +58,9 @@ pub struct SegmentHeader {
     /// When the segment was begun, by the clock of the machine that writes. It is also when the
     /// segment before was closed: what retention by time compares.
     pub created: PgTime,
+    /// The log was started anew with this segment: older ones, if a crash left any, are not part of
+    /// it.
+    pub starts_anew: bool,
 }
 
 /// The first bytes of a file are not a segment header that this program can read.
@@ -78,11 +82,9 @@ impl SegmentHeader {
     #[must_use]
     pub fn encode(&self) -> [u8; SEGMENT_HEADER_BYTES] {
         let previous = self.previous.unwrap_or_default();
-        let flags = if self.previous.is_some() {
-            HAS_PREVIOUS
-        } else {
-            0
-        };
+        let flag = |is_set: bool, flag: u32| if is_set { flag } else { 0 };
+        let flags =
+            flag(self.previous.is_some(), HAS_PREVIOUS) | flag(self.starts_anew, STARTS_ANEW);
         let mut bytes = [0; SEGMENT_HEADER_BYTES];
         let mut at = Fields::new(&mut bytes);
         at.put(SEGMENT_MAGIC);
@@ -133,7 +135,8 @@ impl SegmentHeader {
     fn fields(mut at: Reader<'_>) -> Option<Self> {
         let (number, epoch, base_offset) = (at.u64()?, Epoch(at.u64()?), at.u64()?);
         let previous = Checkpoint::new(Lsn(at.u64()?), at.u32()?);
-        let has_previous = at.u32()? & HAS_PREVIOUS != 0;
+        let flags = at.u32()?;
+        let has_previous = flags & HAS_PREVIOUS != 0;
         Some(Self {
             number,
             epoch,
@@ -142,6 +145,7 @@ impl SegmentHeader {
             resume_lsn: Lsn(at.u64()?),
             commit_time: PgTime(at.i64()?),
             created: PgTime(at.i64()?),
+            starts_anew: flags & STARTS_ANEW != 0,
         })
     }
 }
@@ -287,6 +291,7 @@ mod tests {
             resume_lsn: Lsn(10),
             commit_time: PgTime(-5),
             created: PgTime(77),
+            starts_anew: true,
         }
     }
 

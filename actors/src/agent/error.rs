@@ -3,6 +3,7 @@
 use std::error::Error as _;
 
 use pgcapture_engine::{
+    checkpoint::Epoch,
     codes::{Explanation, log, source},
     decoder::DecodeError,
     lsn::Lsn,
@@ -53,6 +54,19 @@ pub enum AgentError {
         /// What happened.
         detail: String,
     },
+    /// A newer agent of this cluster has the slot.
+    #[error("slot \"{slot}\" is read under epoch {held}; this agent has epoch {own}")]
+    Fenced {
+        /// The slot.
+        slot: String,
+        /// The epoch of its holder.
+        held: Epoch,
+        /// The epoch of this agent.
+        own: Epoch,
+    },
+    /// The node cannot prove its right any more.
+    #[error("the node cannot prove its right to epoch {0}")]
+    LeaseLost(Epoch),
     /// The server shuts down while the log takes nothing.
     #[error("the server shuts down")]
     ServerShutsDown,
@@ -88,6 +102,8 @@ impl AgentError {
             Self::Decode { source, .. } => source.explanation(),
             Self::Gap { explanation, .. } => explanation,
             Self::ServerShutsDown => &source::SERVER_UNAVAILABLE,
+            Self::Fenced { .. } => &source::FENCED,
+            Self::LeaseLost(_) => &source::LEASE_LOST,
             Self::DrainedWhileBlocked | Self::ActorGone(_) | Self::TaskEnded(..) => {
                 &source::PIPELINE_REBUILT
             }
@@ -131,10 +147,11 @@ impl AgentError {
                 | LogError::Closed { .. } => Remedy::Rebuild,
             },
             Self::Decode { source, .. } if source.is_definite() => Remedy::Halt,
-            Self::Gap { .. } => Remedy::Halt,
+            Self::Gap { .. } | Self::Fenced { .. } => Remedy::Halt,
             Self::Host(_) | Self::LogFailed { .. } => Remedy::AskOperator,
             Self::ServerShutsDown => Remedy::Retry,
             Self::Decode { .. }
+            | Self::LeaseLost(_)
             | Self::DrainedWhileBlocked
             | Self::ActorGone(_)
             | Self::TaskEnded(..) => Remedy::Rebuild,

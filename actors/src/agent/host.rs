@@ -7,7 +7,12 @@
 use std::fmt::Debug;
 
 use async_trait::async_trait;
-use pgcapture_engine::{cluster::Gap, codes::Explanation};
+use pgcapture_engine::{
+    checkpoint::Epoch,
+    cluster::Gap,
+    codes::{self, Explanation},
+    confirm::Origin,
+};
 
 use crate::postgres::Config;
 
@@ -30,6 +35,33 @@ pub trait AgentHost: Debug + Send + Sync {
     ///
     /// [`HostError`]; the agent reads nothing more before it was recorded.
     async fn record_gap(&self, gap: Gap) -> Result<(), HostError>;
+
+    /// Returns what was attested last; asked for where the slot is the durable truth. It must be as
+    /// new as the epoch of the agent: what an older agent attested before is in it.
+    ///
+    /// # Errors
+    ///
+    /// [`HostError`]; the agent asks again after a while.
+    async fn attested(&self) -> Result<Option<Origin>, HostError> {
+        Ok(None)
+    }
+
+    /// Attests that all subscriptions have consumed everything before `origin`, durably and agreed
+    /// on when it returns; only then is it confirmed to PostgreSQL. An older epoch than the source's
+    /// must be refused. A host that keeps nothing refuses always: then the slot cannot be the truth.
+    ///
+    /// # Errors
+    ///
+    /// [`HostError`]; the slot stays where it is.
+    async fn attest(&self, epoch: Epoch, origin: Origin) -> Result<(), HostError> {
+        Err(HostError {
+            explanation: &codes::source::NOT_ATTESTED,
+            text: format!(
+                "nobody keeps what epoch {epoch} attests ({})",
+                origin.resume_lsn
+            ),
+        })
+    }
 }
 
 /// The host could not do what an agent asked.

@@ -8,45 +8,49 @@
 use std::{sync::Arc, time::Duration};
 
 use actix::ArbiterHandle;
-use metrics::histogram;
 use pgcapture_engine::{
     decoder::{Decoder as PgoutputDecoder, DecoderOptions},
+    fence::AgentName,
     lsn::Lsn,
     progress::Progress,
-    slot_mode::{SlotModeOptions, SlotModeSwitch},
+    slot_mode::{SlotMode, SlotModeOptions, SlotModeSwitch},
+    wal_guard::WalOutlook,
 };
 use tokio::{
     sync::{oneshot, watch},
-    time::{Instant, sleep},
+    time::Instant,
 };
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use super::{
-    AgentHost, AgentSpec, AgentStatus, GapDecision,
+    AgentHost, AgentSpec, AgentStatus, Durability, GapDecision,
+    confirmer::{Confirmer, confirmation},
     error::AgentError,
-    slot_watch::SlotWatch,
-    take_over::{self, TakenSlot},
+    lost::{self, Lost},
+    slot_watch::{Seen, SlotWatch},
+    take_over::{TakeOver, TakenSlot},
 };
 use crate::{
-    clock,
-    decoder::{Decoder, DecoderHandle, asked::Asked, meter::DecodeMeter, slot_reader::SlotReader},
+    decoder::{
+        Decoder,
+        asked::Asked,
+        meter::DecodeMeter,
+        slot_reader::{Probe, SlotReader},
+    },
     log::{ChangeLog, Tail},
-    postgres::Config,
+    postgres::{Config, Connection, Replication},
     publisher::{Publisher, PublisherHandle},
     supervise::{Alive, TaskKind, spawn},
 };
-
-/// What became durable is told at most this often: status updates need no more, and each costs a
-/// message between threads.
-const DURABLE_INTERVAL: Duration = Duration::from_millis(20);
 
 /// What every life of a pipeline needs.
 #[derive(Debug)]
 pub(super) struct PipelineParts {
     pub(super) spec: Arc<AgentSpec>,
     pub(super) host: Arc<dyn AgentHost>,
-    pub(super) application_name: String,
+    /// Who we are to PostgreSQL.
+    pub(super) name: Arc<AgentName>,
     pub(super) log: Arc<dyn ChangeLog>,
     pub(super) arbiter: ArbiterHandle,
     pub(super) status: Arc<watch::Sender<AgentStatus>>,
@@ -56,29 +60,84 @@ pub(super) struct PipelineParts {
 
 /// Runs one life. `Ok` means drained: everything decoded is durable and confirmed.
 pub(super) async fn run(parts: &PipelineParts) -> Result<(), AgentError> {
-    let config = parts.host.connection().await?;
-    let config = config.with_application_name(&parts.application_name);
-    let writer = parts.log.open_writer(parts.spec.epoch).await?;
-    let (alive, publisher_gone) = Alive::pair();
-    let publisher = Publisher::start(&parts.arbiter, writer, alive);
-    let at = publisher.flush().await?;
-    let taken = take_over::take_slot(parts, &config, &publisher, at).await?;
-    let at = publisher.flush().await?;
+    let spec = &parts.spec;
+    let (publisher, publisher_gone, mut began) = tokio::select! {
+        biased;
+        () = spec.lease.lost() => return Err(AgentError::LeaseLost(spec.epoch)),
+        () = parts.drain.cancelled() => return Ok(()),
+        begun = begin(parts) => begun?,
+    };
     info!(
-        source = %parts.spec.source, slot = %parts.spec.slot, epoch = %parts.spec.epoch,
-        resume = %taken.resume_lsn, "reading the slot"
+        source = %spec.source, slot = %spec.slot, epoch = %spec.epoch,
+        resume = %began.taken.resume_lsn, took = ?began.since.elapsed(), "reading the slot"
     );
     parts.status.send_modify(|status| status.trouble = None);
-    let began = Began { config, at, taken };
-    match read(parts, &publisher, publisher_gone, &began).await {
+    match read(parts, &publisher, publisher_gone, &mut began).await {
         Ok(Ended::Drained) => Ok(()),
-        Ok(Ended::Lost(lost)) => Err(take_over::declare_open(parts, &publisher, lost).await),
-        Err(AgentError::Postgres(error)) => Err(match take_over::Lost::of(&parts.spec, &error) {
-            Some(lost) => take_over::declare_open(parts, &publisher, lost).await,
+        Ok(Ended::Lost(lost)) => Err(lost::declare_open(parts, &publisher, lost).await),
+        Ok(Ended::GuardReached(outlook)) => {
+            Err(lost::protect_source(parts, &began.config, &publisher, outlook).await)
+        }
+        Err(AgentError::Postgres(error)) => Err(match Lost::of(spec, &error) {
+            Some(lost) => lost::declare_open(parts, &publisher, lost).await,
             None => error.into(),
         }),
-        Err(error) => Err(error),
+        // What the publisher refused without the lease is no trouble of its own.
+        Err(error) if spec.lease.is_held() => Err(error),
+        Err(_) => Err(AgentError::LeaseLost(spec.epoch)),
     }
+}
+
+/// Fences the log, reads its end and takes the slot. Both connections to PostgreSQL are opened
+/// meanwhile: that proves and changes nothing, and a take-over is short.
+async fn begin(
+    parts: &PipelineParts,
+) -> Result<(PublisherHandle, oneshot::Receiver<()>, Began), AgentError> {
+    let since = Instant::now();
+    let config = parts.host.connection().await?;
+    let config = config.with_application_name(parts.name.to_string());
+    let fence = async {
+        let writer = parts.log.open_writer(parts.spec.epoch).await?;
+        let (alive, gone) = Alive::pair();
+        let lease = parts.spec.lease.clone();
+        let publisher = Publisher::start(&parts.arbiter, writer, lease, alive);
+        let tail = publisher.flush().await?;
+        let attested = match parts.spec.durability {
+            Durability::Log => None,
+            Durability::Slot { .. } => parts.host.attested().await?,
+        };
+        Ok::<_, AgentError>((publisher, gone, tail, attested))
+    };
+    let (fenced, connection, walsender) = tokio::join!(
+        fence,
+        Connection::connect(&config, Replication::Off),
+        Connection::connect(&config, Replication::Database),
+    );
+    let (publisher, publisher_gone, tail, attested) = fenced?;
+    let connection = connection?;
+    parts
+        .status
+        .send_modify(|status| status.take_over.prepared = since.elapsed());
+    let take_over = TakeOver {
+        parts,
+        config: &config,
+        publisher: &publisher,
+        connection,
+        tail,
+        attested,
+        began: since,
+    };
+    let taken = take_over.take_slot().await?;
+    let at = publisher.flush().await?;
+    let began = Began {
+        config,
+        at,
+        taken,
+        // One that could not be had now is asked for again when it is needed, and then it matters.
+        walsender: walsender.ok(),
+        since,
+    };
+    Ok((publisher, publisher_gone, began))
 }
 
 /// How a life has begun.
@@ -87,12 +146,17 @@ struct Began {
     /// The durable end of the log.
     at: Tail,
     taken: TakenSlot,
+    /// Open already, for the first stream.
+    walsender: Option<Connection>,
+    since: Instant,
 }
 
 /// How reading ended without an error.
 enum Ended {
     Drained,
-    Lost(take_over::Lost),
+    Lost(Lost),
+    /// The source keeps too much WAL.
+    GuardReached(WalOutlook),
 }
 
 /// Reads until drained or until a part ends; no part is left when this returns.
@@ -100,15 +164,36 @@ async fn read(
     parts: &PipelineParts,
     publisher: &PublisherHandle,
     publisher_gone: oneshot::Receiver<()>,
-    began: &Began,
+    began: &mut Began,
 ) -> Result<Ended, AgentError> {
     let source = parts.spec.source.as_str();
-    let (confirmable_tx, confirmable) = watch::channel(began.at.resume_lsn);
+    let mut confirmation = confirmation(&parts.spec, &began.taken);
+    let first = match &parts.spec.durability {
+        Durability::Log => confirmation.advance(began.at.origin(), None),
+        Durability::Slot { floor } => confirmation.advance(began.at.origin(), *floor.borrow()),
+    };
+    let (confirmable_tx, confirmable) = watch::channel(first);
     let reader = build_reader(parts, began, publisher, confirmable);
-    let reader = spawn(TaskKind::SlotReader, source, reader.run());
+    // The actor would keep the reader alive after an agent that was dropped.
+    let cut = CancellationToken::new();
+    let _cut = cut.clone().drop_guard();
+    let reader = spawn(TaskKind::SlotReader, source, async move {
+        tokio::select! {
+            biased;
+            () = cut.cancelled() => Err(AgentError::ActorGone("agent")),
+            ended = reader.run() => ended,
+        }
+    });
     let (decoder, ended) = Decoder::start(&parts.arbiter, reader, confirmable_tx);
-    let tell = tell_durable(parts.log.tail(), decoder.clone(), Arc::clone(&parts.status));
-    let mut teller = spawn(TaskKind::DurableTail, source, tell);
+    let confirmer = Confirmer {
+        spec: Arc::clone(&parts.spec),
+        host: Arc::clone(&parts.host),
+        tail: parts.log.tail(),
+        decoder: decoder.clone(),
+        status: Arc::clone(&parts.status),
+        confirmation,
+    };
+    let mut confirmer = spawn(TaskKind::DurableTail, source, confirmer.run());
     let watch = SlotWatch {
         spec: Arc::clone(&parts.spec),
         config: began.config.clone(),
@@ -124,12 +209,14 @@ async fn read(
             Err(_) => Err(AgentError::ActorGone("decoder")),
         },
         _ = publisher_gone => Err(AgentError::ActorGone("publisher")),
-        told = teller.join() => Err(match told {
+        () = parts.spec.lease.lost() => Err(AgentError::LeaseLost(parts.spec.epoch)),
+        told = confirmer.join() => Err(match told {
             Ok(error) => error,
             Err(end) => AgentError::TaskEnded("durable tail", end),
         }),
         watched = watcher.join() => match watched {
-            Ok(lost) => Ok(Ended::Lost(lost)),
+            Ok(Seen::Lost(lost)) => Ok(Ended::Lost(lost)),
+            Ok(Seen::GuardReached(outlook)) => Ok(Ended::GuardReached(outlook)),
             Err(end) => Err(AgentError::TaskEnded("slot watch", end)),
         },
     };
@@ -139,11 +226,14 @@ async fn read(
 
 fn build_reader(
     parts: &PipelineParts,
-    began: &Began,
+    began: &mut Began,
     publisher: &PublisherHandle,
     confirmable: watch::Receiver<Lsn>,
 ) -> SlotReader {
-    let Began { config, at, taken } = began;
+    let walsender = began.walsender.take();
+    let Began {
+        config, at, taken, ..
+    } = began;
     let limits = &parts.spec.limits;
     let options = DecoderOptions {
         row_bytes_max: limits.row_bytes_max,
@@ -160,8 +250,12 @@ fn build_reader(
         ..AgentSpec::clone(&parts.spec)
     };
     let backlog = taken.server_end_lsn.bytes_since(taken.resume_lsn);
-    mode.decide(backlog, true, Duration::ZERO);
+    let is_followed = mode.decide(backlog, true, Duration::ZERO) == SlotMode::Follow;
     SlotReader {
+        name: Arc::clone(&parts.name),
+        walsender: walsender.filter(|_| is_followed),
+        began: began.since,
+        probe: Probe::default(),
         asked: Asked::new(parts.log.asked_progress()),
         meter: DecodeMeter::new(&parts.spec.source, *decoder.counters()),
         decoder,
@@ -176,34 +270,5 @@ fn build_reader(
         server_end: taken.server_end_lsn,
         spec: Arc::new(spec),
         config: config.clone(),
-    }
-}
-
-/// Tells the decoder, and whoever watches, what the log has made durable, until either is gone.
-async fn tell_durable(
-    mut tail: watch::Receiver<Tail>,
-    decoder: DecoderHandle,
-    status: Arc<watch::Sender<AgentStatus>>,
-) -> AgentError {
-    let latency = histogram!("pgcapture_event_latency_seconds", "stage" => "log");
-    let mut newest = tail.borrow().commit_time;
-    loop {
-        let durable = *tail.borrow_and_update();
-        if durable.commit_time > newest {
-            newest = durable.commit_time;
-            latency.record(clock::seconds_since(newest));
-        }
-        if let Err(error) = decoder.durable(durable).await {
-            return error;
-        }
-        status.send_modify(|status| {
-            status.durable_lsn = durable.resume_lsn;
-            status.confirmed_lsn = durable.resume_lsn.max(status.confirmed_lsn);
-            status.commit_time = durable.commit_time;
-        });
-        if tail.changed().await.is_err() {
-            return AgentError::ActorGone("log");
-        }
-        sleep(DURABLE_INTERVAL).await;
     }
 }

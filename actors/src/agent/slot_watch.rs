@@ -8,14 +8,25 @@
 use std::{sync::Arc, time::Duration};
 
 use metrics::gauge;
-use tokio::{sync::watch, time::sleep};
-use tracing::debug;
+use pgcapture_engine::{
+    codes::source as codes,
+    wal_guard::{WalBudget, WalLevel, WalOutlook, WalPolicy},
+};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep},
+};
+use tracing::{debug, error, info, warn};
 
-use super::{AgentSpec, AgentStatus, take_over::Lost};
+use super::{AgentSpec, AgentStatus, lost::Lost};
 use crate::postgres::{Config, Connection, PgError, Replication, catalog};
 
 /// How often to look: a dropped publication is to be noticed within five seconds.
 const LOOK_INTERVAL: Duration = Duration::from_secs(3);
+
+/// A take-over decodes again from the slot's restart position before it brings anything new: some
+/// 200 MB a second. From this on it is worth a record of some bytes to keep that position recent.
+const FRESHEN_ABOVE: u64 = 32 << 20;
 
 /// What the watch looks at.
 #[derive(Debug)]
@@ -27,37 +38,95 @@ pub(super) struct SlotWatch {
     pub(super) publication_oid: u32,
 }
 
+/// Why reading must end.
+pub(super) enum Seen {
+    /// Changes are lost.
+    Lost(Lost),
+    /// The source keeps as much WAL as it may, and is to be protected.
+    GuardReached(WalOutlook),
+}
+
 impl SlotWatch {
     /// Watches until something is wrong for good. A look that fails says nothing: the stream has
     /// its own deadlines.
-    pub(super) async fn run(self) -> Lost {
+    pub(super) async fn run(self) -> Seen {
+        let started = Instant::now();
+        let mut budget = self.spec.wal_guard.map(WalBudget::new);
         loop {
-            sleep(LOOK_INTERVAL).await;
-            match self.look().await {
+            match self.look(budget.as_mut(), started.elapsed()).await {
                 Ok(None) => {}
-                Ok(Some(lost)) => return lost,
+                Ok(Some(seen)) => return seen,
                 Err(error) => {
                     debug!(source = %self.spec.source, %error, "could not look at the slot");
                 }
             }
+            sleep(LOOK_INTERVAL).await;
         }
     }
 
-    /// Looks once and returns what was lost, if anything.
-    async fn look(&self) -> Result<Option<Lost>, PgError> {
+    /// Looks once and returns what is wrong, if anything.
+    async fn look(
+        &self,
+        budget: Option<&mut WalBudget>,
+        now: Duration,
+    ) -> Result<Option<Seen>, PgError> {
         let spec = &self.spec;
         let mut connection = Connection::connect(&self.config, Replication::Off).await?;
         let publication = catalog::publication(&mut connection, &spec.publication).await?;
         if publication.map(|publication| publication.oid) != Some(self.publication_oid) {
-            return Ok(Some(Lost::publication(spec)));
+            return Ok(Some(Seen::Lost(Lost::publication(spec))));
         }
-        if let Some(slot) = catalog::slot(&mut connection, &spec.slot).await? {
-            let retained = slot.retained_bytes;
-            self.status
-                .send_modify(|status| status.wal_retained_bytes = retained);
-            gauge!("pgcapture_slot_wal_retained_bytes", "source" => spec.source.clone())
-                .set(retained as f64);
+        let Some(slot) = catalog::slot(&mut connection, &spec.slot).await? else {
+            return Ok(None);
+        };
+        let retained = slot.retained_bytes;
+        self.status
+            .send_modify(|status| status.wal_retained_bytes = retained);
+        gauge!("pgcapture_slot_wal_retained_bytes", "source" => spec.source.clone())
+            .set(retained as f64);
+        if retained > FRESHEN_ABOVE {
+            catalog::log_running_transactions(&mut connection).await?;
         }
-        Ok(None)
+        // A negative one is a slot that may go at the next checkpoint.
+        let safe = slot
+            .safe_wal_size
+            .map(|safe| u64::try_from(safe).unwrap_or(0));
+        Ok(budget.and_then(|budget| self.guard(budget.observe(now, retained, safe))))
+    }
+
+    /// Shows how kept WAL stands to its limit, and tells when that has changed.
+    fn guard(&self, outlook: WalOutlook) -> Option<Seen> {
+        let source = self.spec.source.as_str();
+        let label = || source.to_owned();
+        let seconds = outlook
+            .seconds_to_limit
+            .map_or(f64::INFINITY, |seconds| seconds as f64);
+        gauge!("pgcapture_slot_wal_guard_bytes", "source" => label())
+            .set(outlook.limit_bytes as f64);
+        gauge!("pgcapture_slot_wal_seconds_to_guard", "source" => label()).set(seconds);
+        let mut before = WalLevel::Within;
+        self.status.send_modify(|status| {
+            before = std::mem::replace(&mut status.wal_outlook, outlook).level;
+        });
+        let (limit, seconds) = (outlook.limit_bytes, outlook.seconds_to_limit);
+        let code = codes::WAL_GUARD.code;
+        if before != outlook.level {
+            match outlook.level {
+                WalLevel::Within => info!(source, "the source keeps little WAL again"),
+                WalLevel::Warning => {
+                    warn!(
+                        source,
+                        code,
+                        limit,
+                        ?seconds,
+                        "the source keeps much WAL for the slot"
+                    );
+                }
+                WalLevel::Reached => error!(source, code, limit, "{}", codes::WAL_GUARD.title),
+            }
+        }
+        let policy = self.spec.wal_guard.map(|guard| guard.policy);
+        let is_over = outlook.level == WalLevel::Reached && policy == Some(WalPolicy::DropWithGap);
+        is_over.then_some(Seen::GuardReached(outlook))
     }
 }

@@ -10,7 +10,7 @@ use pgcapture_engine::{lsn::Lsn, slot_mode::SlotMode};
 use tracing::{info, warn};
 
 use crate::{
-    agent::{AgentState, error::AgentError},
+    agent::{AgentState, error::AgentError, free_slot},
     decoder::slot_reader::{Ended, SlotReader},
     postgres::{
         Connection, NextChunk, Replication, SlotCopies, SlotCopy, SlotCopyError, SlotCopyOptions,
@@ -34,7 +34,13 @@ impl SlotReader {
             message_bytes_max: spec.limits.message_bytes_max(),
             ..SlotCopyOptions::new(spec.slot.as_str(), spec.publication.as_str())
         };
-        let mut copies = match SlotCopies::open(&self.config, options).await {
+        let mut opened = SlotCopies::open(&self.config, options.clone()).await;
+        if matches!(opened, Err(SlotCopyError::Locked { .. })) {
+            // An older agent that came back is ended; anybody else is named and left alone.
+            free_slot(&mut control, &self.name, &spec.slot).await?;
+            opened = SlotCopies::open(&self.config, options).await;
+        }
+        let mut copies = match opened {
             Ok(copies) => copies,
             Err(SlotCopyError::Pg(error)) => return Err(error.into()),
             Err(reason @ (SlotCopyError::Unavailable { .. } | SlotCopyError::Locked { .. })) => {

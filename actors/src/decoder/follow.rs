@@ -14,14 +14,16 @@ mod walsender;
 
 use std::{pin::pin, time::Duration};
 
-use pgcapture_engine::{lsn::Lsn, progress::Keepalive, slot_mode::SlotMode};
+use pgcapture_engine::{
+    codes::source as codes, lsn::Lsn, progress::Keepalive, slot_mode::SlotMode,
+};
 use tokio::{
     sync::watch,
     time::{Instant, sleep_until},
 };
 
 use crate::{
-    agent::{AgentState, error::AgentError},
+    agent::{AgentState, error::AgentError, free_slot},
     decoder::slot_reader::{Ended, SlotReader},
     postgres::{
         Connection, Received, Replication, ReplicationEvent, ReplicationOptions, ReplicationStream,
@@ -34,19 +36,14 @@ use crate::{
 /// and a part of what the reader's naps cost on TCP.
 const HOLD_MAX: Duration = Duration::from_millis(2);
 
+/// Attempts to start a stream of a slot that somebody takes again and again: an agent that was
+/// replaced comes back once, after a tenth of a second, and finds us.
+const START_ATTEMPTS_MAX: u32 = 10;
+
 impl SlotReader {
     /// Follows until drained or until the backlog is better read by COPY.
     pub(super) async fn follow(&mut self) -> Result<Ended, AgentError> {
-        let connection = Connection::connect(&self.config, Replication::Database).await?;
-        self.decoder.restart_stream();
-        let spec = &self.spec;
-        let options = ReplicationOptions {
-            start: self.decoder.resume_lsn(),
-            binary: spec.is_binary,
-            message_bytes_max: spec.limits.message_bytes_max(),
-            ..ReplicationOptions::new(spec.slot.as_str(), spec.publication.as_str())
-        };
-        let mut stream = connection.start_replication(&options).await?;
+        let mut stream = self.start_stream().await?;
         let confirmer = confirm(self.confirmable.clone(), stream.status());
         // Held until we leave: dropping it ends it.
         let _confirmer = spawn(TaskKind::StatusUpdates, &self.spec.source, confirmer);
@@ -89,11 +86,51 @@ impl SlotReader {
                         is_holding = true;
                         hold.as_mut().reset(Instant::now() + HOLD_MAX);
                     }
+                    self.leave_a_server_that_ends().await?;
                 }
             }
             if self.decide_mode() == SlotMode::CatchUp {
                 self.let_go(stream).await?;
                 return Ok(Ended::SwitchMode);
+            }
+        }
+    }
+
+    /// Begins to stream. An older agent that comes back in between is ended again: whoever has the
+    /// slot is judged each time.
+    async fn start_stream(&mut self) -> Result<ReplicationStream, AgentError> {
+        self.decoder.restart_stream();
+        let spec = &self.spec;
+        let options = ReplicationOptions {
+            start: self.decoder.resume_lsn(),
+            binary: spec.is_binary,
+            message_bytes_max: spec.limits.message_bytes_max(),
+            ..ReplicationOptions::new(spec.slot.as_str(), spec.publication.as_str())
+        };
+        let mut attempts = 0;
+        loop {
+            let connection = match self.walsender.take() {
+                Some(connection) => connection,
+                None => Connection::connect(&self.config, Replication::Database).await?,
+            };
+            match connection.start_replication(&options).await {
+                Err(error)
+                    if error.code() == codes::SLOT_IN_USE.code && attempts < START_ATTEMPTS_MAX =>
+                {
+                    attempts += 1;
+                    let mut control = Connection::connect(&self.config, Replication::Off).await?;
+                    free_slot(&mut control, &self.name, &spec.slot).await?;
+                }
+                started => {
+                    let stream = started?;
+                    let took = self.began.elapsed();
+                    self.status.send_modify(|status| {
+                        if status.take_over.streaming.is_zero() {
+                            status.take_over.streaming = took;
+                        }
+                    });
+                    return Ok(stream);
+                }
             }
         }
     }
@@ -142,6 +179,7 @@ impl SlotReader {
                         server_end: end,
                         is_reply_requested: reply_requested,
                     };
+                    self.probe.is_due |= reply_requested && *self.confirmable.borrow() < end;
                     let is_quiet = self.decoder.is_quiet();
                     let now = self.started.elapsed();
                     // At once: one read may bring several keepalives.

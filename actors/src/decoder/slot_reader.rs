@@ -8,7 +8,9 @@ use std::{pin::pin, sync::Arc, time::Duration};
 
 use pgcapture_engine::{
     batch::Batch,
+    confirm,
     decoder::Decoder as PgoutputDecoder,
+    fence::AgentName,
     lsn::Lsn,
     progress::Progress,
     slot_mode::{SlotMode, SlotModeSwitch},
@@ -20,7 +22,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    agent::{AgentSpec, AgentState, AgentStatus, error::AgentError},
+    agent::{AgentSpec, AgentState, AgentStatus, Durability, error::AgentError},
     decoder::{asked::Asked, meter::DecodeMeter},
     log::Tail,
     postgres::{Config, Connection, PgError, Replication},
@@ -60,6 +62,21 @@ pub(crate) struct SlotReader {
     pub(crate) meter: DecodeMeter,
     /// What readers of the log wait for.
     pub(crate) asked: Asked,
+    /// Who we are to PostgreSQL.
+    pub(crate) name: Arc<AgentName>,
+    /// Open already, for the first stream.
+    pub(crate) walsender: Option<Connection>,
+    /// When the take-over began.
+    pub(crate) began: Instant,
+    /// Whether the server may be waiting for a position that we cannot confirm.
+    pub(crate) probe: Probe,
+}
+
+/// Questions whether the server wants to shut down; see [`SlotReader::leave_a_server_that_ends`].
+#[derive(Debug, Default)]
+pub(crate) struct Probe {
+    pub(super) is_due: bool,
+    pub(super) last: Option<Instant>,
 }
 
 impl SlotReader {
@@ -132,18 +149,42 @@ impl SlotReader {
         });
     }
 
-    /// Waits until everything published is durable and returns the position that may be confirmed.
+    /// Waits until everything published is durable and returns the position that may be confirmed:
+    /// all of it, or what the consumers let go where the slot is the truth.
     pub(super) async fn wait_until_durable(&mut self) -> Result<Lsn, AgentError> {
         loop {
             self.hear_tail();
             if !self.progress.is_in_flight() {
-                return Ok(self.progress.confirmable());
+                let durable = self.tail.borrow().origin();
+                return Ok(match &self.spec.durability {
+                    Durability::Log => self.progress.confirmable(),
+                    Durability::Slot { floor } => {
+                        let proved = confirm::proved_by_cursors(durable, *floor.borrow());
+                        proved.max(*self.confirmable.borrow())
+                    }
+                });
             }
             self.tail
                 .changed()
                 .await
                 .map_err(|_| AgentError::ActorGone("log"))?;
         }
+    }
+
+    /// Lets a server go that shuts down and waits for a position that consumers hold back: it would
+    /// wait for the whole of its `wal_sender_timeout`. It asks for answers then, so ask whether it
+    /// still takes sessions.
+    pub(super) async fn leave_a_server_that_ends(&mut self) -> Result<(), AgentError> {
+        let is_early = |last: Instant| last.elapsed() < BLOCKED_PROBE_INTERVAL;
+        if !self.probe.is_due || self.probe.last.is_some_and(is_early) {
+            return Ok(());
+        }
+        self.probe.is_due = false;
+        self.probe.last = Some(Instant::now());
+        if is_shutting_down(&self.config).await {
+            return Err(AgentError::ServerShutsDown);
+        }
+        Ok(())
     }
 
     /// Takes note of what the log has made durable.

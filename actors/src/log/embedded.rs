@@ -34,7 +34,8 @@ use std::{
 use async_trait::async_trait;
 use pgcapture_engine::{
     batch::Batch,
-    checkpoint::Epoch,
+    checkpoint::{Checkpoint, Epoch},
+    confirm::Origin,
     lsn::{Lsn, PgTime},
     retention::Retention,
     segment::SegmentHeader,
@@ -54,8 +55,8 @@ use self::{
     writer::Writer,
 };
 use super::{
-    ChangeLog, LogError, LogExtent, LogHealth, LogReader, LogWriter, Start, Tail, ask, removed,
-    skip::Skip,
+    ChangeLog, LogError, LogExtent, LogHealth, LogReader, LogWriter, Start, Tail, ask,
+    check_origin, removed, skip::Skip,
 };
 use crate::clock::now;
 
@@ -199,7 +200,13 @@ impl EmbeddedLog {
         let oldest = self.shared.oldest();
         if let Some(floor) = oldest.previous {
             let earliest = self.extent().earliest.unwrap_or(floor);
-            if let Some(error) = removed(start, floor, oldest.commit_time, earliest) {
+            // Of what was before a log that was started anew only this is known: it was earlier.
+            let floor_time = if oldest.starts_anew {
+                oldest.created
+            } else {
+                oldest.commit_time
+            };
+            if let Some(error) = removed(start, floor, floor_time, earliest) {
                 return Err(error);
             }
         }
@@ -289,9 +296,13 @@ impl ChangeLog for EmbeddedLog {
 
     fn extent(&self) -> LogExtent {
         let earliest = *self.shared.earliest();
+        let oldest = self.shared.oldest();
+        let will_be = || Checkpoint::new(oldest.resume_lsn, 0);
         let (bytes, segments) = self.shared.size();
         LogExtent {
-            earliest: earliest.map(|(first, _)| first),
+            earliest: earliest
+                .map(|(first, _)| first)
+                .or_else(|| oldest.starts_anew.then(will_be)),
             earliest_time: earliest.map_or(PgTime::default(), |(_, time)| time),
             tail: *self.shared.tail.borrow(),
             bytes,
@@ -329,5 +340,11 @@ impl LogWriter for EmbeddedWriter {
         reached.map_err(|_| self.shared.queue.why_closed())?;
         self.shared.queue.check(self.right)?;
         Ok(*self.shared.tail.borrow())
+    }
+
+    async fn reset(&mut self, origin: Origin) -> Result<Tail, LogError> {
+        check_origin(origin, &self.flush().await?)?;
+        let answer = self.shared.queue.reset(self.right, origin)?;
+        answer.await.map_err(|_| self.shared.queue.why_closed())
     }
 }

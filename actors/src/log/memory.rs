@@ -18,14 +18,16 @@ use async_trait::async_trait;
 use pgcapture_engine::{
     batch::Batch,
     checkpoint::{Checkpoint, Epoch},
+    confirm::Origin,
     lsn::{Lsn, PgTime},
 };
 use tokio::sync::{Notify, watch};
 
 use super::{
     ChangeLog, LogError, LogExtent, LogHealth, LogReader, LogWriter, Start, Tail, ask, check_order,
-    removed, skip::Skip,
+    check_origin, removed, skip::Skip,
 };
+use crate::clock::now;
 
 /// Bounds of a [`MemoryLog`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,6 +79,8 @@ struct State {
     bytes: u64,
     /// Last entry and newest commit time that retention removed.
     floor: Option<(Checkpoint, PgTime)>,
+    /// Where the log was started anew, while it has no entry since.
+    anew: Option<Lsn>,
     held: bool,
     failed: Option<String>,
 }
@@ -187,6 +191,13 @@ impl ChangeLog for MemoryLog {
             shared: Arc::clone(&self.shared),
             tail,
             next,
+            passed: match start {
+                Start::Latest => self.shared.tail.borrow().last,
+                Start::After(checkpoint) => Some(checkpoint),
+                Start::Earliest | Start::AtLsn(_) | Start::AtTime(_) => {
+                    state.floor.map(|(floor, _)| floor)
+                }
+            },
             skip,
         }))
     }
@@ -203,7 +214,9 @@ impl ChangeLog for MemoryLog {
         let state = self.shared.lock();
         let first = state.durable.iter().find(|batch| batch.span.is_some());
         LogExtent {
-            earliest: state.earliest(),
+            earliest: state
+                .earliest()
+                .or_else(|| state.anew.map(|lsn| Checkpoint::new(lsn, 0))),
             earliest_time: first.map_or(PgTime::default(), |batch| batch.commit_time),
             tail: *self.shared.tail.borrow(),
             bytes: state.bytes,
@@ -330,6 +343,25 @@ impl LogWriter for MemoryWriter {
             changed.await;
         }
     }
+
+    async fn reset(&mut self, origin: Origin) -> Result<Tail, LogError> {
+        check_origin(origin, &self.flush().await?)?;
+        let mut state = self.shared.lock();
+        state.check_writer(self)?;
+        // One more than there are: every reader has to look where it stands.
+        state.removed += state.durable.len() as u64 + 1;
+        state.durable.clear();
+        state.bytes = 0;
+        state.floor = origin.previous.map(|previous| (previous, now()));
+        state.anew = Some(origin.resume_lsn);
+        state.last_accepted = origin.previous;
+        let mut tail = *self.shared.tail.borrow();
+        tail.last = origin.previous;
+        tail.resume_lsn = origin.resume_lsn;
+        tail.offset += 1;
+        self.shared.tail.send_replace(tail);
+        Ok(tail)
+    }
 }
 
 #[derive(Debug)]
@@ -338,6 +370,8 @@ struct MemoryReader {
     tail: watch::Receiver<Tail>,
     /// Number of the next batch, counted from the first one ever.
     next: u64,
+    /// Nothing at or before this entry is missed if it is removed.
+    passed: Option<Checkpoint>,
     skip: Skip,
 }
 
@@ -347,6 +381,10 @@ impl MemoryReader {
         loop {
             let batch = {
                 let state = self.shared.lock();
+                let floor = state.floor.map(|(floor, _)| floor);
+                if self.next < state.removed && floor <= self.passed {
+                    self.next = state.removed;
+                }
                 let Some(index) = self.next.checked_sub(state.removed) else {
                     return Err(overtaken(&state));
                 };
@@ -359,6 +397,7 @@ impl MemoryReader {
                 batch.clone()
             };
             self.next += 1;
+            self.passed = batch.span.map(|(_, last)| last).max(self.passed);
             let kept = self.skip.apply(batch).map_err(|error| LogError::Corrupt {
                 file: "memory".into(),
                 offset: self.next - 1,

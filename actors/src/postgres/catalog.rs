@@ -4,6 +4,7 @@
 //! cached. `server` and `slots` are for every source, `tables` plans what a publication holds,
 //! `plan` writes the statements of `source add`, `preflight` says what would not work.
 
+mod look;
 mod plan;
 mod preflight;
 mod publications;
@@ -13,13 +14,14 @@ mod tables;
 
 pub(in crate::postgres) use self::tables::glob;
 pub use self::{
+    look::{SourceLook, look},
     plan::{SourcePlan, SourceRequest, plan_source},
     preflight::{PreflightRequest, preflight},
     publications::{Publication, publication},
     server::{Role, ServerInfo, role, server_info},
     slots::{
-        SlotHolder, SlotState, WalStatus, create_slot, drop_slot, slot, slot_holder,
-        slot_in_use_error, slots, terminate_walsender,
+        SlotHolder, SlotState, WalStatus, create_slot, drop_slot, log_running_transactions, slot,
+        slot_holder, slot_holders, slot_in_use_error, slots, terminate_holder, terminate_walsender,
     },
     tables::{Identity, TableChoice, TableInfo, choose_tables, types_without_binary},
 };

@@ -138,7 +138,7 @@ impl SlotCopy {
             reader: Reader::new(wire, options.pace, SILENCE_MAX),
             backend_pid,
             // The name of a temporary slot only has to be unique on this server, now.
-            name: format!("pgcapture_tmp_{backend_pid}"),
+            name: copy_name(&options.slot, backend_pid),
             options,
             position: Lsn::ZERO,
             is_requested: false,
@@ -329,13 +329,26 @@ pub async fn advance_slot(
         .ok_or_else(|| PgError::check(&source::SLOT_MISSING, format!("slot {slot} does not exist")))
 }
 
+/// How the names of all temporary copies of a slot begin: whoever takes the slot over finds them.
+pub(super) fn copy_prefix(slot: &str) -> String {
+    format!("pgcapture_tmp_{:08x}_", name_hash(slot))
+}
+
+/// The name of a temporary copy has to be unique on this server, now.
+fn copy_name(slot: &str, backend_pid: i32) -> String {
+    format!("{}{backend_pid}", copy_prefix(slot))
+}
+
 /// The key of the advisory lock that a session that catches up holds.
 pub(super) fn lock_key(slot: &str) -> String {
-    // FNV-1a: stable over versions and machines.
-    let hash = slot.bytes().fold(0x811c_9dc5_u32, |hash, byte| {
+    format!("{LOCK_CLASS}, {}", name_hash(slot).cast_signed())
+}
+
+/// FNV-1a: stable over versions and machines.
+fn name_hash(slot: &str) -> u32 {
+    slot.bytes().fold(0x811c_9dc5, |hash, byte| {
         (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
-    });
-    format!("{LOCK_CLASS}, {}", hash.cast_signed())
+    })
 }
 
 async fn take_lock(connection: &mut Connection, slot: &str) -> Result<(), SlotCopyError> {

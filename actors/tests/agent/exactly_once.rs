@@ -17,6 +17,7 @@ use pgcapture_actors::{
 use pgcapture_engine::{
     batch::{Batch, EntryKind},
     checkpoint::Epoch,
+    confirm::Origin,
     lsn::Lsn,
 };
 use tokio::sync::watch;
@@ -300,5 +301,9 @@ impl LogWriter for PanickingWriter {
 
     async fn flush(&mut self) -> Result<Tail, LogError> {
         self.writer.flush().await
+    }
+
+    async fn reset(&mut self, origin: Origin) -> Result<Tail, LogError> {
+        self.writer.reset(origin).await
     }
 }

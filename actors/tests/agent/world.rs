@@ -3,7 +3,10 @@
 use std::{path::Path, sync::Arc, time::Duration};
 
 use pgcapture_actors::{
-    agent::{self, AgentHandle, AgentHost, AgentLimits, AgentSpec, AgentState, AgentStatus},
+    agent::{
+        self, AgentHandle, AgentHost, AgentLimits, AgentSpec, AgentState, AgentStatus, Durability,
+        Lease,
+    },
     log::{
         ChangeLog, LogError, Start,
         embedded::{Disk, EmbeddedLog, EmbeddedLogOptions, RealDisk},
@@ -13,6 +16,7 @@ use pgcapture_actors::{
 use pgcapture_engine::{
     batch::EntryKind,
     checkpoint::{Checkpoint, Epoch},
+    fence::ClusterId,
     lsn::Lsn,
 };
 use pgcapture_proto::pgcapture::{Change, Gap, field};
@@ -89,6 +93,10 @@ impl World {
             publication: "p".to_owned(),
             is_binary: true,
             accepts_gap: false,
+            cluster: ClusterId::default(),
+            durability: Durability::Log,
+            lease: Lease::permanent(),
+            wal_guard: None,
             limits: AgentLimits::default(),
         }
     }

@@ -7,6 +7,7 @@ use pgcapture_actors::log::{ChangeLog, LogError, Start};
 use pgcapture_engine::{
     batch::Batch,
     checkpoint::{Checkpoint, Epoch},
+    confirm::Origin,
     lsn::{Lsn, PgTime},
 };
 
@@ -211,4 +212,124 @@ pub(crate) async fn the_order_survives_a_change_of_epoch(log: Log) {
     assert_eq!(read_durable(&mut reader).await, checkpoints(10..60, 1));
     let mut reader = log.open_reader(Start::AtLsn(commit_lsn(35))).await.unwrap();
     assert_eq!(read_durable(&mut reader).await, checkpoints(35..60, 1));
+}
+
+/// The place before the transaction `number`; everything earlier is unknown there.
+const fn before(number: u64) -> Origin {
+    let lsn = commit_lsn(number);
+    Origin {
+        previous: Some(Checkpoint::new(Lsn(lsn.0 - 1), u32::MAX)),
+        resume_lsn: lsn,
+    }
+}
+
+pub(crate) async fn a_log_started_anew_refuses_what_was_before(log: Log) {
+    let mut writer = log.open_writer(Epoch(1)).await.unwrap();
+    append_all(&mut writer, 1..=30, 1).await;
+    let before_tail = *log.tail().borrow();
+    let tail = writer.reset(before(50)).await.unwrap();
+    assert_eq!(tail.origin(), before(50));
+    assert!(tail.offset > before_tail.offset);
+    assert_eq!(*log.tail().borrow(), tail);
+    let first = Checkpoint::new(commit_lsn(50), 0);
+    assert_eq!(log.extent().earliest, Some(first), "nothing there yet");
+    let early = [
+        Start::After(Checkpoint::new(commit_lsn(30), 2)),
+        Start::After(Checkpoint::new(commit_lsn(49), 7)),
+        Start::AtLsn(commit_lsn(30)),
+        Start::AtTime(commit_time(30)),
+    ];
+    for filled in [false, true] {
+        for start in early {
+            let refused = log.open_reader(start).await.err();
+            assert!(
+                matches!(refused, Some(LogError::Removed { .. })),
+                "{start:?} {filled}: {refused:?}"
+            );
+        }
+        if !filled {
+            append_all(&mut writer, 50..=60, 1).await;
+        }
+    }
+    assert_eq!(log.extent().earliest, Some(first));
+    for start in [Start::Earliest, Start::AtLsn(commit_lsn(50))] {
+        let mut reader = log.open_reader(start).await.unwrap();
+        assert_eq!(read_durable(&mut reader).await, checkpoints(50..=60, 1));
+    }
+}
+
+pub(crate) async fn readers_of_a_log_started_anew_are_told_or_go_on(log: Log) {
+    let mut writer = log.open_writer(Epoch(1)).await.unwrap();
+    append_all(&mut writer, 1..=30, 1).await;
+    let mut at_the_tail = log.open_reader(Start::Latest).await.unwrap();
+    let mut behind = log.open_reader(Start::Earliest).await.unwrap();
+    assert_eq!(at_the_tail.try_next().await.unwrap(), None);
+    let ahead = Start::After(Checkpoint::new(commit_lsn(52), 0));
+    let mut ahead = log.open_reader(ahead).await.unwrap();
+    assert_eq!(ahead.try_next().await.unwrap(), None);
+    let waiting = at_the_tail.next();
+    let (told, _) = tokio::join!(waiting, writer.reset(before(50)));
+    assert!(matches!(told, Err(LogError::Removed { .. })), "{told:?}");
+    // What it had read already may come; then it is told.
+    let told = loop {
+        match behind.next().await {
+            Ok(_) => {}
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(told, LogError::Removed { .. }), "{told:?}");
+    assert_eq!(ahead.try_next().await.unwrap(), None);
+
+    // Where nothing lay between, a reader at the tail lacks nothing.
+    append_all(&mut writer, 50..=60, 1).await;
+    let mut at_the_tail = log.open_reader(Start::Latest).await.unwrap();
+    let last = log.tail().borrow().last;
+    let void = Origin {
+        previous: last,
+        resume_lsn: commit_lsn(70),
+    };
+    writer.reset(void).await.unwrap();
+    assert_eq!(at_the_tail.try_next().await.unwrap(), None);
+    append_all(&mut writer, 70..=72, 1).await;
+    assert_eq!(
+        read_durable(&mut at_the_tail).await,
+        checkpoints(70..=72, 1)
+    );
+    let after = Start::After(last.unwrap());
+    let mut reader = log.open_reader(after).await.unwrap();
+    assert_eq!(read_durable(&mut reader).await, checkpoints(70..=72, 1));
+    let told = ahead.next().await;
+    assert!(matches!(told, Err(LogError::Removed { .. })), "{told:?}");
+}
+
+pub(crate) async fn a_log_is_started_anew_only_ahead_and_by_its_writer(log: Log) {
+    let mut old = log.open_writer(Epoch(1)).await.unwrap();
+    append_all(&mut old, 1..=30, 1).await;
+    let refused = old.reset(before(30)).await;
+    assert!(
+        matches!(refused, Err(LogError::OutOfOrder { .. })),
+        "{refused:?}"
+    );
+    let mut new = log.open_writer(Epoch(2)).await.unwrap();
+    let refused = old.reset(before(50)).await;
+    assert!(
+        matches!(refused, Err(LogError::Fenced { .. })),
+        "{refused:?}"
+    );
+    let refused = new.append(transaction(30, 1)).await;
+    assert!(
+        matches!(refused, Err(LogError::OutOfOrder { .. })),
+        "{refused:?}"
+    );
+    let mut new = log.open_writer(Epoch(2)).await.unwrap();
+    assert_eq!(new.reset(before(50)).await.unwrap().epoch, Epoch(2));
+    let refused = new.append(transaction(49, 1)).await;
+    assert!(
+        matches!(refused, Err(LogError::OutOfOrder { .. })),
+        "{refused:?}"
+    );
+    let mut new = log.open_writer(Epoch(2)).await.unwrap();
+    append_all(&mut new, 50..=50, 1).await;
+    let mut reader = log.open_reader(Start::Earliest).await.unwrap();
+    assert_eq!(read_durable(&mut reader).await, checkpoints([50], 1));
 }

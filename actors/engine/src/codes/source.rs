@@ -43,6 +43,10 @@ pub const ALL: &[&Explanation] = &[
     &TEXT_NOT_UTF8,
     &TOO_MANY_RELATIONS,
     &TOO_MANY_CHANGES,
+    &FENCED,
+    &WAL_GUARD,
+    &LEASE_LOST,
+    &NOT_ATTESTED,
 ];
 
 /// Codes of troubles that pass by themselves.
@@ -60,6 +64,7 @@ pub const HALT: &[&str] = &[
     MESSAGE_TOO_LARGE.code,
     OTHER_SERVER.code,
     POSITION_AHEAD.code,
+    FENCED.code,
 ];
 
 /// Codes with which an agent halts at a declared gap, so that an operator may accept it.
@@ -68,6 +73,7 @@ pub const GAP: &[&str] = &[
     SLOT_INVALIDATED.code,
     POSITION_AHEAD.code,
     PUBLICATION_DROPPED.code,
+    WAL_GUARD.code,
 ];
 
 /// Stands for the source in the next steps of [`GAP`]; a running agent puts its own name there.
@@ -437,4 +443,43 @@ pub const PIPELINE_REBUILT: Explanation = Explanation {
     text: "An actor or task panicked, or the log closed. The pipeline is built again from the durable \
            end of the log, so nothing is lost and nothing is written twice.",
     next: "report the message if it comes again: it is a defect of pgcapture",
+};
+
+/// A newer agent reads the slot.
+pub const FENCED: Explanation = Explanation {
+    code: "PGC-S50",
+    title: "a newer agent of this cluster reads the slot",
+    text: "The source was given to another node, under a newer epoch, while this agent was paused or \
+           cut off. It has stopped for good and writes nothing more; the newer one goes on.",
+    next: "Nothing. If it happens again and again, look for nodes that are often paused, or for two \
+           clusters with the same identity.",
+};
+
+/// The source keeps more WAL than its limit.
+pub const WAL_GUARD: Explanation = Explanation {
+    code: "PGC-S51",
+    title: "the source keeps more WAL for the slot than wal_guard allows",
+    text: "The limit was reached and its policy is to protect the source: the slot was let go, which \
+           is a gap. With the policy alert it is told only, and the source's disk fills further.",
+    next: "See why the slot does not move: a log that takes nothing, consumers that do not \
+           acknowledge, a long transaction. Then go on with a new slot, the gap declared to consumers: \
+           pgcapture source resume NAME --accept-gap.",
+};
+
+/// The node cannot prove its right to the source.
+pub const LEASE_LOST: Explanation = Explanation {
+    code: "PGC-S52",
+    title: "the node cannot prove its right to the source",
+    text: "It does not hear from the majority of the cluster. The agent has let go of the slot and \
+           goes on when the right is back, or another node does.",
+    next: "Nothing; check the network between the nodes if it lasts.",
+};
+
+/// A position cannot be agreed on.
+pub const NOT_ATTESTED: Explanation = Explanation {
+    code: "PGC-S53",
+    title: "a position of the slot cannot be agreed on",
+    text: "Where the slot is the durable truth, the cluster has to know how far it was let go before \
+           it is. That could not be recorded.",
+    next: "Check that the cluster has a majority; it is tried again by itself.",
 };

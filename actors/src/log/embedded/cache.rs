@@ -31,6 +31,11 @@ impl TailCache {
         }
     }
 
+    /// Forgets everything; the next block begins at `start`.
+    pub(super) fn restart(&mut self, start: u64) {
+        *self = Self::new(start, self.bytes_max);
+    }
+
     /// Adds the block that ends at `end`. A block that alone exceeds the bound empties the cache.
     pub(super) fn push(&mut self, end: u64, batch: Batch) {
         self.bytes += batch.entries.len() + ENTRY_OVERHEAD_BYTES;

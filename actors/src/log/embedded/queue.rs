@@ -13,6 +13,7 @@ use std::{
 use pgcapture_engine::{
     batch::Batch,
     checkpoint::{Checkpoint, Epoch},
+    confirm::Origin,
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
@@ -30,6 +31,11 @@ pub(super) enum Order {
     /// Make the epoch durable, then answer.
     Fence {
         epoch: Epoch,
+        reply: oneshot::Sender<Tail>,
+    },
+    /// Remove everything and begin anew, then answer.
+    Reset {
+        origin: Origin,
         reply: oneshot::Sender<Tail>,
     },
 }
@@ -137,6 +143,21 @@ impl Queue {
         state.orders.push_back(Order::Append(accepted));
         self.wake.notify_one();
         Ok(())
+    }
+
+    /// Starts the log anew after everything that was accepted; what is answered must be awaited.
+    pub(super) fn reset(
+        &self,
+        right: Right,
+        origin: Origin,
+    ) -> Result<oneshot::Receiver<Tail>, LogError> {
+        let mut state = self.lock();
+        state.check(right)?;
+        state.last = origin.previous.max(state.last);
+        let (reply, answer) = oneshot::channel();
+        state.orders.push_back(Order::Reset { origin, reply });
+        self.wake.notify_one();
+        Ok(answer)
     }
 
     /// Returns the number of the last accepted batch.

@@ -167,6 +167,10 @@ fn read_piece(shared: &Shared, mut position: Position, durable: u64) -> Result<P
             Some(located) => located,
             None => {
                 position = after_removal(shared, position)?;
+                if position.offset >= durable {
+                    let batches = VecDeque::new();
+                    return Ok(Piece { batches, position });
+                }
                 continue;
             }
         };

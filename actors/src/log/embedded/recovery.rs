@@ -12,9 +12,9 @@
 
 use std::{
     collections::VecDeque,
-    fs::{File, OpenOptions},
+    fs::{self, File, OpenOptions},
     os::unix::fs::FileExt as _,
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
 };
 
@@ -28,7 +28,9 @@ use pgcapture_engine::{
 
 use super::{
     blocks::{CHUNK_BYTES, Chunk, Stop},
-    files::{allocate, io_error, list_segments, read_at_most, read_header, segment_path},
+    files::{
+        allocate, io_error, list_segments, read_at_most, read_header, segment_path, sync_directory,
+    },
     shared::Segment,
 };
 use crate::log::{LogError, Tail};
@@ -59,6 +61,7 @@ pub(super) fn recover(directory: &Path) -> Result<Option<Recovered>, LogError> {
         let path = segment_path(directory, number);
         headers.push((read_header(&path, number)?, path));
     }
+    remove_before_anew(directory, &mut headers)?;
     let mut segments = VecDeque::with_capacity(headers.len());
     for (at, (header, path)) in headers.iter().enumerate() {
         let length = path.metadata().map_err(io_error("inspect", path))?.len();
@@ -76,6 +79,22 @@ pub(super) fn recover(directory: &Path) -> Result<Option<Recovered>, LogError> {
         tail,
         file,
     }))
+}
+
+/// Removes what a crash left of the log that was there before it was started anew.
+fn remove_before_anew(
+    directory: &Path,
+    headers: &mut Vec<(SegmentHeader, PathBuf)>,
+) -> Result<(), LogError> {
+    let anew = headers.iter().rposition(|(header, _)| header.starts_anew);
+    let old: Vec<_> = headers.drain(..anew.unwrap_or(0)).collect();
+    for (_, path) in &old {
+        fs::remove_file(path).map_err(io_error("remove", path))?;
+    }
+    if old.is_empty() {
+        return Ok(());
+    }
+    sync_directory(directory)
 }
 
 /// Checks that `next` goes on where a segment ends and that nothing of it is missing.

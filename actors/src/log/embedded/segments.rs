@@ -1,6 +1,7 @@
 //! The files that the writer thread works on: the segment being written and the one after it.
 
 use std::{
+    collections::VecDeque,
     fs::{self, File},
     io::IoSlice,
     os::unix::fs::FileExt as _,
@@ -130,6 +131,33 @@ impl Segments {
         tail: &Tail,
         needed: u64,
     ) -> Result<(Arc<Segment>, Arc<Segment>), LogError> {
+        self.begin(tail, needed, false)
+    }
+
+    /// Begins the log anew with a segment at `tail`, durably; what was before is still there.
+    pub(super) fn begin_anew(&mut self, tail: &Tail) -> Result<Arc<Segment>, LogError> {
+        self.begin(tail, 0, true).map(|(_, segment)| segment)
+    }
+
+    /// Removes segments that are no longer part of the log. What cannot be removed is removed when
+    /// the log is opened the next time.
+    pub(super) fn remove(&self, segments: VecDeque<Arc<Segment>>) {
+        for segment in segments {
+            if let Err(error) = fs::remove_file(&segment.path) {
+                tracing::warn!(%error, file = %segment.path.display(), "cannot remove a log segment");
+            }
+        }
+        if let Err(error) = sync_directory(&self.directory) {
+            tracing::warn!(%error, "cannot sync the directory of a log");
+        }
+    }
+
+    fn begin(
+        &mut self,
+        tail: &Tail,
+        needed: u64,
+        starts_anew: bool,
+    ) -> Result<(Arc<Segment>, Arc<Segment>), LogError> {
         let header = SegmentHeader {
             number: self.active.segment.header.number + 1,
             epoch: tail.epoch,
@@ -138,6 +166,7 @@ impl Segments {
             resume_lsn: tail.resume_lsn,
             commit_time: tail.commit_time,
             created: now(),
+            starts_anew,
         };
         let (segment, file) = begin(&self.directory, &mut self.spare, header, needed)?;
         let closed = std::mem::replace(

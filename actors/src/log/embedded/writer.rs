@@ -18,7 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use pgcapture_engine::{codes, retention::Retention};
+use pgcapture_engine::{codes, confirm::Origin, retention::Retention};
 use tokio::sync::watch;
 
 use super::{
@@ -115,6 +115,12 @@ impl Writer {
         while let Some(order) = orders.front() {
             match order {
                 Order::Append(_) => self.write_group(orders)?,
+                Order::Reset { origin, .. } => {
+                    let tail = self.begin_anew(*origin)?;
+                    if let Some(Order::Reset { reply, .. }) = orders.pop_front() {
+                        reply.send(tail).ok();
+                    }
+                }
                 Order::Fence { epoch, .. } => {
                     let mut tail = *self.tail.borrow();
                     if *epoch > tail.epoch {
@@ -137,7 +143,7 @@ impl Writer {
         let mut tail = *self.tail.borrow();
         let batches = orders.iter().map_while(|order| match order {
             Order::Append(accepted) => Some((&accepted.batch, accepted.epoch)),
-            Order::Fence { .. } => None,
+            Order::Fence { .. } | Order::Reset { .. } => None,
         });
         let group = self.segments.active.frame(batches, &tail)?;
         let Some(needed) = group.blocked_by() else {
@@ -197,6 +203,31 @@ impl Writer {
         Active::trim(&closed, tail.offset);
         self.retain();
         Ok(())
+    }
+
+    /// Starts the log anew after `origin`. The first segment there, once its name is durable, is what
+    /// decides after a crash; the older ones are removed behind it.
+    fn begin_anew(&mut self, origin: Origin) -> Result<Tail, LogError> {
+        let mut tail = *self.tail.borrow();
+        tail.last = origin.previous;
+        tail.resume_lsn = origin.resume_lsn;
+        // One further than any reader can stand: each of them has to look where it is.
+        tail.offset += 1;
+        let segment = self.segments.begin_anew(&tail)?;
+        let removed = {
+            let mut segments = self.shared.segments.write();
+            let segments = segments.as_mut().expect("no code panics under this lock");
+            std::mem::replace(&mut **segments, VecDeque::from([segment]))
+        };
+        *self.shared.earliest() = None;
+        self.shared.cache().restart(tail.offset);
+        self.tail.send_replace(tail);
+        self.segments.remove(removed);
+        tracing::info!(
+            directory = %self.shared.directory.display(), at = %origin.resume_lsn,
+            "the log was started anew"
+        );
+        Ok(tail)
     }
 
     /// Removes the segments that have expired.

@@ -145,7 +145,17 @@ pub async fn types_without_binary(
     connection: &mut Connection,
     publication: &str,
 ) -> Result<Vec<String>, PgError> {
-    let sql = format!(
+    let rows = connection
+        .query(&types_without_binary_query(publication))
+        .await?;
+    Ok(rows
+        .iter()
+        .filter_map(|row| text(row, 0).map(str::to_owned))
+        .collect())
+}
+
+pub(super) fn types_without_binary_query(publication: &str) -> String {
+    format!(
         "SELECT format('%I.%I.%I %s', p.schemaname, p.tablename, a.attname, \
          format_type(a.atttypid, a.atttypmod)) \
          FROM pg_publication_tables p \
@@ -157,12 +167,7 @@ pub async fn types_without_binary(
          LEFT JOIN pg_type b ON b.oid = t.typbasetype \
          WHERE p.pubname = {} AND (t.typsend = 0 OR e.typsend = 0 OR b.typsend = 0) ORDER BY 1",
         quote_literal(publication)
-    );
-    let rows = connection.query(&sql).await?;
-    Ok(rows
-        .iter()
-        .filter_map(|row| text(row, 0).map(str::to_owned))
-        .collect())
+    )
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use std::{path::Path, sync::Arc};
 use anyhow::Context as _;
 use async_trait::async_trait;
 use pgcapture_actors::{
-    agent::{AgentLimits, AgentSpec},
+    agent::{AgentLimits, AgentSpec, Durability, Lease},
     dump::NoRanges,
     gateway::{GatewayHandle, GatewayLimits, ResolveError, Resolved, SourceResolver},
     log::{
@@ -16,7 +16,7 @@ use pgcapture_actors::{
     },
     supervise::{Task, TaskKind, spawn},
 };
-use pgcapture_engine::checkpoint::Epoch;
+use pgcapture_engine::{checkpoint::Epoch, fence::ClusterId};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Server, server::TcpIncoming};
@@ -50,6 +50,10 @@ pub(super) fn spec(limits: AgentLimits) -> AgentSpec {
         publication: PUBLICATION.to_owned(),
         is_binary: true,
         accepts_gap: false,
+        cluster: ClusterId::default(),
+        durability: Durability::Log,
+        lease: Lease::permanent(),
+        wal_guard: None,
         limits,
     }
 }

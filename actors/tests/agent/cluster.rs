@@ -1,0 +1,172 @@
+//! Two nodes with a log each, one slot, and what they agree on: in one process, with a real server.
+
+use std::sync::{
+    Arc, Mutex,
+    atomic::{AtomicUsize, Ordering},
+};
+
+use async_trait::async_trait;
+use pgcapture_actors::{
+    agent::{self, AgentHandle, AgentHost, AgentSpec, Durability, HostError},
+    log::{
+        ChangeLog,
+        embedded::{EmbeddedLog, EmbeddedLogOptions},
+    },
+    postgres::{Config, Connection, Replication, ReplicationOptions, ReplicationStream},
+};
+use pgcapture_engine::{
+    checkpoint::{Checkpoint, Epoch},
+    cluster::Gap,
+    codes,
+    confirm::Origin,
+    fence::ClusterId,
+};
+use tempfile::TempDir;
+use tokio::sync::watch;
+
+use crate::world::World;
+
+/// The cluster of these tests.
+pub(crate) const OURS: ClusterId = ClusterId(0xC1);
+
+/// What a cluster agrees on about one source.
+#[derive(Debug)]
+pub(crate) struct Agreed {
+    config: Config,
+    attested: Mutex<(Epoch, Option<Origin>)>,
+    pub(crate) attest_count: AtomicUsize,
+    pub(crate) floor: watch::Sender<Option<Checkpoint>>,
+    pub(crate) gaps: Mutex<Vec<Gap>>,
+}
+
+impl Agreed {
+    pub(crate) fn attested(&self) -> Option<Origin> {
+        self.attested.lock().expect("no test panics under it").1
+    }
+}
+
+#[async_trait]
+impl AgentHost for Agreed {
+    async fn connection(&self) -> Result<Config, HostError> {
+        Ok(self.config.clone())
+    }
+
+    async fn record_gap(&self, gap: Gap) -> Result<(), HostError> {
+        self.gaps.lock().expect("no test panics under it").push(gap);
+        Ok(())
+    }
+
+    async fn attested(&self) -> Result<Option<Origin>, HostError> {
+        Ok(Self::attested(self))
+    }
+
+    async fn attest(&self, epoch: Epoch, origin: Origin) -> Result<(), HostError> {
+        let mut attested = self.attested.lock().expect("no test panics under it");
+        if epoch < attested.0 {
+            return Err(HostError {
+                explanation: &codes::source::NOT_ATTESTED,
+                text: format!("epoch {epoch} is over"),
+            });
+        }
+        *attested = (epoch, Some(origin));
+        self.attest_count.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    }
+}
+
+pub(crate) struct Cluster {
+    /// Its log is that of the node which is looked at.
+    pub(crate) world: World,
+    pub(crate) agreed: Arc<Agreed>,
+    pub(crate) logs: [Arc<dyn ChangeLog>; 2],
+    _directories: [TempDir; 2],
+}
+
+impl Cluster {
+    pub(crate) async fn new() -> Self {
+        let world = World::new().await;
+        let agreed = Agreed {
+            config: world.server.config("postgres"),
+            attested: Mutex::default(),
+            attest_count: AtomicUsize::new(0),
+            floor: watch::Sender::new(None),
+            gaps: Mutex::default(),
+        };
+        let directory = || tempfile::tempdir().expect("a temporary directory can be made");
+        let directories = [directory(), directory()];
+        let logs = directories.each_ref().map(|directory| {
+            let options = EmbeddedLogOptions {
+                segment_bytes: 1 << 20,
+                ..EmbeddedLogOptions::default()
+            };
+            let log = EmbeddedLog::open(directory.path(), options).expect("a new log opens");
+            log as Arc<dyn ChangeLog>
+        });
+        let mut cluster = Self {
+            world,
+            agreed: Arc::new(agreed),
+            logs,
+            _directories: directories,
+        };
+        cluster.look_at(0);
+        cluster
+    }
+
+    fn log(&self, node: usize) -> Arc<dyn ChangeLog> {
+        Arc::clone(self.logs.get(node).expect("one of two nodes"))
+    }
+
+    /// From now on the world's questions are about the log of this node.
+    pub(crate) fn look_at(&mut self, node: usize) {
+        self.world.log = self.log(node);
+    }
+
+    pub(crate) fn spec(&self, node: usize, epoch: u64) -> AgentSpec {
+        AgentSpec {
+            node: format!("n{node}"),
+            epoch: Epoch(epoch),
+            cluster: OURS,
+            durability: Durability::Slot {
+                floor: self.agreed.floor.subscribe(),
+            },
+            ..World::spec()
+        }
+    }
+
+    /// Starts the agent of a node and looks at its log.
+    pub(crate) fn start(&mut self, node: usize, epoch: u64) -> AgentHandle {
+        self.start_with(node, self.spec(node, epoch))
+    }
+
+    pub(crate) fn start_with(&mut self, node: usize, spec: AgentSpec) -> AgentHandle {
+        self.look_at(node);
+        let host = Arc::<Agreed>::clone(&self.agreed);
+        agent::start(spec, host, self.log(node))
+    }
+
+    /// Every consumer has got what the log holds now.
+    pub(crate) fn consume_all(&self) -> Checkpoint {
+        let last = self.world.log.tail().borrow().last.expect("an entry");
+        self.agreed.floor.send_replace(Some(last));
+        last
+    }
+
+    /// Reads the slot under a name and does nothing with it: a client that hangs.
+    pub(crate) async fn hold_slot(&self, application_name: &str) -> ReplicationStream {
+        let config = self.world.server.config("postgres");
+        let config = config.with_application_name(application_name);
+        let connection = Connection::connect(&config, Replication::Database).await;
+        let connection = connection.expect("the server takes sessions");
+        let options = ReplicationOptions::new("s", "p");
+        let stream = connection.start_replication(&options).await;
+        stream.expect("the slot is free")
+    }
+
+    /// Who reads the slot.
+    pub(crate) async fn holder(&self) -> Option<String> {
+        let sql = "SELECT application_name FROM pg_replication_slots s \
+                   JOIN pg_stat_activity a ON a.pid = s.active_pid WHERE slot_name = 's'";
+        let rows = self.world.sql(sql).await;
+        rows.into_iter().flatten().next().flatten()
+    }
+}
