@@ -39,6 +39,10 @@ pub enum TaskKind {
     Dumper,
     /// Looks at one replica again and again.
     ReplicaWatch,
+    /// Follows a log from node to node.
+    LogRoute,
+    /// Takes in what another node sends of a log.
+    PeerReader,
     /// Starts and stops agents as the state wants.
     Sources,
     /// Serves gRPC or HTTP.
@@ -63,6 +67,8 @@ impl TaskKind {
             Self::DumpController => "dump_controller",
             Self::Dumper => "dumper",
             Self::ReplicaWatch => "replica_watch",
+            Self::LogRoute => "log_route",
+            Self::PeerReader => "peer_reader",
             Self::Sources => "sources",
             Self::Server => "server",
             Self::Tool => "tool",

@@ -44,6 +44,8 @@ pub mod capture_frame;
 
 pub mod backoff;
 
+pub mod follow;
+
 pub mod codes;
 
 pub mod cluster;

@@ -86,6 +86,7 @@ impl CaptureError {
                 | LogError::NewerVersion { .. }
                 | LogError::InUse { .. }
                 | LogError::Io { .. }
+                | LogError::Away { .. }
                 | LogError::Closed { .. },
             ) => &codes::STREAM_UNAVAILABLE,
             Self::ModeDiffers { .. } => &codes::MODE_DIFFERS,
