@@ -29,12 +29,20 @@ use crate::{
     config::Config,
     http::{self, Pages},
     logs::Logs,
+    peers::Peers,
     replicas::{self, Replicas},
     resolver::StreamResolver,
-    rpc::admin::{AdminService, NodeInfo},
+    routes::{Known, Routes},
+    rpc::{
+        admin::{AdminService, NodeInfo},
+        peer_log::PeerLogService,
+    },
     sources::{Sources, unix_now_micros},
     store::Store,
 };
+
+/// The cluster of a node that never joined one.
+const CLUSTER: &str = "";
 
 /// A running node.
 #[derive(Debug)]
@@ -98,8 +106,15 @@ pub async fn start(config: &Config) -> anyhow::Result<Node> {
     };
     let stop_dumps = CancellationToken::new();
     let readers = (Arc::clone(&parts.replicas), dumps.clone(), parts.reader);
-    let services = Services::new(admin, readers, stop_dumps.clone());
     let stop_servers = CancellationToken::new();
+    let peer_log = PeerLogService {
+        node: config.node.name.clone(),
+        cluster: CLUSTER.to_owned(),
+        state: parts.consensus.state(),
+        logs: Arc::clone(&parts.logs),
+        stop: stop_servers.clone(),
+    };
+    let services = Services::new(admin, readers, peer_log, stop_dumps.clone());
     let (listen, health, grpc) =
         server::serve(grpc_listener, services, credentials, stop_servers.clone()).await?;
     let pages = Pages {
@@ -190,6 +205,7 @@ struct Parts {
     consensus: Arc<dyn Consensus>,
     cursors: Arc<dyn CursorStore>,
     logs: Arc<Logs>,
+    routes: Routes,
     sources: Arc<Sources>,
     replicas: Arc<Replicas>,
     reader: Arc<dyn RowReader>,
@@ -203,6 +219,13 @@ impl Parts {
         let store = Arc::new(opened?);
         let consensus: Arc<dyn Consensus> = Arc::<Store>::clone(&store);
         let logs = Arc::new(Logs::new(config));
+        let routes = Routes::new(Known {
+            node: config.node.name.clone(),
+            cluster: CLUSTER.to_owned(),
+            state: consensus.state(),
+            logs: Arc::clone(&logs),
+            peers: Peers::new(config)?,
+        });
         let sources = Sources::new(config, Arc::clone(&consensus), Arc::clone(&logs));
         let sources = Arc::new(sources);
         sources.open_logs().await;
@@ -211,6 +234,7 @@ impl Parts {
             consensus,
             cursors: store,
             logs,
+            routes,
             sources,
             replicas: Arc::new(replicas),
             reader: Arc::new(replicas::reader(config.limits.max_row)),
@@ -222,7 +246,7 @@ impl Parts {
     }
 
     fn start_gateway(&self, config: &Config, dumps: &DumpControllerHandle) -> GatewayHandle {
-        let resolver = StreamResolver::new(self.consensus.state(), Arc::clone(&self.logs));
+        let resolver = StreamResolver::new(self.consensus.state(), self.routes.clone());
         GatewayHandle::start(
             Arc::new(resolver),
             Arc::clone(&self.cursors),

@@ -16,6 +16,10 @@ pub mod logs;
 
 pub mod peers;
 
+pub mod peer_log;
+
+pub mod routes;
+
 pub mod resolver;
 
 pub mod sources;

@@ -16,6 +16,8 @@ pub mod dump_control;
 
 pub mod agent;
 
+pub mod peer_log;
+
 use pgcapture_actors::dump::DumpError;
 use pgcapture_engine::codes;
 use pgcapture_proto::status::status;

@@ -15,6 +15,8 @@ mod cursor;
 
 mod node;
 
+mod route;
+
 mod replica;
 
 mod dump;
@@ -36,6 +38,7 @@ pub use self::{
         DEFAULT_LAG_MAX, DEFAULT_RANGES_MAX, RANGES_MAX_LIMIT, REPLICAS_MAX, Replica, ReplicaKind,
         ReplicaRefusal,
     },
+    route::Route,
     source::{InvalidName, OnGap, Origin, SecretRef, Source, check_name},
 };
 use crate::{

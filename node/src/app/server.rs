@@ -13,6 +13,7 @@ use pgcapture_proto::{
     admin::v1::{
         admin_server::AdminServer, dumps_server::DumpsServer, replicas_server::ReplicasServer,
     },
+    peer::v1::peer_log_server::PeerLogServer,
     pgcapture::{agent_server::AgentServer, db_log_controller_server::DbLogControllerServer},
 };
 use tokio::net::TcpListener;
@@ -33,6 +34,7 @@ use crate::{
         capture::{self, CaptureService},
         dump_control::{self, DumpControlService},
         dumps::{self, DumpsService},
+        peer_log::{self, PeerLogService},
         replicas::{self, ReplicasService},
     },
 };
@@ -83,6 +85,7 @@ pub(super) struct Services {
     dumps: DumpsService,
     control: DumpControlService,
     agent: AgentService,
+    peer_log: PeerLogService,
 }
 
 impl Services {
@@ -90,6 +93,7 @@ impl Services {
     pub(super) fn new(
         admin: AdminService,
         (replicas, dumps, reader): (Arc<Replicas>, DumpControllerHandle, Arc<dyn RowReader>),
+        peer_log: PeerLogService,
         stop: CancellationToken,
     ) -> Self {
         let consensus = Arc::clone(&admin.consensus);
@@ -115,6 +119,7 @@ impl Services {
                 stop,
             },
             agent: AgentService::new(consensus, reader, dumps),
+            peer_log,
         }
     }
 }
@@ -149,6 +154,7 @@ impl Health {
             admin::SERVICE_NAME,
             replicas::SERVICE_NAME,
             dumps::SERVICE_NAME,
+            peer_log::SERVICE_NAME,
         ];
         for service in services {
             self.reporter.set_service_status(service, status).await;
@@ -188,6 +194,7 @@ pub(super) async fn serve(
     let control = DbLogControllerServer::new(services.control);
     let control = control.max_decoding_message_size(SCHEDULE_BYTES_MAX);
     let agent = AgentServer::new(services.agent);
+    let peer_log = PeerLogServer::new(services.peer_log);
     let router = server
         .add_service(health_service)
         .add_service(InterceptedService::new(capture, check.clone()))
@@ -196,6 +203,7 @@ pub(super) async fn serve(
         .add_service(InterceptedService::new(admin, check.clone()))
         .add_service(InterceptedService::new(replicas, check.clone()))
         .add_service(InterceptedService::new(dumps, check.clone()))
+        .add_service(InterceptedService::new(peer_log, check.clone()))
         .add_service(InterceptedService::new(
             reflection().build_v1()?,
             check.clone(),

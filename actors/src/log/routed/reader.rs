@@ -18,7 +18,7 @@ use pgcapture_engine::{
 };
 use tokio::{sync::watch, time::Sleep};
 
-use super::{ChangeLog, LogError, LogReader, Place, Site, Start, Tail};
+use super::{LogError, LogReader, Place, Site, Start, Tail};
 
 type Opening = BoxFuture<'static, Result<Box<dyn LogReader>, LogError>>;
 
