@@ -43,6 +43,8 @@ pub enum TaskKind {
     LogRoute,
     /// Takes in what another node sends of a log.
     PeerReader,
+    /// Claims and gives back the homes of subscriptions.
+    Homes,
     /// Starts and stops agents as the state wants.
     Sources,
     /// Serves gRPC or HTTP.
@@ -69,6 +71,7 @@ impl TaskKind {
             Self::ReplicaWatch => "replica_watch",
             Self::LogRoute => "log_route",
             Self::PeerReader => "peer_reader",
+            Self::Homes => "homes",
             Self::Sources => "sources",
             Self::Server => "server",
             Self::Tool => "tool",

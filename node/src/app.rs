@@ -27,6 +27,7 @@ pub use self::exposure::refuse_open_listener;
 use self::server::Services;
 use crate::{
     config::Config,
+    homes::Homes,
     http::{self, Pages},
     logs::Logs,
     peers::Peers,
@@ -59,6 +60,7 @@ pub struct Node {
     deadline: Duration,
     logs: Arc<Logs>,
     gateway: GatewayHandle,
+    homes: Homes,
     orders: TaskTracker,
     reconciler: JoinHandle<()>,
     ready: watch::Sender<bool>,
@@ -88,6 +90,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Node> {
     let parts = Parts::open(config).await?;
     let dumps = parts.start_dumps();
     let gateway = parts.start_gateway(config, &dumps);
+    let homes = parts.start_homes(config, &gateway);
 
     let stop_agents = CancellationToken::new();
     let reconciler = parts.sources.start(stop_agents.clone());
@@ -114,7 +117,8 @@ pub async fn start(config: &Config) -> anyhow::Result<Node> {
         logs: Arc::clone(&parts.logs),
         stop: stop_servers.clone(),
     };
-    let services = Services::new(admin, readers, peer_log, stop_dumps.clone());
+    let peer = (peer_log, homes.clone());
+    let services = Services::new(admin, readers, peer, stop_dumps.clone());
     let (listen, health, grpc) =
         server::serve(grpc_listener, services, credentials, stop_servers.clone()).await?;
     let pages = Pages {
@@ -142,6 +146,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Node> {
         deadline: config.node.drain_timeout.0,
         logs: parts.logs,
         gateway,
+        homes,
         orders,
         reconciler,
         ready,
@@ -182,9 +187,13 @@ impl Node {
     async fn drain(mut self) -> bool {
         let mut is_clean = true;
         self.stop_dumps.cancel();
+        self.homes.stop().cancel();
         if let Err(error) = self.gateway.drain().await {
             tracing::error!(%error, "the last acknowledgements could not be saved");
             is_clean = false;
+        }
+        if let Err(error) = self.homes.drain().await {
+            tracing::warn!(%error, "the homes of subscriptions were not given back");
         }
         self.orders.close();
         self.orders.wait().await;
@@ -206,6 +215,7 @@ struct Parts {
     cursors: Arc<dyn CursorStore>,
     logs: Arc<Logs>,
     routes: Routes,
+    peers: Peers,
     sources: Arc<Sources>,
     replicas: Arc<Replicas>,
     reader: Arc<dyn RowReader>,
@@ -219,12 +229,13 @@ impl Parts {
         let store = Arc::new(opened?);
         let consensus: Arc<dyn Consensus> = Arc::<Store>::clone(&store);
         let logs = Arc::new(Logs::new(config));
+        let peers = Peers::new(config)?;
         let routes = Routes::new(Known {
             node: config.node.name.clone(),
             cluster: CLUSTER.to_owned(),
             state: consensus.state(),
             logs: Arc::clone(&logs),
-            peers: Peers::new(config)?,
+            peers: peers.clone(),
         });
         let sources = Sources::new(config, Arc::clone(&consensus), Arc::clone(&logs));
         let sources = Arc::new(sources);
@@ -235,6 +246,7 @@ impl Parts {
             cursors: store,
             logs,
             routes,
+            peers,
             sources,
             replicas: Arc::new(replicas),
             reader: Arc::new(replicas::reader(config.limits.max_row)),
@@ -243,6 +255,12 @@ impl Parts {
 
     fn start_dumps(&self) -> DumpControllerHandle {
         DumpControllerHandle::start(Arc::clone(&self.consensus), Arc::clone(&self.reader))
+    }
+
+    fn start_homes(&self, config: &Config, gateway: &GatewayHandle) -> Homes {
+        let consensus = Arc::clone(&self.consensus);
+        let peers = self.peers.clone();
+        Homes::start(&config.node.name, consensus, gateway.clone(), peers)
     }
 
     fn start_gateway(&self, config: &Config, dumps: &DumpControllerHandle) -> GatewayHandle {

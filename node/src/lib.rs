@@ -20,6 +20,8 @@ pub mod peer_log;
 
 pub mod routes;
 
+pub mod homes;
+
 pub mod resolver;
 
 pub mod sources;

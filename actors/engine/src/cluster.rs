@@ -15,6 +15,8 @@ mod cursor;
 
 mod node;
 
+mod home;
+
 mod route;
 
 mod replica;
@@ -33,6 +35,7 @@ pub use self::{
         DumpState, DumpTable, FinishedRange, NewDump, NewLayout, PlannedTable, REPLANS_MAX,
         TableFailure, TableLayout, WantedPages,
     },
+    home::{Home, HomeClaim, HomeCommand},
     node::{NODES_MAX, Node},
     replica::{
         DEFAULT_LAG_MAX, DEFAULT_RANGES_MAX, RANGES_MAX_LIMIT, REPLICAS_MAX, Replica, ReplicaKind,
@@ -73,6 +76,8 @@ pub struct State {
     pub nodes: BTreeMap<String, Node>,
     /// Which node runs the agent of each source, under the source's epoch.
     pub owners: BTreeMap<String, String>,
+    /// The home of every subscription that has sessions.
+    pub homes: BTreeMap<SubscriptionId, String>,
     /// All dumps that are not forgotten. Not serialised with the rest: a store keeps one row each,
     /// and writes only those that changed, which it sees by the pointers.
     #[serde(skip)]
@@ -151,6 +156,8 @@ pub enum Command {
         /// Which.
         name: String,
     },
+    /// Gives subscriptions a home, or takes it.
+    Home(HomeCommand),
 }
 
 /// What nodes agree on, one after the other: an entry of their common log.
@@ -272,6 +279,7 @@ impl State {
             Command::Dump(command) => self.apply_dump(command),
             Command::AddNode(node) => self.add_node(node),
             Command::RemoveNode { name } => Ok(self.remove_node(&name)),
+            Command::Home(command) => Ok(self.apply_home(command)),
         }
     }
 

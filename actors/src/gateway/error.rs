@@ -94,6 +94,7 @@ impl CaptureError {
             Self::TooMany { .. } => &codes::TOO_MANY,
             Self::Ended(EndReason::Draining) => &codes::DRAINING,
             Self::Ended(EndReason::Moved | EndReason::Removed) => &codes::SUBSCRIPTION_MOVED,
+            Self::Ended(EndReason::Elsewhere) => &codes::HOME_ELSEWHERE,
             Self::Failed => &codes::SESSION_FAILED,
         }
     }
@@ -114,6 +115,8 @@ pub enum EndReason {
     Moved,
     /// An operator removed the subscription.
     Removed,
+    /// Another node keeps the subscription now.
+    Elsewhere,
 }
 
 impl EndReason {
@@ -122,6 +125,7 @@ impl EndReason {
             Self::Draining => "node is draining",
             Self::Moved => "the subscription was moved to another position",
             Self::Removed => "the subscription was removed",
+            Self::Elsewhere => "another node keeps the subscription now",
         }
     }
 }

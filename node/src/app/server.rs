@@ -26,6 +26,7 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 
 use crate::{
     config::{Config, read_secret},
+    homes::Homes,
     replicas::Replicas,
     rpc::{
         admin::{self, AdminService},
@@ -86,6 +87,7 @@ pub(super) struct Services {
     control: DumpControlService,
     agent: AgentService,
     peer_log: PeerLogService,
+    homes: Homes,
 }
 
 impl Services {
@@ -93,7 +95,7 @@ impl Services {
     pub(super) fn new(
         admin: AdminService,
         (replicas, dumps, reader): (Arc<Replicas>, DumpControllerHandle, Arc<dyn RowReader>),
-        peer_log: PeerLogService,
+        (peer_log, homes): (PeerLogService, Homes),
         stop: CancellationToken,
     ) -> Self {
         let consensus = Arc::clone(&admin.consensus);
@@ -120,6 +122,7 @@ impl Services {
             },
             agent: AgentService::new(consensus, reader, dumps),
             peer_log,
+            homes,
         }
     }
 }
@@ -185,7 +188,8 @@ pub(super) async fn serve(
         let configured = server.tls_config(tls);
         server = configured.with_context(|| format!("{code}: TLS cannot be set up"))?;
     }
-    let capture = CaptureService::new(services.admin.gateway.clone());
+    let gateway = services.admin.gateway.clone();
+    let capture = CaptureService::with_homes(gateway, services.homes);
     let admin = AdminServer::new(services.admin).max_decoding_message_size(ADMIN_REQUEST_BYTES_MAX);
     let replicas = ReplicasServer::new(services.replicas);
     let replicas = replicas.max_decoding_message_size(ADMIN_REQUEST_BYTES_MAX);

@@ -49,6 +49,7 @@ impl State {
     /// Forgets a node; its sources have no owner until they are assigned again.
     pub(super) fn remove_node(&mut self, name: &str) -> Answer {
         self.owners.retain(|_, owner| owner != name);
+        self.homes.retain(|_, home| home != name);
         changed(self.nodes.remove(name).is_some())
     }
 
