@@ -4,7 +4,12 @@ use std::{env, error::Error, fs, path::PathBuf};
 
 use prost::Message;
 
-const FILES: [&str; 3] = ["pgcapture.proto", "admin.proto", "peer_log.proto"];
+const FILES: [&str; 4] = [
+    "pgcapture.proto",
+    "admin.proto",
+    "peer_log.proto",
+    "peer_ranges.proto",
+];
 
 fn main() -> Result<(), Box<dyn Error>> {
     let descriptors = protox::compile(FILES, ["proto"])?;

@@ -43,6 +43,8 @@ pub enum TaskKind {
     LogRoute,
     /// Takes in what another node sends of a log.
     PeerReader,
+    /// Stays a member of the leader's controller of dumps.
+    PeerRanges,
     /// Claims and gives back the homes of subscriptions.
     Homes,
     /// Starts and stops agents as the state wants.
@@ -71,6 +73,7 @@ impl TaskKind {
             Self::ReplicaWatch => "replica_watch",
             Self::LogRoute => "log_route",
             Self::PeerReader => "peer_reader",
+            Self::PeerRanges => "peer_ranges",
             Self::Homes => "homes",
             Self::Sources => "sources",
             Self::Server => "server",

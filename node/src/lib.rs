@@ -20,6 +20,8 @@ pub mod peer_log;
 
 pub mod routes;
 
+pub mod peer_ranges;
+
 pub mod homes;
 
 pub mod resolver;

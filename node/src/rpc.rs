@@ -18,6 +18,8 @@ pub mod agent;
 
 pub mod peer_log;
 
+pub mod peer_ranges;
+
 use pgcapture_actors::dump::DumpError;
 use pgcapture_engine::codes;
 use pgcapture_proto::status::status;
