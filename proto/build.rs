@@ -4,11 +4,13 @@ use std::{env, error::Error, fs, path::PathBuf};
 
 use prost::Message;
 
-const FILES: [&str; 4] = [
+const FILES: [&str; 6] = [
     "pgcapture.proto",
     "admin.proto",
     "raft.proto",
     "liveness.proto",
+    "peer_log.proto",
+    "peer_ranges.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

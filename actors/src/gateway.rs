@@ -131,6 +131,32 @@ impl GatewayHandle {
         self.hub.forget(id).await
     }
 
+    /// Waits until a subscription has no session, saves its cursor and lets it go: another node may load
+    /// it then. A session that comes meanwhile must be kept away by the caller.
+    ///
+    /// # Errors
+    ///
+    /// [`GatewayError::Cursors`] when the cursor cannot be saved; the subscription stays here.
+    pub async fn release(&self, id: &SubscriptionId) -> Result<(), GatewayError> {
+        self.hub.wait_until_left(Some(id)).await;
+        self.hub.save_cursors().await?;
+        self.hub.let_go(id);
+        Ok(())
+    }
+
+    /// Gives up a subscription that another node has taken over: its cursor is not saved any more,
+    /// and its sessions end with UNAVAILABLE.
+    ///
+    /// # Errors
+    ///
+    /// [`GatewayError::Stopped`] when the gateway has stopped.
+    pub async fn give_up(&self, id: &SubscriptionId) -> Result<(), GatewayError> {
+        self.hub.disown(id);
+        self.end_sessions(Some(id), EndReason::Elsewhere).await?;
+        self.hub.let_go(id);
+        Ok(())
+    }
+
     /// Takes no more sessions, lets the connected ones finish what they acknowledged, ends them with
     /// UNAVAILABLE and saves every cursor. The second call waits for the same end.
     ///

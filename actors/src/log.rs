@@ -8,6 +8,8 @@
 pub mod embedded;
 pub mod memory;
 
+pub mod routed;
+
 mod skip;
 
 use std::{fmt::Debug, io, path::PathBuf};
@@ -245,6 +247,14 @@ pub enum LogError {
         #[source]
         source: io::Error,
     },
+    /// The node that has the log cannot be reached, or runs the source no more.
+    #[error("{node} does not deliver the log: {reason}")]
+    Away {
+        /// The node, or its address.
+        node: String,
+        /// What it said, or the connection to it.
+        reason: String,
+    },
     /// The log was closed or its writer died of an earlier error.
     #[error("the log is closed: {reason}")]
     Closed {
@@ -264,6 +274,7 @@ impl LogError {
             Self::NewerVersion { .. } => Some(&codes::NEWER_VERSION),
             Self::InUse { .. } => Some(&codes::IN_USE),
             Self::Io { .. } => Some(&codes::UNUSABLE),
+            Self::Away { .. } => Some(&codes::OWNER_AWAY),
             Self::OutOfOrder { .. } | Self::Closed { .. } => None,
         }
     }

@@ -39,6 +39,14 @@ pub enum TaskKind {
     Dumper,
     /// Looks at one replica again and again.
     ReplicaWatch,
+    /// Follows a log from node to node.
+    LogRoute,
+    /// Takes in what another node sends of a log.
+    PeerReader,
+    /// Stays a member of the leader's controller of dumps.
+    PeerRanges,
+    /// Claims and gives back the homes of subscriptions.
+    Homes,
     /// Starts and stops agents as the state wants.
     Sources,
     /// Tells the leader that this node lives, and holds its lease.
@@ -69,6 +77,10 @@ impl TaskKind {
             Self::DumpController => "dump_controller",
             Self::Dumper => "dumper",
             Self::ReplicaWatch => "replica_watch",
+            Self::LogRoute => "log_route",
+            Self::PeerReader => "peer_reader",
+            Self::PeerRanges => "peer_ranges",
+            Self::Homes => "homes",
             Self::Sources => "sources",
             Self::Liveness => "liveness",
             Self::Placement => "placement",

@@ -3,7 +3,10 @@
 //! [`start`] reads from top to bottom as the node comes up: store, logs, dumps, gateway, agents,
 //! gRPC, HTTP, ready. [`Node::stop`] is the reverse under one deadline. Nothing here decides anything.
 
+mod begin;
 mod exposure;
+mod membership;
+mod parts;
 mod server;
 
 use std::{
@@ -13,34 +16,32 @@ use std::{
 };
 
 use anyhow::Context as _;
-use pgcapture_actors::{
-    consensus::Consensus,
-    cursors::CursorStore,
-    dump::{DumpControllerHandle, RowReader},
-    gateway::{GatewayHandle, GatewayLimits},
-    supervise::{Task, TaskKind, spawn},
-};
+use pgcapture_actors::{dump::DumpControllerHandle, gateway::GatewayHandle, supervise::Task};
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use self::exposure::refuse_open_listener;
-use self::server::Services;
+use self::{
+    begin::Begun,
+    membership::{take_part, watch_leader},
+    parts::Parts,
+    server::{PeerServices, Services},
+};
 use crate::{
     config::Config,
+    homes::Homes,
     http::{self, Pages},
-    liveness::{Book, Reporter},
+    liveness::Book,
     logs::Logs,
-    peers::Peers,
-    placement,
-    raft::{self, Door, Pace, RaftConsensus, RaftError, Wish},
-    replicas::{self, Replicas},
-    resolver::StreamResolver,
+    raft::{Door, RaftConsensus},
+    replicas::Replicas,
     rpc::{
         admin::{AdminService, NodeInfo},
         liveness::LivenessService,
+        peer_log::PeerLogService,
+        peer_ranges::{Controller, PeerRangesService},
     },
     sources::{Sources, unix_now_micros},
-    store::Store,
 };
 
 /// A running node.
@@ -62,6 +63,7 @@ pub struct Node {
     deadline: Duration,
     logs: Arc<Logs>,
     gateway: GatewayHandle,
+    homes: Homes,
     orders: TaskTracker,
     reconciler: JoinHandle<()>,
     /// What this node does for the cluster.
@@ -93,15 +95,20 @@ pub async fn start(config: &Config) -> anyhow::Result<Node> {
 
     let door = Door::new(&config.node.name);
     let begun = Begun::begin(config, &grpc_listener, &door, &credentials).await?;
-    let parts = Parts::open(config, begun.raft.clone()).await;
+    let address = begun.address.clone();
+    let parts = Parts::open(config, begun.raft.clone(), address.clone()).await?;
+    let (leader, watching) = watch_leader(&parts.consensus);
     let dumps = parts.start_dumps();
-    let gateway = parts.start_gateway(config, &dumps);
+    let ranges = parts.start_ranges(&dumps, leader.clone());
+    let gateway = parts.start_gateway(config, ranges);
+    let homes = parts.start_homes(&gateway);
 
-    let stop_agents = CancellationToken::new();
-    let reconciler = parts.sources.start(stop_agents.clone());
     let book = Book::default();
     let stop_part = CancellationToken::new();
-    let part = take_part(config, &parts, &book, &stop_part)?;
+    let (lease, mut part) = take_part(&config.node.name, &parts, &book, &stop_part);
+    part.push(watching);
+    let stop_agents = CancellationToken::new();
+    let reconciler = parts.sources.start(lease, stop_agents.clone());
 
     let (ready, is_ready) = watch::channel(false);
     let orders = TaskTracker::new();
@@ -123,9 +130,28 @@ pub async fn start(config: &Config) -> anyhow::Result<Node> {
     };
     let stop_dumps = CancellationToken::new();
     let readers = (Arc::clone(&parts.replicas), dumps.clone(), parts.reader);
-    let peers = (liveness, door.clone());
-    let services = Services::new(admin, readers, peers, stop_dumps.clone());
     let stop_servers = CancellationToken::new();
+    let peers = PeerServices {
+        door: door.clone(),
+        liveness,
+        log: PeerLogService {
+            node: config.node.name.clone(),
+            cluster: parts.cluster.clone(),
+            state: parts.consensus.state(),
+            logs: Arc::clone(&parts.logs),
+            stop: stop_servers.clone(),
+        },
+        ranges: PeerRangesService::new(Controller {
+            cluster: parts.cluster.clone(),
+            address,
+            leader,
+            ranges: Arc::new(dumps.clone()),
+            orders: orders.clone(),
+            stop: stop_dumps.clone(),
+        }),
+        homes: homes.clone(),
+    };
+    let services = Services::new(admin, readers, peers, stop_dumps.clone());
     let (listen, health, grpc) =
         server::serve(grpc_listener, services, credentials, stop_servers.clone()).await?;
     let pages = Pages {
@@ -157,6 +183,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Node> {
         deadline: config.node.drain_timeout.0,
         logs: parts.logs,
         gateway,
+        homes,
         orders,
         reconciler,
         part,
@@ -205,12 +232,16 @@ impl Node {
         let mut is_clean = true;
         self.raft.step_aside().await;
         self.stop_dumps.cancel();
+        self.homes.stop().cancel();
         if let Err(error) = self.gateway.drain().await {
             tracing::error!(%error, "the last acknowledgements could not be saved");
             is_clean = false;
         }
         self.sources.hand_over().await;
         self.stop_part.cancel();
+        if let Err(error) = self.homes.drain().await {
+            tracing::warn!(%error, "the homes of subscriptions were not given back");
+        }
         self.orders.close();
         self.orders.wait().await;
         self.dumps.drain().await;
@@ -227,139 +258,6 @@ impl Node {
         }
         self.raft.stop().await;
         is_clean
-    }
-}
-
-/// Begins what this node does for its cluster: it tells that it lives, looks which sources it
-/// reaches, and gives sources to nodes while it leads.
-fn take_part(
-    config: &Config,
-    parts: &Parts,
-    book: &Book,
-    stop: &CancellationToken,
-) -> anyhow::Result<Vec<Task<()>>> {
-    let reporter = Reporter::new(
-        config.node.name.clone(),
-        Arc::clone(&parts.consensus),
-        Peers::new(config)?,
-        book.clone(),
-        parts.sources.as_ref(),
-    );
-    let (_lease, reports) = reporter.start(stop.clone());
-    let (sources, until) = (Arc::clone(&parts.sources), stop.clone());
-    let mut part = Vec::from(reports);
-    part.push(spawn(TaskKind::Liveness, "reach", async move {
-        sources.look_around(until).await;
-    }));
-    let placing = placement::start(Arc::clone(&parts.consensus), book.clone(), stop.clone());
-    part.push(placing);
-    Ok(part)
-}
-
-/// A member of the cluster, and what serves other nodes until everything is served.
-struct Begun {
-    raft: RaftConsensus,
-    peers: Option<Task<()>>,
-    stop_peers: CancellationToken,
-}
-
-impl Begun {
-    /// Brings this node to its cluster, and back what was agreed on.
-    async fn begin(
-        config: &Config,
-        listener: &TcpListener,
-        door: &Door,
-        credentials: &server::Credentials,
-    ) -> anyhow::Result<Self> {
-        let data_dir = config.node.data_dir.clone();
-        let opened = tokio::task::spawn_blocking(move || Store::open(&data_dir)).await?;
-        let store = opened.map_err(RaftError::from)?;
-        let address = listener.local_addr()?.to_string();
-        let wish = Wish {
-            name: config.node.name.clone(),
-            address: config.node.advertise.clone().unwrap_or(address),
-            peers: config.node.peers.clone(),
-        };
-        let stop_peers = CancellationToken::new();
-        let is_alone = wish.peers.is_empty() && store.state().borrow().nodes.len() <= 1;
-        let peers = if is_alone {
-            None
-        } else {
-            let listener = listener_again(listener)?;
-            let (door, credentials) = (door.clone(), credentials.clone());
-            Some(server::serve_peers(
-                listener,
-                door,
-                credentials,
-                stop_peers.clone(),
-            )?)
-        };
-        let channels = Peers::new(config)?;
-        raft::enter(&store, &wish, &channels).await?;
-        let pace = Pace {
-            heartbeat: config.raft.heartbeat.0,
-            election: config.raft.election.0,
-        };
-        let raft = RaftConsensus::start(store, pace, channels).await?;
-        door.open(raft.clone());
-        raft.recover().await?;
-        raft.introduce(&wish).await?;
-        Ok(Self {
-            raft,
-            peers,
-            stop_peers,
-        })
-    }
-}
-
-/// Opens the same listener once more: both take connections from one queue.
-fn listener_again(listener: &TcpListener) -> anyhow::Result<TcpListener> {
-    use std::os::fd::AsFd as _;
-    let again = listener.as_fd().try_clone_to_owned()?;
-    Ok(TcpListener::from_std(std::net::TcpListener::from(again))?)
-}
-
-/// What a node stands on; nothing of it runs yet.
-struct Parts {
-    consensus: Arc<dyn Consensus>,
-    cursors: Arc<dyn CursorStore>,
-    logs: Arc<Logs>,
-    sources: Arc<Sources>,
-    replicas: Arc<Replicas>,
-    reader: Arc<dyn RowReader>,
-}
-
-impl Parts {
-    /// Opens the logs.
-    async fn open(config: &Config, raft: RaftConsensus) -> Self {
-        let consensus: Arc<dyn Consensus> = Arc::new(raft.clone());
-        let logs = Arc::new(Logs::new(config));
-        let sources = Sources::new(config, Arc::clone(&consensus), Arc::clone(&logs));
-        let sources = Arc::new(sources);
-        sources.open_logs().await;
-        let replicas = Replicas::new(config, Arc::clone(&consensus), Arc::clone(&sources));
-        Self {
-            consensus,
-            cursors: Arc::new(raft),
-            logs,
-            sources,
-            replicas: Arc::new(replicas),
-            reader: Arc::new(replicas::reader(config.limits.max_row)),
-        }
-    }
-
-    fn start_dumps(&self) -> DumpControllerHandle {
-        DumpControllerHandle::start(Arc::clone(&self.consensus), Arc::clone(&self.reader))
-    }
-
-    fn start_gateway(&self, config: &Config, dumps: &DumpControllerHandle) -> GatewayHandle {
-        let resolver = StreamResolver::new(self.consensus.state(), Arc::clone(&self.logs));
-        GatewayHandle::start(
-            Arc::new(resolver),
-            Arc::clone(&self.cursors),
-            Arc::new(dumps.clone()),
-            gateway_limits(config),
-        )
     }
 }
 
@@ -401,16 +299,4 @@ async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address)
         .await
         .with_context(|| format!("{code}: cannot listen on {address}"))
-}
-
-fn gateway_limits(config: &Config) -> GatewayLimits {
-    let limits = &config.limits;
-    GatewayLimits {
-        sessions_max: usize::try_from(limits.sessions).unwrap_or(usize::MAX),
-        subscriptions_max: usize::try_from(limits.subscriptions).unwrap_or(usize::MAX),
-        unacked_max: limits.max_unacked,
-        in_flight_bytes_max: limits.in_flight.as_len(),
-        ack_timeout: limits.ack_timeout.map(|timeout| timeout.0),
-        ..GatewayLimits::default()
-    }
 }

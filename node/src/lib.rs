@@ -22,6 +22,14 @@ pub mod liveness;
 
 pub mod placement;
 
+pub mod peer_log;
+
+pub mod routes;
+
+pub mod peer_ranges;
+
+pub mod homes;
+
 pub mod resolver;
 
 pub mod sources;

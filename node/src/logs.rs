@@ -14,6 +14,8 @@ use pgcapture_actors::log::{
     embedded::{EmbeddedLog, EmbeddedLogOptions},
 };
 
+use tokio::sync::watch;
+
 use crate::config::Config;
 
 /// All logs of a node.
@@ -22,6 +24,7 @@ pub struct Logs {
     directory: PathBuf,
     options: EmbeddedLogOptions,
     open: Mutex<BTreeMap<String, Arc<EmbeddedLog>>>,
+    changes: watch::Sender<u64>,
 }
 
 impl Logs {
@@ -39,7 +42,18 @@ impl Logs {
                 ..EmbeddedLogOptions::default()
             },
             open: Mutex::default(),
+            changes: watch::Sender::default(),
         }
+    }
+
+    /// Watches a number that changes whenever a log is opened or closed.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    fn tell(&self) {
+        self.changes.send_modify(|number| *number += 1);
     }
 
     /// Opens a source's log, or returns the open one; one that has failed is opened again, which
@@ -65,6 +79,8 @@ impl Logs {
         })?;
         let log = EmbeddedLog::open(directory, options)?;
         open.insert(source.to_owned(), Arc::clone(&log));
+        drop(open);
+        self.tell();
         Ok(log)
     }
 
@@ -89,6 +105,7 @@ impl Logs {
     pub async fn remove(&self, source: &str) -> std::io::Result<()> {
         let log = self.lock().remove(source);
         if let Some(log) = log {
+            self.tell();
             log.close().await;
         }
         match tokio::fs::remove_dir_all(self.directory.join(source)).await {
@@ -148,6 +165,7 @@ mod tests {
                 ..EmbeddedLogOptions::default()
             },
             open: Mutex::default(),
+            changes: watch::Sender::default(),
         };
         let failing = logs.open("shop").unwrap();
         assert!(logs.is_usable("shop"));

@@ -29,6 +29,13 @@ const CONNECT_MAX: Duration = Duration::from_millis(500);
 /// A silent peer is asked for a sign of life this often, and given up after as long again.
 const KEEPALIVE: Duration = Duration::from_secs(1);
 
+/// What a peer may send on one stream before it is read. At 1 ms between nodes that is 1 GB/s.
+const STREAM_WINDOW_BYTES: u32 = 1 << 20;
+
+/// The same for all streams of a connection: so much that a thousand consumers that read nothing hold
+/// up no other stream.
+const CONNECTION_WINDOW_BYTES: u32 = 1 << 30;
+
 /// A channel that carries the token.
 pub type PeerChannel = InterceptedService<Channel, PeerToken>;
 
@@ -112,6 +119,8 @@ impl Peers {
             .http2_keep_alive_interval(KEEPALIVE)
             .keep_alive_timeout(KEEPALIVE)
             .keep_alive_while_idle(true)
+            .initial_stream_window_size(STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .tcp_nodelay(true);
         let endpoint = match &self.inner.tls {
             Some(tls) => endpoint.tls_config(tls.clone())?,

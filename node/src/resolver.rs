@@ -1,8 +1,9 @@
 //! What a consumer's uri stands for: `stream` or `stream/consumer`.
 //!
-//! Looks into the agreed state and the open logs; owns nothing.
+//! Looks into the agreed state, and hands out the log by its route, so that an open session follows it
+//! from node to node. Owns nothing.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use pgcapture_actors::{
@@ -12,20 +13,23 @@ use pgcapture_actors::{
 use pgcapture_engine::cluster::State;
 use tokio::sync::watch;
 
-use crate::logs::Logs;
+use crate::routes::Routes;
+
+/// How long a new session waits for a log whose agent is just taken over; then its client comes again.
+const READY_MAX: Duration = Duration::from_secs(3);
 
 /// Resolves uris against the sources of the cluster.
 #[derive(Clone, Debug)]
 pub struct StreamResolver {
     state: watch::Receiver<Arc<State>>,
-    logs: Arc<Logs>,
+    routes: Routes,
 }
 
 impl StreamResolver {
-    /// Makes a resolver over the agreed state and this node's logs.
+    /// Makes a resolver over the agreed state and the routes to logs.
     #[must_use]
-    pub const fn new(state: watch::Receiver<Arc<State>>, logs: Arc<Logs>) -> Self {
-        Self { state, logs }
+    pub const fn new(state: watch::Receiver<Arc<State>>, routes: Routes) -> Self {
+        Self { state, routes }
     }
 }
 
@@ -64,13 +68,12 @@ impl SourceResolver for StreamResolver {
             uri: uri.to_owned(),
             known: state.known_streams(),
         })?;
-        let log = self
-            .logs
-            .get(&source.name)
-            .ok_or_else(|| ResolveError::Unavailable {
-                stream: subscription.stream.clone(),
-                reason: "its log is not open yet".to_owned(),
-            })?;
+        let log = self.routes.log(&source.name);
+        let ready = log.ready(READY_MAX).await;
+        ready.map_err(|reason| ResolveError::Unavailable {
+            stream: subscription.stream.clone(),
+            reason,
+        })?;
         Ok(Resolved { subscription, log })
     }
 }

@@ -20,6 +20,10 @@ pub mod agent;
 
 pub mod raft;
 
+pub mod peer_log;
+
+pub mod peer_ranges;
+
 use pgcapture_actors::dump::DumpError;
 use pgcapture_engine::codes;
 use pgcapture_proto::status::status;

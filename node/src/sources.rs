@@ -11,6 +11,7 @@
 //! - No two agents run under one epoch: one that starts again begins a new one.
 
 mod definition;
+mod floors;
 mod host;
 mod operations;
 mod reach;
@@ -37,12 +38,13 @@ use pgcapture_engine::{
 use tokio::{sync::watch, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
-use self::host::SourceHost;
 pub use self::{
     definition::Definition,
+    floors::Floors,
     operations::SourceError,
     setup::{Check, SourcePlan},
 };
+use self::{floors::Floor, host::SourceHost};
 pub(crate) use self::{
     host::connection,
     secrets::Secrets,
@@ -61,7 +63,9 @@ const DRAIN_MAX: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub struct Sources {
     consensus: Arc<dyn Consensus>,
+    floors: Arc<dyn Floors>,
     logs: Arc<Logs>,
+    cluster: ClusterId,
     secrets: Secrets,
     node: String,
     limits: AgentLimits,
@@ -77,13 +81,16 @@ pub struct Sources {
 struct Running {
     handle: AgentHandle,
     epoch: Epoch,
+    /// What the slot may be let go up to; `None` on a node that is alone.
+    floor: Option<Arc<Floor>>,
     url: String,
     password: Option<SecretRef>,
 }
 
 impl Running {
-    fn fits(&self, source: &Source) -> bool {
+    fn fits(&self, source: &Source, is_alone: bool) -> bool {
         !source.paused
+            && self.floor.is_none() == is_alone
             && self.epoch == source.epoch
             && self.url == source.url
             && self.password == source.password
@@ -93,11 +100,19 @@ impl Running {
 impl Sources {
     /// Makes the sources of a node; nothing runs before [`Self::start`].
     #[must_use]
-    pub fn new(config: &Config, consensus: Arc<dyn Consensus>, logs: Arc<Logs>) -> Self {
+    pub fn new(
+        config: &Config,
+        consensus: Arc<dyn Consensus>,
+        floors: Arc<dyn Floors>,
+        cluster: ClusterId,
+        logs: Arc<Logs>,
+    ) -> Self {
         let agent = &config.agent;
         let used = consensus.state().borrow().epochs.clone();
         Self {
             consensus,
+            floors,
+            cluster,
             logs,
             secrets: Secrets::new(config.node.data_dir.join("secrets")),
             node: config.node.name.clone(),
@@ -115,13 +130,18 @@ impl Sources {
     }
 
     /// Starts the reconciler on the current arbiter; it ends after `stop` with every agent drained.
+    /// In a cluster agents write only while the node holds its `lease`.
     ///
     /// # Panics
     ///
     /// Outside an actix `System`.
-    pub fn start(self: &Arc<Self>, stop: CancellationToken) -> JoinHandle<()> {
+    pub fn start(
+        self: &Arc<Self>,
+        lease: watch::Receiver<bool>,
+        stop: CancellationToken,
+    ) -> JoinHandle<()> {
         let sources = Arc::clone(self);
-        actix::spawn(async move { sources.reconcile_until(stop).await })
+        actix::spawn(async move { sources.reconcile_until(&lease, stop).await })
     }
 
     /// Opens the log of every source that the state knows, so that consumers can read before any
@@ -139,11 +159,11 @@ impl Sources {
         state.owner(&source.name) == Some(self.node.as_str())
     }
 
-    async fn reconcile_until(&self, stop: CancellationToken) {
+    async fn reconcile_until(&self, lease: &watch::Receiver<bool>, stop: CancellationToken) {
         let mut state = self.consensus.state();
         while !stop.is_cancelled() {
             let wanted = Arc::clone(&state.borrow_and_update());
-            let is_done = self.reconcile(&wanted).await;
+            let is_done = self.reconcile(&wanted, lease).await;
             let retry = async {
                 if is_done {
                     std::future::pending::<()>().await;
@@ -161,10 +181,11 @@ impl Sources {
     }
 
     /// Makes what runs fit the state; returns whether nothing is left to try again.
-    async fn reconcile(&self, state: &State) -> bool {
+    async fn reconcile(&self, state: &State, lease: &watch::Receiver<bool>) -> bool {
+        let is_alone = is_alone(state);
         let is_unwanted = |(name, running): &(&String, &Running)| {
             let source = state.sources.get(*name);
-            !source.is_some_and(|source| self.owns(state, source) && running.fits(source))
+            !source.is_some_and(|source| self.owns(state, source) && running.fits(source, is_alone))
         };
         let unwanted: Vec<String> = {
             let running = self.running.borrow();
@@ -182,7 +203,8 @@ impl Sources {
             if source.paused || runs {
                 is_done &= has_log;
             } else {
-                is_done &= has_log && self.start_agent(source).await;
+                let lease = (!is_alone).then(|| lease.clone());
+                is_done &= has_log && self.start_agent(source, lease).await;
             }
         }
         is_done
@@ -203,8 +225,8 @@ impl Sources {
         false
     }
 
-    async fn start_agent(&self, source: &Source) -> bool {
-        match self.try_start_agent(source).await {
+    async fn start_agent(&self, source: &Source, lease: Option<watch::Receiver<bool>>) -> bool {
+        match self.try_start_agent(source, lease).await {
             Ok(()) => {
                 self.troubles().remove(&source.name);
                 true
@@ -216,13 +238,25 @@ impl Sources {
         }
     }
 
-    async fn try_start_agent(&self, source: &Source) -> Result<(), Trouble> {
+    async fn try_start_agent(
+        &self,
+        source: &Source,
+        lease: Option<watch::Receiver<bool>>,
+    ) -> Result<(), Trouble> {
         let missing = || {
             let closed = &codes::node::STORE_FAILED;
             status::trouble(closed, "the log of the source is not open".to_owned())
         };
         let log = self.logs.get(&source.name).ok_or_else(missing)?;
         let epoch = self.begin(source).await?;
+        // Where others may take over, the slot is the truth; alone, the log is.
+        let floor = || Floor::follow(Arc::clone(&self.floors), &source.stream);
+        let floor = lease.is_some().then(|| Arc::new(floor()));
+        let durability = floor
+            .as_ref()
+            .map_or(Durability::Log, |floor| Durability::Slot {
+                floor: floor.least.clone(),
+            });
         let spec = AgentSpec {
             source: source.name.clone(),
             node: self.node.clone(),
@@ -231,9 +265,9 @@ impl Sources {
             publication: source.publication.clone(),
             is_binary: true,
             accepts_gap: source.on_gap == OnGap::Continue,
-            cluster: ClusterId::default(),
-            durability: Durability::Log,
-            lease: Lease::permanent(),
+            cluster: self.cluster,
+            durability,
+            lease: lease.map_or_else(Lease::permanent, Lease::watched),
             wal_guard: None,
             limits: self.limits.clone(),
         };
@@ -247,6 +281,7 @@ impl Sources {
         let running = Running {
             handle: agent::start(spec, host, log),
             epoch,
+            floor,
             url: source.url.clone(),
             password: source.password.clone(),
         };
@@ -337,4 +372,9 @@ impl Sources {
     fn troubles(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Trouble>> {
         self.troubles.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// A node without others: nobody takes its sources over, and nobody need be asked.
+fn is_alone(state: &State) -> bool {
+    state.nodes.len() <= 1
 }

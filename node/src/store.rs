@@ -75,6 +75,8 @@ struct Inner {
     directory: PathBuf,
     agreed: Mutex<Agreed>,
     state: watch::Sender<Arc<State>>,
+    /// Grows whenever a cursor has moved.
+    cursor_moves: watch::Sender<u64>,
     /// What the first failed write said.
     failure: watch::Sender<Option<String>>,
     space: Space,
@@ -196,6 +198,7 @@ impl Store {
                 directory: directory.to_owned(),
                 agreed: Mutex::new(agreed),
                 state,
+                cursor_moves: watch::Sender::default(),
                 failure,
                 space,
                 _lock: lock,
@@ -213,6 +216,12 @@ impl Store {
     #[must_use]
     pub fn state(&self) -> watch::Receiver<Arc<State>> {
         self.inner.state.subscribe()
+    }
+
+    /// Watches a number that grows whenever a cursor has moved.
+    #[must_use]
+    pub fn cursor_moves(&self) -> watch::Receiver<u64> {
+        self.inner.cursor_moves.subscribe()
     }
 
     /// Watches for the first write that failed; nothing is written after it.

@@ -12,6 +12,12 @@
 #[path = "capture/harness.rs"]
 mod harness;
 
+#[path = "capture/members.rs"]
+mod members;
+
+#[path = "capture/homes.rs"]
+mod homes;
+
 #[path = "capture/contract.rs"]
 mod contract;
 

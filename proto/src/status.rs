@@ -40,6 +40,9 @@ const TABLE: &[(&str, Code)] = &[
     ("PGC-G16", Code::FailedPrecondition),
     // Rows of a dump; it is read again.
     ("PGC-G17", Code::Unavailable),
+    // The books of the subscription are on another node, or were: reconnect.
+    ("PGC-G18", Code::Unavailable),
+    ("PGC-G19", Code::Unavailable),
     // The node: its disk, a token, names and requests.
     ("PGC-N01", Code::Unavailable),
     ("PGC-N04", Code::Unavailable),

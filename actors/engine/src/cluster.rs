@@ -19,6 +19,10 @@ pub mod liveness;
 
 pub mod placement;
 
+mod home;
+
+mod route;
+
 mod replica;
 
 mod dump;
@@ -41,15 +45,18 @@ pub use self::{
         DumpState, DumpTable, FinishedRange, NewDump, NewLayout, PlannedTable, REPLANS_MAX,
         TableFailure, TableLayout, WantedPages,
     },
+    home::{Home, HomeClaim, HomeCommand},
     node::{NODES_MAX, Node},
     replica::{
         DEFAULT_LAG_MAX, DEFAULT_RANGES_MAX, RANGES_MAX_LIMIT, REPLICAS_MAX, Replica, ReplicaKind,
         ReplicaRefusal,
     },
+    route::Route,
     source::{InvalidName, OnGap, Origin, SecretRef, Source, check_name},
 };
 use crate::{
     checkpoint::Epoch,
+    confirm,
     dump::DumpId,
     lsn::{Lsn, PgTime},
 };
@@ -82,6 +89,10 @@ pub struct State {
     pub last_node: u64,
     /// Which node runs the agent of each source, under the source's epoch.
     pub owners: BTreeMap<String, String>,
+    /// Up to where everything of a source is known to be consumed, as its agent has attested last.
+    pub attested: BTreeMap<String, confirm::Origin>,
+    /// The home of every subscription that has sessions.
+    pub homes: BTreeMap<SubscriptionId, String>,
     /// All dumps that are not forgotten. Not serialised with the rest: a store keeps one row each,
     /// and writes only those that changed, which it sees by the pointers.
     #[serde(skip)]
@@ -151,6 +162,16 @@ pub enum Command {
         /// Which.
         name: String,
     },
+    /// Records that all subscriptions of a source have consumed everything before a place. Refused
+    /// for another epoch than the newest: an agent that was replaced attests nothing.
+    Attest {
+        /// Of which source.
+        name: String,
+        /// The agent's epoch.
+        epoch: Epoch,
+        /// The place.
+        origin: confirm::Origin,
+    },
     /// Does something about dumps.
     Dump(DumpCommand),
     /// Adds a node, or changes where it is reached. The same node again changes nothing.
@@ -160,6 +181,8 @@ pub enum Command {
         /// Which.
         name: String,
     },
+    /// Gives subscriptions a home, or takes it.
+    Home(HomeCommand),
 }
 
 /// What nodes agree on, one after the other: an entry of their common log.
@@ -278,9 +301,15 @@ impl State {
             Command::DeclareGap { name, gap } => self.declare_gap(&name, gap),
             Command::AddReplica(replica) => self.add_replica(*replica),
             Command::RemoveReplica { name } => self.remove_replica(&name),
+            Command::Attest {
+                name,
+                epoch,
+                origin,
+            } => self.attest(&name, epoch, origin),
             Command::Dump(command) => self.apply_dump(command),
             Command::AddNode(node) => self.add_node(node),
             Command::RemoveNode { name } => Ok(self.remove_node(&name)),
+            Command::Home(command) => Ok(self.apply_home(command)),
         }
     }
 
@@ -362,6 +391,7 @@ impl State {
         self.epochs.insert(source.name, source.epoch);
         self.gaps.remove(name);
         self.owners.remove(name);
+        self.attested.remove(name);
         self.replicas.retain(|_, replica| replica.source != name);
         self.dumps.retain(|_, dump| dump.source != name);
         Ok(Answer::Done)

@@ -50,6 +50,8 @@ pub mod capture_frame;
 
 pub mod backoff;
 
+pub mod follow;
+
 pub mod codes;
 
 pub mod cluster;

@@ -144,6 +144,7 @@ impl AgentError {
                 LogError::InUse { .. } | LogError::Io { .. } => Remedy::AskOperator,
                 LogError::Removed { .. }
                 | LogError::OutOfOrder { .. }
+                | LogError::Away { .. }
                 | LogError::Closed { .. } => Remedy::Rebuild,
             },
             Self::Decode { source, .. } if source.is_definite() => Remedy::Halt,

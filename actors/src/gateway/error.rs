@@ -86,6 +86,7 @@ impl CaptureError {
                 | LogError::NewerVersion { .. }
                 | LogError::InUse { .. }
                 | LogError::Io { .. }
+                | LogError::Away { .. }
                 | LogError::Closed { .. },
             ) => &codes::STREAM_UNAVAILABLE,
             Self::ModeDiffers { .. } => &codes::MODE_DIFFERS,
@@ -93,6 +94,7 @@ impl CaptureError {
             Self::TooMany { .. } => &codes::TOO_MANY,
             Self::Ended(EndReason::Draining) => &codes::DRAINING,
             Self::Ended(EndReason::Moved | EndReason::Removed) => &codes::SUBSCRIPTION_MOVED,
+            Self::Ended(EndReason::Elsewhere) => &codes::HOME_ELSEWHERE,
             Self::Failed => &codes::SESSION_FAILED,
         }
     }
@@ -113,6 +115,8 @@ pub enum EndReason {
     Moved,
     /// An operator removed the subscription.
     Removed,
+    /// Another node keeps the subscription now.
+    Elsewhere,
 }
 
 impl EndReason {
@@ -121,6 +125,7 @@ impl EndReason {
             Self::Draining => "node is draining",
             Self::Moved => "the subscription was moved to another position",
             Self::Removed => "the subscription was removed",
+            Self::Elsewhere => "another node keeps the subscription now",
         }
     }
 }

@@ -178,6 +178,18 @@ impl Hub {
         Ok(self.save_cursors().await?)
     }
 
+    /// Lets a subscription go from memory; it is loaded anew when a session comes.
+    pub(super) fn let_go(&self, id: &SubscriptionId) {
+        lock(&self.subscriptions).remove(id);
+    }
+
+    /// Does not save the cursor of a subscription any more: it is another node's.
+    pub(super) fn disown(&self, id: &SubscriptionId) {
+        if let Some(subscription) = lock(&self.subscriptions).get(id) {
+            subscription.disown();
+        }
+    }
+
     /// Forgets a subscription.
     pub(super) async fn forget(&self, id: &SubscriptionId) -> Result<(), GatewayError> {
         // No cursor is saved in between: it would come back.

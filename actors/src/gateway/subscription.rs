@@ -56,6 +56,8 @@ pub(super) struct State {
     /// What the store has.
     pub(super) saved: Option<Cursor>,
     pub(super) redelivered_count: u64,
+    /// Another node keeps it: its cursor is not ours to save.
+    pub(super) is_disowned: bool,
     pub(super) ranges: Ranges,
 }
 
@@ -88,6 +90,7 @@ impl Subscription {
                 saved_version: 0,
                 saved: None,
                 redelivered_count: 0,
+                is_disowned: false,
                 ranges: Ranges::default(),
             }),
             opening: tokio::sync::Mutex::default(),
@@ -246,9 +249,17 @@ impl Subscription {
         true
     }
 
+    /// Saves its cursor no more.
+    pub(super) fn disown(&self) {
+        self.state().is_disowned = true;
+    }
+
     /// Returns the cursor if it moved since it was saved, with the version it has.
     pub(super) fn unsaved(&self) -> Option<(u64, Cursor)> {
         let mut state = self.state();
+        if state.is_disowned {
+            state.saved_version = state.version;
+        }
         if state.version == state.saved_version {
             return None;
         }

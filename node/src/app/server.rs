@@ -14,7 +14,10 @@ use pgcapture_proto::{
     admin::v1::{
         admin_server::AdminServer, dumps_server::DumpsServer, replicas_server::ReplicasServer,
     },
-    peer::v1::{liveness_server::LivenessServer, raft_server::RaftServer},
+    peer::v1::{
+        liveness_server::LivenessServer, peer_log_server::PeerLogServer,
+        peer_ranges_server::PeerRangesServer, raft_server::RaftServer,
+    },
     pgcapture::{agent_server::AgentServer, db_log_controller_server::DbLogControllerServer},
 };
 use tokio::net::TcpListener;
@@ -27,6 +30,7 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 
 use crate::{
     config::{Config, read_secret},
+    homes::Homes,
     raft::Door,
     replicas::Replicas,
     rpc::{
@@ -37,6 +41,8 @@ use crate::{
         dump_control::{self, DumpControlService},
         dumps::{self, DumpsService},
         liveness::LivenessService,
+        peer_log::{self, PeerLogService},
+        peer_ranges::{self, PeerRangesService},
         raft::{self, MESSAGE_BYTES_MAX, RaftService},
         replicas::{self, ReplicasService},
     },
@@ -89,8 +95,21 @@ pub(super) struct Services {
     dumps: DumpsService,
     control: DumpControlService,
     agent: AgentService,
-    liveness: LivenessService,
-    door: Door,
+    peers: PeerServices,
+}
+
+/// What other nodes ask.
+pub(super) struct PeerServices {
+    /// Agreeing.
+    pub(super) door: Door,
+    /// Signs of life.
+    pub(super) liveness: LivenessService,
+    /// Reading logs that are written here.
+    pub(super) log: PeerLogService,
+    /// Ranges of dumps, while this node leads.
+    pub(super) ranges: PeerRangesService,
+    /// Sessions of subscriptions whose home is here.
+    pub(super) homes: Homes,
 }
 
 impl Services {
@@ -98,7 +117,7 @@ impl Services {
     pub(super) fn new(
         admin: AdminService,
         (replicas, dumps, reader): (Arc<Replicas>, DumpControllerHandle, Arc<dyn RowReader>),
-        (liveness, door): (LivenessService, Door),
+        peers: PeerServices,
         stop: CancellationToken,
     ) -> Self {
         let consensus = Arc::clone(&admin.consensus);
@@ -124,8 +143,7 @@ impl Services {
                 stop,
             },
             agent: AgentService::new(consensus, reader, dumps),
-            liveness,
-            door,
+            peers,
         }
     }
 }
@@ -161,6 +179,8 @@ impl Health {
             replicas::SERVICE_NAME,
             dumps::SERVICE_NAME,
             raft::SERVICE_NAME,
+            peer_log::SERVICE_NAME,
+            peer_ranges::SERVICE_NAME,
         ];
         for service in services {
             self.reporter.set_service_status(service, status).await;
@@ -186,7 +206,15 @@ pub(super) async fn serve(
     };
     let check = credentials.check;
     let mut server = builder(credentials.tls)?;
-    let capture = CaptureService::new(services.admin.gateway.clone());
+    let PeerServices {
+        door,
+        liveness,
+        log,
+        ranges,
+        homes,
+    } = services.peers;
+    let gateway = services.admin.gateway.clone();
+    let capture = CaptureService::with_homes(gateway, homes);
     let admin = AdminServer::new(services.admin).max_decoding_message_size(ADMIN_REQUEST_BYTES_MAX);
     let replicas = ReplicasServer::new(services.replicas);
     let replicas = replicas.max_decoding_message_size(ADMIN_REQUEST_BYTES_MAX);
@@ -195,8 +223,10 @@ pub(super) async fn serve(
     let control = DbLogControllerServer::new(services.control);
     let control = control.max_decoding_message_size(SCHEDULE_BYTES_MAX);
     let agent = AgentServer::new(services.agent);
-    let liveness = LivenessServer::new(services.liveness);
-    let raft = raft_server(services.door);
+    let liveness = LivenessServer::new(liveness);
+    let raft = raft_server(door);
+    let peer_log = PeerLogServer::new(log);
+    let ranges = PeerRangesServer::new(ranges);
     let router = server
         .add_service(health_service)
         .add_service(InterceptedService::new(capture, check.clone()))
@@ -207,6 +237,8 @@ pub(super) async fn serve(
         .add_service(InterceptedService::new(dumps, check.clone()))
         .add_service(InterceptedService::new(liveness, check.clone()))
         .add_service(InterceptedService::new(raft, check.clone()))
+        .add_service(InterceptedService::new(peer_log, check.clone()))
+        .add_service(InterceptedService::new(ranges, check.clone()))
         .add_service(InterceptedService::new(
             reflection().build_v1()?,
             check.clone(),

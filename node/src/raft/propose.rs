@@ -17,6 +17,7 @@ use pgcapture_actors::{
     cursors::{CURSOR_SAVE_INTERVAL, Cursor, CursorError, CursorStore, SubscriptionId},
 };
 use pgcapture_engine::{
+    checkpoint::Checkpoint,
     cluster::{Answer, Command, CursorCommand, Outcome, Proposal, Request, RequestId, State},
     codes,
 };
@@ -27,6 +28,7 @@ use super::{
     network::{Client, Forwarded},
     types::{ENTRY_BYTES_MAX, Peer, to_bytes},
 };
+use crate::sources::Floors;
 
 /// A proposal that no majority has agreed to after this time is given up. Longer than two elections.
 pub(super) const PROPOSE_MAX: Duration = Duration::from_secs(5);
@@ -253,6 +255,18 @@ impl Consensus for RaftConsensus {
                 reason: "no majority confirmed that this node leads".to_owned(),
             }),
         }
+    }
+}
+
+impl Floors for RaftConsensus {
+    fn floor(&self, stream: &str) -> Option<Checkpoint> {
+        self.inner
+            .store
+            .with_cursors(|cursors| cursors.floor(stream))
+    }
+
+    fn moves(&self) -> watch::Receiver<u64> {
+        self.inner.store.cursor_moves()
     }
 }
 

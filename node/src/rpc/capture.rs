@@ -1,9 +1,15 @@
 //! `pgcapture.DBLogGateway` over gRPC: the transport around a session of the gateway.
 //!
-//! Written by hand, without a tonic codec: a session hands over whole gRPC frames, hundreds of
+//! A stream whose subscription is at home on another node is forwarded there (`forward`). Written by hand, without a tonic codec: a session hands over whole gRPC frames, hundreds of
 //! messages in one piece, and the body passes them on untouched. Owns nothing but the two ends of the
 //! stream. Response headers go out at once, so that a client may wait for them before it sends init;
 //! every error comes as the status at the end.
+
+mod client;
+
+mod forward;
+
+mod opening;
 
 use std::{
     convert::Infallible,
@@ -21,7 +27,13 @@ use pgcapture_proto::status::status;
 use tonic::{Code, Status, body::Body, server::NamedService, transport::Server};
 use tower::Service;
 
+use self::{
+    client::Client,
+    forward::{Event, FORWARDED_KEY, Forwarded},
+    opening::{Opened, Opening},
+};
 use super::codec::CaptureRequests;
+use crate::homes::{Held, Homes};
 
 /// Name of the service in paths, health and reflection.
 pub const SERVICE_NAME: &str = "pgcapture.DBLogGateway";
@@ -77,13 +89,22 @@ fn chain(error: &dyn std::error::Error) -> String {
 #[derive(Clone, Debug)]
 pub struct CaptureService {
     gateway: GatewayHandle,
+    homes: Option<Homes>,
 }
 
 impl CaptureService {
     /// Serves the sessions of `gateway`.
     #[must_use]
     pub const fn new(gateway: GatewayHandle) -> Self {
-        Self { gateway }
+        let homes = None;
+        Self { gateway, homes }
+    }
+
+    /// Serves the sessions of `gateway` whose home is here, and forwards the others.
+    #[must_use]
+    pub const fn with_homes(gateway: GatewayHandle, homes: Homes) -> Self {
+        let homes = Some(homes);
+        Self { gateway, homes }
     }
 }
 
@@ -101,14 +122,28 @@ impl Service<http::Request<Body>> for CaptureService {
     }
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        let gateway = self.gateway.clone();
+        let (gateway, homes) = (self.gateway.clone(), self.homes.clone());
         Box::pin(async move {
             if let Some(refusal) = refuse(&request) {
                 return Ok(refusal.into_http());
             }
+            if let Some(homes) = homes {
+                let (head, body) = request.into_parts();
+                let is_forwarded = head.headers.contains_key(FORWARDED_KEY);
+                let opening = Opening {
+                    gateway,
+                    homes,
+                    headers: head.headers,
+                };
+                let opened = opening.clone().open(Client::new(body), is_forwarded);
+                return Ok(respond(Stage::Opening(Box::pin(opened)), Some(opening)));
+            }
             let requests = CaptureRequests::new(request.into_body());
             Ok(match gateway.capture(Box::new(requests)).await {
-                Ok(deliveries) => respond(deliveries),
+                Ok(deliveries) => {
+                    let _held = None;
+                    respond(Stage::Here { deliveries, _held }, None)
+                }
                 Err(error) => capture_status(&error).into_http(),
             })
         })
@@ -132,11 +167,8 @@ fn refuse(request: &http::Request<Body>) -> Option<Status> {
     None
 }
 
-fn respond(deliveries: Deliveries) -> http::Response<Body> {
-    let body = DeliveryBody {
-        deliveries,
-        is_ended: false,
-    };
+fn respond(stage: Stage, opening: Option<Opening>) -> http::Response<Body> {
+    let body = DeliveryBody { stage, opening };
     let mut response = http::Response::new(Body::new(body));
     response.headers_mut().insert(
         header::CONTENT_TYPE,
@@ -146,10 +178,31 @@ fn respond(deliveries: Deliveries) -> http::Response<Body> {
 }
 
 /// Frames of messages, then the status.
-#[derive(Debug)]
 struct DeliveryBody {
-    deliveries: Deliveries,
-    is_ended: bool,
+    stage: Stage,
+    /// How to open the stream again elsewhere.
+    opening: Option<Opening>,
+}
+
+/// Who serves the stream.
+enum Stage {
+    /// It is being found out.
+    Opening(BoxFuture<'static, Result<Opened, Status>>),
+    /// This node; the subscription stays at home here meanwhile.
+    Here {
+        deliveries: Deliveries,
+        _held: Option<Held>,
+    },
+    /// Another node.
+    There(Box<Forwarded>),
+    Ended,
+}
+
+impl DeliveryBody {
+    fn end(&mut self, trailers: HeaderMap) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        self.stage = Stage::Ended;
+        Poll::Ready(Some(Ok(Frame::trailers(trailers))))
+    }
 }
 
 impl HttpBody for DeliveryBody {
@@ -160,25 +213,40 @@ impl HttpBody for DeliveryBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        if self.is_ended {
-            return Poll::Ready(None);
+        loop {
+            match &mut self.stage {
+                Stage::Here { deliveries, .. } => {
+                    return match std::task::ready!(Pin::new(deliveries).poll_next(cx)) {
+                        Some(Ok(chunk)) => Poll::Ready(Some(Ok(Frame::data(chunk.bytes)))),
+                        Some(Err(error)) => self.end(trailers(&capture_status(&error))),
+                        None => self.end(trailers(&Status::new(Code::Ok, ""))),
+                    };
+                }
+                Stage::There(forwarded) => match std::task::ready!(forwarded.poll_event(cx)) {
+                    Event::Frame(frame) => return Poll::Ready(Some(Ok(frame))),
+                    Event::End(trailers) => return self.end(trailers),
+                    Event::Lost(lost) => {
+                        let there = std::mem::replace(&mut self.stage, Stage::Ended);
+                        if let (Stage::There(forwarded), Some(opening)) = (there, &self.opening) {
+                            let opened = opening.clone().open_again(*forwarded, lost);
+                            self.stage = Stage::Opening(Box::pin(opened));
+                        }
+                    }
+                },
+                Stage::Opening(opening) => match std::task::ready!(opening.as_mut().poll(cx)) {
+                    Ok(Opened::Here(deliveries, _held)) => {
+                        self.stage = Stage::Here { deliveries, _held };
+                    }
+                    Ok(Opened::There(forwarded)) => self.stage = Stage::There(forwarded),
+                    Err(status) => return self.end(trailers(&status)),
+                },
+                Stage::Ended => return Poll::Ready(None),
+            }
         }
-        let item = std::task::ready!(Pin::new(&mut self.deliveries).poll_next(cx));
-        Poll::Ready(Some(Ok(match item {
-            Some(Ok(chunk)) => Frame::data(chunk.bytes),
-            Some(Err(error)) => {
-                self.is_ended = true;
-                Frame::trailers(trailers(&capture_status(&error)))
-            }
-            None => {
-                self.is_ended = true;
-                Frame::trailers(trailers(&Status::new(Code::Ok, "")))
-            }
-        })))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.is_ended
+        matches!(self.stage, Stage::Ended)
     }
 }
 

@@ -53,6 +53,16 @@ impl CaptureRequests {
         }
     }
 
+    /// Reads requests from what has come already, then from `body`.
+    #[must_use]
+    pub fn after(buffer: BytesMut, body: Body) -> Self {
+        Self {
+            body,
+            buffer,
+            is_ended: false,
+        }
+    }
+
     /// Takes requests from the buffer: acknowledgements until something else comes.
     fn take(&mut self, acks: &mut Vec<Ack>) -> Result<Option<Requested>, RequestError> {
         while acks.len() < ACKS_TOGETHER_MAX {
@@ -134,6 +144,12 @@ impl RequestSource for CaptureRequests {
 enum Decoded {
     Ack(Ack),
     Other(Requested),
+}
+
+/// Returns the first frame's message once all of it is there.
+pub(super) fn first_frame(buffer: &[u8]) -> Result<Option<&[u8]>, RequestError> {
+    let length = frame_length(buffer)?;
+    Ok(length.and_then(|length| buffer.get(FRAME_HEADER_BYTES..FRAME_HEADER_BYTES + length)))
 }
 
 /// Returns the length of the first frame's message once all of it is there.

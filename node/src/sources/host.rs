@@ -9,8 +9,10 @@ use pgcapture_actors::{
     postgres,
 };
 use pgcapture_engine::{
+    checkpoint::Epoch,
     cluster::{Command, Gap, SecretRef, Source},
     codes,
+    confirm::Origin,
 };
 
 use super::status::chain;
@@ -35,6 +37,18 @@ impl SourceHost {
     }
 }
 
+impl SourceHost {
+    async fn agree(&self, what: &str, command: Command) -> Result<(), HostError> {
+        match self.consensus.propose(command).await {
+            Ok(_) => Ok(()),
+            Err(error) => Err(HostError {
+                explanation: &codes::node::STORE_FAILED,
+                text: format!("{what} cannot be recorded: {}", chain(&error)),
+            }),
+        }
+    }
+}
+
 #[async_trait]
 impl AgentHost for SourceHost {
     async fn connection(&self) -> Result<postgres::Config, HostError> {
@@ -43,14 +57,23 @@ impl AgentHost for SourceHost {
 
     async fn record_gap(&self, gap: Gap) -> Result<(), HostError> {
         let name = self.name.clone();
-        let proposed = self.consensus.propose(Command::DeclareGap { name, gap });
-        match proposed.await {
-            Ok(_) => Ok(()),
-            Err(error) => Err(HostError {
-                explanation: &codes::node::STORE_FAILED,
-                text: format!("a gap cannot be recorded: {}", chain(&error)),
-            }),
-        }
+        self.agree("a gap", Command::DeclareGap { name, gap }).await
+    }
+
+    /// This node's state contains the assignment of the agent's epoch, and so all before it.
+    async fn attested(&self) -> Result<Option<Origin>, HostError> {
+        let state = self.consensus.state();
+        let attested = state.borrow().attested.get(&self.name).copied();
+        Ok(attested)
+    }
+
+    async fn attest(&self, epoch: Epoch, origin: Origin) -> Result<(), HostError> {
+        let attest = Command::Attest {
+            name: self.name.clone(),
+            epoch,
+            origin,
+        };
+        self.agree("what was consumed", attest).await
     }
 }
 

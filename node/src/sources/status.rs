@@ -136,7 +136,9 @@ fn log_explanation(error: &LogError) -> &'static Explanation {
     match error {
         LogError::InUse { .. } => &codes::node::DATA_DIR_IN_USE,
         LogError::NewerVersion { .. } => &codes::node::NEWER_STORE,
-        LogError::Io { .. } | LogError::Closed { .. } => &codes::node::STORE_FAILED,
+        LogError::Io { .. } | LogError::Away { .. } | LogError::Closed { .. } => {
+            &codes::node::STORE_FAILED
+        }
         LogError::Corrupt { .. }
         | LogError::Fenced { .. }
         | LogError::Removed { .. }

@@ -68,6 +68,9 @@ impl Inner {
         if is_new {
             self.state.send_replace(after);
         }
+        if !changes.cursors.is_empty() {
+            self.cursor_moves.send_modify(|number| *number += 1);
+        }
         Ok(outcomes)
     }
 }

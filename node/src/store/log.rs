@@ -49,6 +49,15 @@ impl Mark {
 #[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClusterId(pub u128);
 
+impl ClusterId {
+    /// Returns the short form, which names of connections have room for.
+    #[must_use]
+    pub fn short(self) -> pgcapture_engine::fence::ClusterId {
+        let [first, second, third, fourth, ..] = self.0.to_be_bytes();
+        pgcapture_engine::fence::ClusterId(u32::from_be_bytes([first, second, third, fourth]))
+    }
+}
+
 impl fmt::Display for ClusterId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:032x}", self.0)

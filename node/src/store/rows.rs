@@ -67,6 +67,7 @@ impl Inner {
         let state = Arc::clone(&agreed.state);
         *self.agreed() = agreed;
         self.state.send_replace(state);
+        self.cursor_moves.send_modify(|number| *number += 1);
         Ok(())
     }
 }

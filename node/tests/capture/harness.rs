@@ -113,7 +113,7 @@ impl CursorStore for MemoryCursors {
 
 /// Knows the stream `shop`.
 #[derive(Debug)]
-struct Shop(Arc<MemoryLog>);
+pub(crate) struct Shop(pub(crate) Arc<MemoryLog>);
 
 #[async_trait]
 impl SourceResolver for Shop {
@@ -179,8 +179,18 @@ async fn start_with(
     let store: Arc<MemoryCursors> = Arc::clone(&cursors);
     let gateway = GatewayHandle::start(resolver, store, ranges, limits);
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
     let service = CaptureService::new(gateway.clone());
+    serve(listener, service, gateway, (log, cursors)).await
+}
+
+/// Serves a gateway on `listener`.
+pub(crate) async fn serve(
+    listener: tokio::net::TcpListener,
+    service: CaptureService,
+    gateway: GatewayHandle,
+    (log, cursors): (Arc<MemoryLog>, Arc<MemoryCursors>),
+) -> Node {
+    let address = listener.local_addr().unwrap();
     let serving = configure(Server::builder())
         .add_service(service)
         .serve_with_incoming(TcpListenerStream::new(listener));

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{Answer, Refusal, State, changed, check_name};
-use crate::{checkpoint::Epoch, lsn::PgTime};
+use crate::{checkpoint::Epoch, confirm::Origin, lsn::PgTime};
 
 /// At most this many nodes: up to five vote, the others follow.
 pub const NODES_MAX: usize = 100;
@@ -50,6 +50,7 @@ impl State {
     /// Forgets a node; its sources have no owner until they are assigned again.
     pub(super) fn remove_node(&mut self, name: &str) -> Answer {
         self.owners.retain(|_, owner| owner != name);
+        self.homes.retain(|_, home| home != name);
         changed(self.nodes.remove(name).is_some())
     }
 
@@ -70,5 +71,21 @@ impl State {
         self.epochs.insert(name.to_owned(), epoch);
         self.owners.insert(name.to_owned(), node);
         Ok(Answer::Assigned(epoch))
+    }
+
+    /// Keeps what the agent of a source attests.
+    pub(super) fn attest(
+        &mut self,
+        name: &str,
+        epoch: Epoch,
+        origin: Origin,
+    ) -> Result<Answer, Refusal> {
+        let source = self.source(name)?;
+        if source.epoch != epoch {
+            let (name, epoch) = (name.to_owned(), source.epoch);
+            return Err(Refusal::EpochMoved { name, epoch });
+        }
+        let before = self.attested.insert(name.to_owned(), origin);
+        Ok(changed(before != Some(origin)))
     }
 }

@@ -21,6 +21,8 @@ pub const ALL: &[&Explanation] = &[
     &MALFORMED_REQUEST,
     &MODE_DIFFERS,
     &ROWS_LOST,
+    &HOME_ELSEWHERE,
+    &HOME_LOST,
 ];
 
 /// Unknown uri.
@@ -172,4 +174,23 @@ pub const ROWS_LOST: Explanation = Explanation {
     text: "The rows of a range of a dump ended before the server had said that there are no \
            more. Nothing is taken for complete: the range is read again.",
     next: "look at `pgcapture dump show`; report the node's log if it happens again",
+};
+
+/// Another node keeps the subscription.
+pub const HOME_ELSEWHERE: Explanation = Explanation {
+    code: "PGC-G18",
+    title: "subscription kept by another node",
+    text: "All sessions of a subscription share one node's books. Another node took the subscription \
+           over while this one could not be reached; what was not acknowledged is delivered again.",
+    next: "reconnect, to any node; delivery continues where acknowledgements ended",
+};
+
+/// The node that keeps the subscription went away.
+pub const HOME_LOST: Explanation = Explanation {
+    code: "PGC-G19",
+    title: "the node that keeps the subscription went away",
+    text: "The session came in on one node and its subscription was kept by another, which went away \
+           after it had delivered something. What was delivered and not acknowledged comes again, so \
+           the stream cannot simply go on.",
+    next: "reconnect, to any node; delivery continues where acknowledgements ended",
 };

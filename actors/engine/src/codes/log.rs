@@ -81,6 +81,17 @@ pub const UNUSABLE: Explanation = Explanation {
            read-only",
 };
 
+/// The node that runs the source cannot be reached.
+pub const OWNER_AWAY: Explanation = Explanation {
+    code: "PGC-L09",
+    title: "the node that runs the source cannot be reached",
+    text: "The log of a source lies on the node that runs its agent, and other nodes read it there. \
+           That node cannot be reached now, or no node runs the source. Sessions wait: they go on \
+           where they are, without a reconnect, as soon as a node does.",
+    next: "nothing for some seconds, another node takes over; if it stays so, look at `pgcapture \
+           source show` for the owner and at that node",
+};
+
 /// Every code of the family.
 pub const ALL: &[&Explanation] = &[
     &DISK_FULL,
@@ -91,4 +102,5 @@ pub const ALL: &[&Explanation] = &[
     &REMOVED,
     &FENCED,
     &UNUSABLE,
+    &OWNER_AWAY,
 ];

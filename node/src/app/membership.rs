@@ -1,0 +1,69 @@
+//! What a node does for its cluster beside serving.
+
+use std::sync::Arc;
+
+use pgcapture_actors::{
+    consensus::Consensus,
+    supervise::{Task, TaskKind, spawn},
+};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::parts::Parts;
+use crate::{
+    liveness::{Book, Reporter},
+    placement,
+};
+
+/// Begins what this node does for its cluster: it tells that it lives, looks which sources it
+/// reaches, and gives sources to nodes while it leads.
+pub(super) fn take_part(
+    node: &str,
+    parts: &Parts,
+    book: &Book,
+    stop: &CancellationToken,
+) -> (watch::Receiver<bool>, Vec<Task<()>>) {
+    let reporter = Reporter::new(
+        node.to_owned(),
+        Arc::clone(&parts.consensus),
+        parts.peers.clone(),
+        book.clone(),
+        parts.sources.as_ref(),
+    );
+    let (lease, reports) = reporter.start(stop.clone());
+    let (sources, until) = (Arc::clone(&parts.sources), stop.clone());
+    let mut part = Vec::from(reports);
+    part.push(spawn(TaskKind::Liveness, "reach", async move {
+        sources.look_around(until).await;
+    }));
+    let placing = placement::start(Arc::clone(&parts.consensus), book.clone(), stop.clone());
+    part.push(placing);
+    (lease, part)
+}
+
+/// Watches the address of the node that leads; `None` while there is none.
+pub(super) fn watch_leader(
+    consensus: &Arc<dyn Consensus>,
+) -> (watch::Receiver<Option<String>>, Task<()>) {
+    let (address_tx, address) = watch::channel(None);
+    let (mut leadership, mut state) = (consensus.leadership(), consensus.state());
+    let task = spawn(TaskKind::Liveness, "leader", async move {
+        loop {
+            let leader = leadership.borrow_and_update().leader.clone();
+            let now = leader.and_then(|leader| {
+                let state = state.borrow_and_update();
+                state.nodes.get(&leader).map(|node| node.address.clone())
+            });
+            address_tx.send_if_modified(|before| {
+                let is_other = *before != now;
+                *before = now;
+                is_other
+            });
+            tokio::select! {
+                changed = leadership.changed() => if changed.is_err() { return },
+                changed = state.changed() => if changed.is_err() { return },
+            }
+        }
+    });
+    (address, task)
+}

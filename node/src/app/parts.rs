@@ -1,0 +1,133 @@
+//! What a node stands on, and the parts that are started on it.
+
+use std::sync::Arc;
+
+use pgcapture_actors::{
+    consensus::Consensus,
+    cursors::CursorStore,
+    dump::{DumpControllerHandle, RangeSource, RowReader},
+    gateway::{GatewayHandle, GatewayLimits},
+};
+use tokio::sync::watch;
+
+use crate::{
+    config::Config,
+    homes::Homes,
+    logs::Logs,
+    peer_ranges::{Leadership, PeerRanges},
+    peers::Peers,
+    raft::RaftConsensus,
+    replicas::{self, Replicas},
+    resolver::StreamResolver,
+    routes::{Known, Routes},
+    sources::Sources,
+};
+
+/// What a node stands on; nothing of it runs yet.
+pub(super) struct Parts {
+    pub(super) consensus: Arc<dyn Consensus>,
+    pub(super) cursors: Arc<dyn CursorStore>,
+    pub(super) logs: Arc<Logs>,
+    pub(super) peers: Peers,
+    pub(super) sources: Arc<Sources>,
+    pub(super) replicas: Arc<Replicas>,
+    pub(super) reader: Arc<dyn RowReader>,
+    /// The cluster that this node belongs to.
+    pub(super) cluster: String,
+    routes: Routes,
+    node: String,
+    address: String,
+}
+
+impl Parts {
+    /// Opens the logs.
+    pub(super) async fn open(
+        config: &Config,
+        raft: RaftConsensus,
+        address: String,
+    ) -> anyhow::Result<Self> {
+        let node = config.node.name.clone();
+        let cluster = raft.identity().cluster;
+        let consensus: Arc<dyn Consensus> = Arc::new(raft.clone());
+        let logs = Arc::new(Logs::new(config));
+        let peers = Peers::new(config)?;
+        let routes = Routes::new(Known {
+            node: node.clone(),
+            cluster: cluster.to_string(),
+            state: consensus.state(),
+            logs: Arc::clone(&logs),
+            peers: peers.clone(),
+        });
+        let sources = Sources::new(
+            config,
+            Arc::clone(&consensus),
+            Arc::new(raft.clone()),
+            cluster.short(),
+            Arc::clone(&logs),
+        );
+        let sources = Arc::new(sources);
+        sources.open_logs().await;
+        let replicas = Replicas::new(config, Arc::clone(&consensus), Arc::clone(&sources));
+        Ok(Self {
+            consensus,
+            cursors: Arc::new(raft),
+            logs,
+            peers,
+            sources,
+            replicas: Arc::new(replicas),
+            reader: Arc::new(replicas::reader(config.limits.max_row)),
+            cluster: cluster.to_string(),
+            routes,
+            node,
+            address,
+        })
+    }
+
+    pub(super) fn start_dumps(&self) -> DumpControllerHandle {
+        DumpControllerHandle::start(Arc::clone(&self.consensus), Arc::clone(&self.reader))
+    }
+
+    /// Ranges from whichever node leads.
+    pub(super) fn start_ranges(
+        &self,
+        dumps: &DumpControllerHandle,
+        leader: watch::Receiver<Option<String>>,
+    ) -> Arc<dyn RangeSource> {
+        Arc::new(PeerRanges::start(Leadership {
+            node: self.node.clone(),
+            address: self.address.clone(),
+            cluster: self.cluster.clone(),
+            leader,
+            local: Arc::new(dumps.clone()),
+            peers: self.peers.clone(),
+            state: Some(self.consensus.state()),
+        }))
+    }
+
+    pub(super) fn start_homes(&self, gateway: &GatewayHandle) -> Homes {
+        let consensus = Arc::clone(&self.consensus);
+        Homes::start(&self.node, consensus, gateway.clone(), self.peers.clone())
+    }
+
+    pub(super) fn start_gateway(
+        &self,
+        config: &Config,
+        ranges: Arc<dyn RangeSource>,
+    ) -> GatewayHandle {
+        let resolver = StreamResolver::new(self.consensus.state(), self.routes.clone());
+        let (resolver, cursors) = (Arc::new(resolver), Arc::clone(&self.cursors));
+        GatewayHandle::start(resolver, cursors, ranges, gateway_limits(config))
+    }
+}
+
+fn gateway_limits(config: &Config) -> GatewayLimits {
+    let limits = &config.limits;
+    GatewayLimits {
+        sessions_max: usize::try_from(limits.sessions).unwrap_or(usize::MAX),
+        subscriptions_max: usize::try_from(limits.subscriptions).unwrap_or(usize::MAX),
+        unacked_max: limits.max_unacked,
+        in_flight_bytes_max: limits.in_flight.as_len(),
+        ack_timeout: limits.ack_timeout.map(|timeout| timeout.0),
+        ..GatewayLimits::default()
+    }
+}

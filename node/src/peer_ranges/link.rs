@@ -1,0 +1,214 @@
+//! The membership of this node in the leader's controller, and the task that keeps one.
+
+use std::{sync::Arc, time::Duration};
+
+use pgcapture_actors::{
+    cursors::SubscriptionId,
+    dump::{Delivered, DumpError, GivenUp, OpenedRange, RangeSource, RangeTicket},
+};
+use pgcapture_engine::{backoff::Backoff, lsn::Lsn};
+use pgcapture_proto::peer::v1::{
+    FinishRange, GiveUpRange, JoinRanges, PullRange, RangeFailure, RangesChanged, RangesMember,
+    peer_ranges_client::PeerRangesClient,
+};
+use tokio_util::task::TaskTracker;
+use tonic::{Status, Streaming};
+
+use super::{Inner, rows, wire};
+use crate::peers::PeerChannel;
+
+/// A leader that has not answered by then is away. A finish is an entry of the common log.
+const CALL_MAX: Duration = Duration::from_secs(10);
+
+/// Pause before the leader is joined again.
+const JOIN_FIRST: Duration = Duration::from_millis(20);
+
+/// The longest pause; a new leader ends it.
+const JOIN_MAX: Duration = Duration::from_millis(500);
+
+/// A batch of rows is as large as its largest row.
+const MESSAGE_BYTES_MAX: usize = u32::MAX as usize;
+
+/// A membership. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(super) enum Link {
+    /// This node leads.
+    Here(Arc<dyn RangeSource>),
+    /// Another one does.
+    There(Member),
+}
+
+/// A membership over the peer API.
+#[derive(Clone, Debug)]
+pub(super) struct Member {
+    client: PeerRangesClient<PeerChannel>,
+    member: RangesMember,
+}
+
+impl Link {
+    pub(super) async fn pull(&self, id: &SubscriptionId) -> Result<Option<RangeTicket>, DumpError> {
+        let Member { mut client, member } = match self {
+            Self::Here(local) => return local.pull(id).await,
+            Self::There(member) => member.clone(),
+        };
+        let request = PullRange {
+            member: Some(member),
+            stream: id.stream.clone(),
+            consumer: id.consumer.clone(),
+        };
+        let pulled = in_time(client.pull(request)).await?.into_inner();
+        refused(pulled.failure)?;
+        let malformed = || wire::away(wire::MALFORMED);
+        let ticket = pulled
+            .ticket
+            .map(|ticket| wire::to_ticket(ticket).ok_or_else(malformed));
+        ticket.transpose()
+    }
+
+    pub(super) async fn open(
+        &self,
+        ticket: &RangeTicket,
+        at_least: Lsn,
+        calls: &TaskTracker,
+    ) -> Result<OpenedRange, DumpError> {
+        match self {
+            Self::Here(local) => local.open(ticket, at_least).await,
+            Self::There(Member { client, member }) => {
+                let member = member.clone();
+                rows::open(client.clone(), member, (ticket.number, at_least), calls).await
+            }
+        }
+    }
+
+    pub(super) async fn finish(
+        &self,
+        ticket: RangeTicket,
+        delivered: Delivered,
+    ) -> Result<(), DumpError> {
+        let Member { mut client, member } = match self {
+            Self::Here(local) => return local.finish(ticket, delivered).await,
+            Self::There(member) => member.clone(),
+        };
+        let request = FinishRange {
+            member: Some(member),
+            number: ticket.number,
+            row_count: delivered.row_count,
+            bytes: delivered.bytes,
+        };
+        refused(in_time(client.finish(request)).await?.into_inner().failure)
+    }
+
+    pub(super) async fn give_up(&self, ticket: RangeTicket, reason: GivenUp) {
+        let Member { mut client, member } = match self {
+            Self::Here(local) => return local.give_up(ticket, reason).await,
+            Self::There(member) => member.clone(),
+        };
+        let number = ticket.number;
+        let request = GiveUpRange {
+            member: Some(member),
+            number,
+            reason: Some(wire::reason(reason)),
+        };
+        if let Err(error) = in_time(client.give_up(request)).await {
+            // The membership is over or about to be, and everything that it holds is given up.
+            tracing::debug!(number, %error, "a range was given back to nobody");
+        }
+    }
+}
+
+fn refused(failure: Option<RangeFailure>) -> Result<(), DumpError> {
+    failure.map_or(Ok(()), |failure| Err(wire::to_error(&failure)))
+}
+
+pub(super) fn not_reached(status: &Status) -> DumpError {
+    wire::away(format!("the leader does not answer: {}", status.message()))
+}
+
+async fn in_time<T>(call: impl Future<Output = Result<T, Status>>) -> Result<T, DumpError> {
+    match tokio::time::timeout(CALL_MAX, call).await {
+        Ok(answer) => answer.map_err(|status| not_reached(&status)),
+        Err(_) => Err(wire::away(format!("the leader is silent for {CALL_MAX:?}"))),
+    }
+}
+
+/// Stays a member of whoever leads: the body of the task.
+pub(super) async fn follow(inner: Arc<Inner>) {
+    let mut leader = inner.leadership.leader.clone();
+    let mut backoff = Backoff::new(JOIN_FIRST, JOIN_MAX);
+    loop {
+        let now = leader.borrow_and_update().clone();
+        let lead = async {
+            match now {
+                Some(address) if address == inner.leadership.address => lead_here(&inner).await,
+                Some(address) => {
+                    let (error, has_joined) = lead_there(&inner, &address).await;
+                    tracing::debug!(%error, address, "is no member of the leader");
+                    if has_joined {
+                        backoff.reset();
+                    }
+                    inner.set_link(None);
+                    tokio::time::sleep(backoff.next_delay(rand::random())).await;
+                }
+                None => {
+                    inner.set_link(None);
+                    std::future::pending::<()>().await;
+                }
+            }
+        };
+        tokio::select! {
+            () = lead => {}
+            changed = leader.changed() => {
+                inner.set_link(None);
+                if changed.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+async fn lead_here(inner: &Inner) {
+    let local = &inner.leadership.local;
+    let mut changes = local.changes();
+    inner.set_link(Some(Link::Here(Arc::clone(local))));
+    while changes.changed().await.is_ok() {
+        inner.tell();
+    }
+    // There never will be any range, until another node leads.
+    std::future::pending::<()>().await;
+}
+
+/// Returns why it is no member any more, and whether it was.
+async fn lead_there(inner: &Inner, address: &str) -> (DumpError, bool) {
+    let (member, mut changes) = match join(inner, address).await {
+        Ok(joined) => joined,
+        Err(error) => return (error, false),
+    };
+    inner.set_link(Some(Link::There(member)));
+    loop {
+        match changes.message().await {
+            Ok(Some(_)) => inner.tell(),
+            Ok(None) => return (wire::away("the leader ended the membership"), true),
+            Err(status) => return (not_reached(&status), true),
+        }
+    }
+}
+
+async fn join(
+    inner: &Inner,
+    address: &str,
+) -> Result<(Member, Streaming<RangesChanged>), DumpError> {
+    let leadership = &inner.leadership;
+    let channel = leadership.peers.channel(address);
+    let channel = channel.map_err(|error| wire::away(error.to_string()))?;
+    let mut client = PeerRangesClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
+    let request = JoinRanges {
+        cluster: leadership.cluster.clone(),
+        node: leadership.node.clone(),
+    };
+    let mut changes = in_time(client.join(request)).await?.into_inner();
+    let first = in_time(changes.message()).await?;
+    let member = first.and_then(|first| first.member);
+    let member = member.ok_or_else(|| wire::away(wire::MALFORMED))?;
+    Ok((Member { client, member }, changes))
+}

@@ -1,0 +1,284 @@
+//! A Capture stream that comes in here and is served by the home of its subscription.
+//!
+//! Bytes go through untouched in both directions; deadlines and errors are the home's. Before anything was
+//! delivered a home that dies, or is not the home any more, is replaced inside the same stream. Afterwards
+//! the client holds messages that the next home does not know to be delivered, so the stream ends
+//! with UNAVAILABLE (`PGC-G19`) and the client connects again.
+
+use std::{
+    future::poll_fn,
+    io,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, header};
+use http_body::{Body as HttpBody, Frame};
+use pgcapture_actors::cursors::SubscriptionId;
+use pgcapture_engine::{backoff::Backoff, codes};
+use pgcapture_proto::status::{CODE_KEY, status};
+use tokio_util::sync::WaitForCancellationFutureOwned;
+use tonic::{Status, body::Body};
+use tower::Service as _;
+
+use super::{CAPTURE_PATH, client::SharedClient};
+use crate::peers::Peers;
+
+/// Tells the home that it must serve the stream itself, and who forwarded it.
+pub(super) const FORWARDED_KEY: &str = "pgcapture-forwarded-by";
+
+/// Pause before the home is tried again.
+const RETRY_FIRST: Duration = Duration::from_millis(20);
+
+/// The longest pause.
+const RETRY_MAX: Duration = Duration::from_millis(250);
+
+/// Tries of a home that cannot be reached and has not refused a connection either: some two seconds. A
+/// host that is silent for so long is taken for dead.
+const SILENT_TRIES_MAX: u32 = 6;
+
+/// Tries of all nodes together; then the client comes again.
+const TRIES_MAX: u32 = 20;
+
+/// Why a node does not serve a stream that nothing was delivered on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Lost {
+    /// It refuses connections: its process is gone.
+    Refused,
+    /// It cannot be reached, or the connection broke.
+    Away,
+    /// It says that it is not the home.
+    NotHome,
+}
+
+/// What to do next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Next {
+    /// Claim the home instead of the node.
+    Replace,
+    /// Wait, and look for the home again.
+    Pause(Duration),
+    /// Tell the client.
+    Fail,
+}
+
+/// The attempts of one stream.
+#[derive(Debug)]
+pub(super) struct Attempts {
+    backoff: Backoff,
+    count: u32,
+    silent: u32,
+}
+
+impl Attempts {
+    pub(super) const fn new() -> Self {
+        Self {
+            backoff: Backoff::new(RETRY_FIRST, RETRY_MAX),
+            count: 0,
+            silent: 0,
+        }
+    }
+
+    pub(super) fn on_lost(&mut self, lost: Lost, jitter: f64) -> Next {
+        self.count += 1;
+        if self.count > TRIES_MAX {
+            return Next::Fail;
+        }
+        match lost {
+            Lost::Refused => return Next::Replace,
+            Lost::Away => self.silent += 1,
+            Lost::NotHome => self.silent = 0,
+        }
+        if self.silent >= SILENT_TRIES_MAX {
+            self.silent = 0;
+            return Next::Replace;
+        }
+        Next::Pause(self.backoff.next_delay(jitter))
+    }
+}
+
+/// A stream that another node serves.
+pub(super) struct Forwarded {
+    pub(super) node: String,
+    pub(super) id: SubscriptionId,
+    pub(super) client: SharedClient,
+    pub(super) attempts: Attempts,
+    body: Body,
+    /// Trailers that came instead of a body.
+    refusal: Option<HeaderMap>,
+    has_delivered: bool,
+    stopping: Pin<Box<WaitForCancellationFutureOwned>>,
+}
+
+/// What a forwarded stream has next.
+pub(super) enum Event {
+    Frame(Frame<Bytes>),
+    /// The last frame.
+    End(HeaderMap),
+    /// Offer it to another node.
+    Lost(Lost),
+}
+
+/// Opens the stream at its home.
+pub(super) async fn open(
+    peers: &Peers,
+    address: &str,
+    me: &str,
+    (headers, client): (&HeaderMap, &SharedClient),
+) -> Result<http::Response<Body>, Lost> {
+    let mut channel = peers.channel(address).map_err(|_| Lost::Away)?;
+    let mut request = http::Request::new(Body::new(client.offer()));
+    *request.method_mut() = http::Method::POST;
+    *request.uri_mut() = http::Uri::from_static(CAPTURE_PATH);
+    *request.version_mut() = http::Version::HTTP_2;
+    let sent = request.headers_mut();
+    sent.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/grpc"),
+    );
+    sent.insert(header::TE, HeaderValue::from_static("trailers"));
+    if let Some(timeout) = headers.get("grpc-timeout") {
+        sent.insert("grpc-timeout", timeout.clone());
+    }
+    if let Ok(me) = HeaderValue::from_str(me) {
+        sent.insert(FORWARDED_KEY, me);
+    }
+    let ready = poll_fn(|cx| channel.poll_ready(cx)).await;
+    ready.map_err(|error| lost_of(&error))?;
+    let response = channel.call(request).await;
+    let response = response.map_err(|error| lost_of(&error))?;
+    Ok(response.map(Body::new))
+}
+
+fn lost_of(error: &(dyn std::error::Error + 'static)) -> Lost {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(error) = error.downcast_ref::<io::Error>()
+            && error.kind() == io::ErrorKind::ConnectionRefused
+        {
+            return Lost::Refused;
+        }
+        cause = error.source();
+    }
+    Lost::Away
+}
+
+impl Forwarded {
+    pub(super) fn new(
+        (id, node): (SubscriptionId, String),
+        (client, attempts): (SharedClient, Attempts),
+        response: http::Response<Body>,
+        stopping: WaitForCancellationFutureOwned,
+    ) -> Self {
+        let (head, body) = response.into_parts();
+        let is_refusal = head.headers.contains_key(Status::GRPC_STATUS);
+        Self {
+            node,
+            id,
+            client,
+            attempts,
+            body,
+            refusal: is_refusal.then_some(head.headers),
+            has_delivered: false,
+            stopping: Box::pin(stopping),
+        }
+    }
+
+    pub(super) fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
+        if self.stopping.as_mut().poll(cx).is_ready() {
+            let draining = &codes::gateway::DRAINING;
+            let told = status(draining.code, "node is draining", draining.next);
+            return Poll::Ready(Event::End(super::trailers(&told)));
+        }
+        if let Some(refusal) = self.refusal.take() {
+            return Poll::Ready(self.ended(refusal));
+        }
+        let frame = std::task::ready!(Pin::new(&mut self.body).poll_frame(cx));
+        Poll::Ready(match frame {
+            Some(Ok(frame)) => match frame.into_trailers() {
+                Ok(trailers) => self.ended(trailers),
+                Err(frame) => {
+                    self.has_delivered |= frame.data_ref().is_some_and(|data| !data.is_empty());
+                    Event::Frame(frame)
+                }
+            },
+            Some(Err(error)) => self.broken(error.message()),
+            None => self.broken("it ended the stream"),
+        })
+    }
+
+    fn can_move(&self) -> bool {
+        !self.has_delivered && self.client.is_unspent()
+    }
+
+    fn ended(&self, trailers: HeaderMap) -> Event {
+        let code = trailers.get(CODE_KEY).map(HeaderValue::as_bytes);
+        if self.can_move() && code == Some(codes::gateway::HOME_ELSEWHERE.code.as_bytes()) {
+            return Event::Lost(Lost::NotHome);
+        }
+        Event::End(trailers)
+    }
+
+    fn broken(&self, why: &str) -> Event {
+        if self.can_move() {
+            return Event::Lost(Lost::Away);
+        }
+        Event::End(super::trailers(&home_lost(&self.node, why)))
+    }
+}
+
+/// The status of a stream whose home went away.
+pub(super) fn home_lost(node: &str, why: &str) -> Status {
+    let lost = &codes::gateway::HOME_LOST;
+    let what = format!("{node}, which keeps the subscription, went away: {why}");
+    status(lost.code, what, lost.next)
+}
+
+/// The status for a node that forwarded a stream to one that is not its home.
+pub(super) fn elsewhere() -> Status {
+    let elsewhere = &codes::gateway::HOME_ELSEWHERE;
+    let what = "this node is not the home of the subscription";
+    status(elsewhere.code, what, elsewhere.next)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refused_connection_is_proof_and_silence_is_after_a_while() {
+        let mut attempts = Attempts::new();
+        assert_eq!(attempts.on_lost(Lost::Refused, 0.0), Next::Replace);
+        for _ in 1..SILENT_TRIES_MAX {
+            let next = attempts.on_lost(Lost::Away, 1.0);
+            assert!(matches!(next, Next::Pause(pause) if pause <= RETRY_MAX));
+        }
+        assert_eq!(attempts.on_lost(Lost::Away, 0.0), Next::Replace);
+    }
+
+    #[test]
+    fn a_home_that_moves_all_the_time_is_told_to_the_client() {
+        let mut attempts = Attempts::new();
+        for _ in 0..TRIES_MAX {
+            let next = attempts.on_lost(Lost::NotHome, 0.0);
+            assert!(matches!(next, Next::Pause(_)));
+        }
+        assert_eq!(attempts.on_lost(Lost::NotHome, 0.0), Next::Fail);
+    }
+
+    #[test]
+    fn refusals_are_found_in_the_chain_of_causes() {
+        let refused = io::Error::from(io::ErrorKind::ConnectionRefused);
+        assert_eq!(lost_of(&refused), Lost::Refused);
+        let wrapped = pgcapture_actors::log::LogError::Io {
+            action: "reach",
+            path: "b".into(),
+            source: refused,
+        };
+        assert_eq!(lost_of(&wrapped), Lost::Refused);
+        let reset = io::Error::from(io::ErrorKind::ConnectionReset);
+        assert_eq!(lost_of(&reset), Lost::Away);
+    }
+}

@@ -1,0 +1,317 @@
+//! Ranges of dumps from the leader's controller, for the sessions of another node.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a test that cannot go on has failed"
+)]
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use pgcapture_actors::{
+    cursors::SubscriptionId,
+    dump::{
+        Delivered, GivenUp, NoRanges, RangeSource, RangeTicket, RowBatch, RowEvent,
+        scripted::{Ended, Script, script},
+    },
+    supervise::{Task, TaskKind, spawn},
+};
+use pgcapture_engine::lsn::Lsn;
+use pgcapture_node::{
+    config::Config,
+    peer_log::credit::READ_WINDOW_BYTES,
+    peer_ranges::{Leadership, PeerRanges},
+    peers::Peers,
+    rpc::peer_ranges::{Controller, PeerRangesService},
+};
+use pgcapture_proto::peer::v1::peer_ranges_server::PeerRangesServer;
+use tokio::{net::TcpListener, sync::watch};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::transport::{Server, server::TcpIncoming};
+
+/// Far beyond what anything here takes.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+async fn soon<T>(what: &str, wait: impl Future<Output = T>) -> T {
+    let waited = tokio::time::timeout(PATIENCE, wait).await;
+    waited.unwrap_or_else(|_| panic!("{what} did not happen"))
+}
+
+fn id() -> SubscriptionId {
+    SubscriptionId {
+        stream: "shop".to_owned(),
+        consumer: "x".to_owned(),
+    }
+}
+
+/// A node with a controller, whose answers the test gives.
+struct Leader {
+    script: Script,
+    address: SocketAddr,
+    stop: CancellationToken,
+    _server: Task<()>,
+}
+
+impl Leader {
+    async fn start(leader: &watch::Sender<Option<String>>) -> Self {
+        let script = script();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let stop = CancellationToken::new();
+        let ranges: Arc<dyn RangeSource> = Arc::clone(&script.ranges) as Arc<dyn RangeSource>;
+        let service = PeerRangesService::new(Controller {
+            cluster: "c1".to_owned(),
+            address: address.to_string(),
+            leader: leader.subscribe(),
+            ranges,
+            orders: TaskTracker::new(),
+            stop: stop.clone(),
+        });
+        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        let server = Server::builder().add_service(PeerRangesServer::new(service));
+        let server = spawn(TaskKind::Server, "leader", async move {
+            server.serve_with_incoming(incoming).await.unwrap();
+        });
+        Self {
+            script,
+            address,
+            stop,
+            _server: server,
+        }
+    }
+
+    /// Schedules a range for the subscription.
+    fn schedule(&mut self) {
+        self.script.schedule(&id());
+    }
+
+    async fn ended(&mut self) -> Ended {
+        soon("the end", self.script.ended()).await.unwrap()
+    }
+}
+
+fn member(leader: &watch::Sender<Option<String>>, address: &str) -> PeerRanges {
+    member_with(leader, address, Arc::new(NoRanges))
+}
+
+fn member_with(
+    leader: &watch::Sender<Option<String>>,
+    address: &str,
+    local: Arc<dyn RangeSource>,
+) -> PeerRanges {
+    let config = Config::from_text("test.toml", "").unwrap();
+    PeerRanges::start(Leadership {
+        node: "b".to_owned(),
+        address: address.to_owned(),
+        cluster: "c1".to_owned(),
+        leader: leader.subscribe(),
+        local,
+        peers: Peers::new(&config).unwrap(),
+        state: None,
+    })
+}
+
+/// Pulls until something is due.
+async fn pull(ranges: &PeerRanges) -> RangeTicket {
+    let mut changes = ranges.changes();
+    soon("a range", async {
+        loop {
+            changes.borrow_and_update();
+            if let Some(ticket) = ranges.pull(&id()).await.unwrap() {
+                return ticket;
+            }
+            changes.changed().await.unwrap();
+        }
+    })
+    .await
+}
+
+fn batch(length: usize) -> RowEvent {
+    RowEvent::Rows(RowBatch {
+        bytes: vec![7; length].into(),
+        rows: vec![(0, u32::try_from(length).unwrap())],
+    })
+}
+
+#[tokio::test]
+async fn a_range_goes_its_whole_way() {
+    let (leading, _) = watch::channel(None);
+    let mut leader = Leader::start(&leading).await;
+    leader.schedule();
+    let ranges = member(&leading, "b:1");
+    assert_eq!(ranges.pull(&id()).await.unwrap(), None, "nobody leads");
+    leading.send_replace(Some(leader.address.to_string()));
+    let ticket = pull(&ranges).await;
+    let opened = async {
+        let opening = soon("opening", leader.script.opening()).await.unwrap();
+        assert_eq!(opening.at_least, Lsn(11));
+        opening.at(Lsn(30))
+    };
+    let (mut range, rows) = tokio::join!(ranges.open(&ticket, Lsn(11)), opened);
+    let range = range.as_mut().unwrap();
+    assert_eq!(range.at, Lsn(30));
+    rows.send(batch(5)).await.unwrap();
+    match soon("rows", range.rows.recv()).await {
+        Some(RowEvent::Rows(batch)) => {
+            assert_eq!(
+                (&batch.bytes[..], &batch.rows[..]),
+                (&[7; 5][..], &[(0, 5)][..])
+            );
+        }
+        other => panic!("{other:?}"),
+    }
+    rows.send(RowEvent::End).await.unwrap();
+    assert!(matches!(
+        soon("the end", range.rows.recv()).await,
+        Some(RowEvent::End)
+    ));
+    let delivered = Delivered {
+        row_count: 1,
+        bytes: 5,
+    };
+    ranges.finish(ticket.clone(), delivered).await.unwrap();
+    assert!(matches!(leader.ended().await, Ended::Finished(_, told) if told == delivered));
+    let again = ranges.finish(ticket, delivered).await.unwrap_err();
+    assert!(again.what.contains("ended already"), "{again}");
+}
+
+#[tokio::test]
+async fn failures_and_reasons_arrive_as_they_are() {
+    let (leading, _) = watch::channel(None);
+    let mut leader = Leader::start(&leading).await;
+    leading.send_replace(Some(leader.address.to_string()));
+    let ranges = member(&leading, "b:1");
+    leader.schedule();
+    let ticket = pull(&ranges).await;
+    let refusing = async {
+        let opening = soon("opening", leader.script.opening()).await.unwrap();
+        opening.fail("no such replica");
+    };
+    let (refused, ()) = tokio::join!(ranges.open(&ticket, Lsn(1)), refusing);
+    let refused = refused.unwrap_err();
+    assert!(refused.what.contains("no such replica"), "{refused}");
+    ranges
+        .give_up(ticket, GivenUp::Requeued("busy".to_owned()))
+        .await;
+    match leader.ended().await {
+        Ended::GivenUp(_, GivenUp::Requeued(why)) => assert_eq!(why, "busy"),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn the_leaders_death_ends_the_rows_and_the_next_one_serves() {
+    let (leading, _) = watch::channel(None);
+    let mut first = Leader::start(&leading).await;
+    let mut second = Leader::start(&leading).await;
+    leading.send_replace(Some(first.address.to_string()));
+    let ranges = member(&leading, "b:1");
+    first.schedule();
+    let ticket = pull(&ranges).await;
+    let opened = async {
+        let opening = soon("opening", first.script.opening()).await.unwrap();
+        opening.at(Lsn(30))
+    };
+    let (range, rows) = tokio::join!(ranges.open(&ticket, Lsn(1)), opened);
+    let mut range = range.unwrap();
+    rows.send(batch(5)).await.unwrap();
+    assert!(soon("rows", range.rows.recv()).await.is_some());
+    first.stop.cancel();
+    let last = soon("the end of the rows", range.rows.recv()).await;
+    assert!(last.is_none(), "no end was said: {last:?}");
+    leading.send_replace(Some(second.address.to_string()));
+    second.schedule();
+    // The same number at the other controller is another range.
+    let other = pull(&ranges).await;
+    assert_ne!(other.number, ticket.number);
+    let refused = ranges.finish(ticket.clone(), Delivered::default()).await;
+    refused.unwrap_err();
+    ranges
+        .give_up(
+            ticket,
+            GivenUp::Failed(pgcapture_node::peer_ranges::wire::away("gone")),
+        )
+        .await;
+    ranges.finish(other, Delivered::default()).await.unwrap();
+    assert!(matches!(second.ended().await, Ended::Finished(..)));
+    assert!(
+        matches!(
+            first.ended().await,
+            Ended::GivenUp(_, GivenUp::Disconnected)
+        ),
+        "what the member held is given up with it"
+    );
+}
+
+#[tokio::test]
+async fn a_node_that_goes_away_gives_up_what_it_held() {
+    let (leading, _) = watch::channel(None);
+    let mut leader = Leader::start(&leading).await;
+    leading.send_replace(Some(leader.address.to_string()));
+    let ranges = member(&leading, "b:1");
+    leader.schedule();
+    pull(&ranges).await;
+    drop(ranges);
+    let ended = leader.ended().await;
+    assert!(
+        matches!(ended, Ended::GivenUp(_, GivenUp::Disconnected)),
+        "{ended:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_consumer_that_reads_nothing_stops_the_reading() {
+    let (leading, _) = watch::channel(None);
+    let mut leader = Leader::start(&leading).await;
+    leading.send_replace(Some(leader.address.to_string()));
+    let ranges = member(&leading, "b:1");
+    leader.schedule();
+    let ticket = pull(&ranges).await;
+    let opened = async {
+        let opening = soon("opening", leader.script.opening()).await.unwrap();
+        opening.at(Lsn(30))
+    };
+    let (range, rows) = tokio::join!(ranges.open(&ticket, Lsn(1)), opened);
+    let mut range = range.unwrap();
+    let length = 256 << 10;
+    let (mut sent, most) = (0, usize::try_from(READ_WINDOW_BYTES).unwrap() / length + 16);
+    // A place that does not come in a second does not come.
+    while let Ok(sending) = tokio::time::timeout(Duration::from_secs(1), rows.reserve()).await {
+        sending.unwrap().send(batch(length));
+        sent += 1;
+        assert!(sent <= most, "{sent} batches are under way");
+    }
+    let finish = async {
+        rows.send(RowEvent::End).await.unwrap();
+    };
+    let read = async {
+        let mut count = 0;
+        while let Some(RowEvent::Rows(_)) = soon("rows", range.rows.recv()).await {
+            count += 1;
+        }
+        count
+    };
+    let (count, ()) = tokio::join!(read, finish);
+    assert_eq!(count, sent, "and every row comes");
+}
+
+#[tokio::test]
+async fn a_node_that_leads_asks_itself() {
+    let (leading, _) = watch::channel(Some("b:1".to_owned()));
+    let mut own = script();
+    let ranges = member_with(
+        &leading,
+        "b:1",
+        Arc::clone(&own.ranges) as Arc<dyn RangeSource>,
+    );
+    own.schedule(&id());
+    let ticket = pull(&ranges).await;
+    ranges.finish(ticket, Delivered::default()).await.unwrap();
+    let ended = soon("the end", own.ended()).await;
+    assert!(matches!(ended, Some(Ended::Finished(..))));
+    // Who does not lead lets nobody in.
+    let leader = Leader::start(&leading).await;
+    let (wrong, _) = watch::channel(Some(leader.address.to_string()));
+    let stranger = member(&wrong, "c:1");
+    assert_eq!(stranger.pull(&id()).await.unwrap(), None);
+}
