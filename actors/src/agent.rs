@@ -97,7 +97,8 @@ pub struct AgentStatus {
     pub trouble: Option<Trouble>,
 }
 
-/// How long the steps of a take-over took, in this order. Connecting and fencing run side by side.
+/// How long the steps of a take-over took, counted from its begin, in this order. Connecting and
+/// fencing run side by side.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TakeOverTimes {
     /// Until the log is fenced, its tail is read and PostgreSQL has let us in.
@@ -106,7 +107,7 @@ pub struct TakeOverTimes {
     pub looked: Duration,
     /// Until whoever had the slot was gone.
     pub freed: Duration,
-    /// Until the log was ready to go on, anew where it must be.
+    /// Until the log was ready to go on, anew where it must be, and a walsender was there.
     pub ready: Duration,
     /// Until the server has begun to stream; zero when the backlog is read by COPY.
     pub streaming: Duration,

@@ -48,7 +48,8 @@ pub trait AgentHost: Debug + Send + Sync {
 
     /// Attests that all subscriptions have consumed everything before `origin`, durably and agreed
     /// on when it returns; only then is it confirmed to PostgreSQL. An older epoch than the source's
-    /// must be refused. A host that keeps nothing refuses always: then the slot cannot be the truth.
+    /// must be refused, and so should an origin whose last entry a cursor has not reached: a
+    /// subscription may have come that the agent has not heard of. A host that keeps nothing refuses always: then the slot cannot be the truth.
     ///
     /// # Errors
     ///

@@ -88,8 +88,8 @@ pub(super) async fn run(parts: &PipelineParts) -> Result<(), AgentError> {
     }
 }
 
-/// Fences the log, reads its end and takes the slot. Both connections to PostgreSQL are opened
-/// meanwhile: that proves and changes nothing, and a take-over is short.
+/// Fences the log, reads its end and takes the slot. PostgreSQL lets us in meanwhile: that proves and
+/// changes nothing, and a take-over is short.
 async fn begin(
     parts: &PipelineParts,
 ) -> Result<(PublisherHandle, oneshot::Receiver<()>, Began), AgentError> {
@@ -108,11 +108,8 @@ async fn begin(
         };
         Ok::<_, AgentError>((publisher, gone, tail, attested))
     };
-    let (fenced, connection, walsender) = tokio::join!(
-        fence,
-        Connection::connect(&config, Replication::Off),
-        Connection::connect(&config, Replication::Database),
-    );
+    let connect = Connection::connect(&config, Replication::Off);
+    let (fenced, connection) = tokio::join!(fence, connect);
     let (publisher, publisher_gone, tail, attested) = fenced?;
     let connection = connection?;
     parts
@@ -133,8 +130,6 @@ async fn begin(
         config,
         at,
         taken,
-        // One that could not be had now is asked for again when it is needed, and then it matters.
-        walsender: walsender.ok(),
         since,
     };
     Ok((publisher, publisher_gone, began))
@@ -146,8 +141,6 @@ struct Began {
     /// The durable end of the log.
     at: Tail,
     taken: TakenSlot,
-    /// Open already, for the first stream.
-    walsender: Option<Connection>,
     since: Instant,
 }
 
@@ -230,7 +223,7 @@ fn build_reader(
     publisher: &PublisherHandle,
     confirmable: watch::Receiver<Lsn>,
 ) -> SlotReader {
-    let walsender = began.walsender.take();
+    let walsender = began.taken.walsender.take();
     let Began {
         config, at, taken, ..
     } = began;

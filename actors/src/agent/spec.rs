@@ -91,7 +91,8 @@ pub enum Durability {
     /// subscription has consumed. See [`pgcapture_engine::confirm`].
     Slot {
         /// The least of the subscriptions' cursors, as agreed on; `None` while there is no
-        /// subscription. A subscription that has no cursor yet does not count. An entry, not an LSN:
+        /// subscription: never while that is not known yet, since then the log alone counts. A
+        /// subscription that has no cursor yet does not count. An entry, not an LSN:
         /// only so can it be told from the last one of the log.
         floor: watch::Receiver<Option<Checkpoint>>,
     },

@@ -33,7 +33,7 @@ use super::{
 use crate::{
     log::Tail,
     postgres::{
-        Config, Connection, PgError,
+        Config, Connection, PgError, Replication,
         catalog::{self, SlotState, SourceLook},
     },
     publisher::PublisherHandle,
@@ -47,7 +47,7 @@ const CURSOR_PATIENCE: Duration = Duration::from_secs(2);
 const ATTESTED_AGAIN: Duration = Duration::from_millis(50);
 
 /// A slot that may be read from now on.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) struct TakenSlot {
     /// Where to start reading.
     pub(super) resume_lsn: Lsn,
@@ -61,6 +61,9 @@ pub(super) struct TakenSlot {
     pub(super) publication_oid: u32,
     /// Whether every captured type can be sent in binary form.
     pub(super) is_binary: bool,
+    /// Open already, for the first stream. One that could not be had is asked for again when it is
+    /// needed, and then it matters.
+    pub(super) walsender: Option<Connection>,
 }
 
 /// What a take-over works with.
@@ -104,7 +107,10 @@ impl TakeOver<'_> {
             }
         };
         let position = find_position(spec, &look, self.config.database(), is_new)?;
-        let (resume_lsn, confirmed_lsn) = self.begin(position, declared, is_new).await?;
+        // Not before: of two agents only one has a walsender, and a stranger keeps his in peace.
+        let walsender = Connection::connect(self.config, Replication::Database);
+        let (begun, walsender) = tokio::join!(self.begin(position, declared, is_new), walsender);
+        let (resume_lsn, confirmed_lsn) = begun?;
         self.note(|times, took| times.ready = took);
         Ok(TakenSlot {
             is_binary: spec.is_binary && has_binary_form(spec, &look.text_columns),
@@ -113,6 +119,7 @@ impl TakeOver<'_> {
             attested_lsn: self.attested.unwrap_or_default().resume_lsn,
             server_end_lsn: look.flush_lsn,
             publication_oid,
+            walsender: walsender.ok(),
         })
     }
 
