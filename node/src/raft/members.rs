@@ -105,13 +105,17 @@ impl RaftConsensus {
         let metrics = self.inner.raft.metrics();
         let metrics = metrics.borrow_watched();
         let last_log = metrics.last_log_index.unwrap_or(0);
-        let voters: Vec<u64> = metrics.membership_config.voter_ids().collect();
+        // A change of members counts once it is agreed on in both its parts: until then the loss of
+        // a node that had a vote before may hold it up.
+        let committed = metrics.committed_membership_config.membership();
+        let configs = committed.get_joint_config();
+        let votes = |id: &u64| !configs.is_empty() && configs.iter().all(|it| it.contains(id));
         let member = |node: Node| {
             let known = metrics.replication.as_ref();
             let matched = known.and_then(|known| known.get(&node.id).copied());
             let lag = matched.map(|id| last_log.saturating_sub(id.map_or(0, |id| id.index())));
             Member {
-                is_voter: voters.contains(&node.id),
+                is_voter: votes(&node.id),
                 is_leader: metrics.current_leader == Some(node.id),
                 lag,
                 node,

@@ -62,7 +62,7 @@ fn cursor(runs: u64) -> Cursor {
 }
 
 #[tokio::test]
-async fn a_proposal_waits_for_the_disk_once() {
+async fn a_proposal_costs_one_durable_transaction() {
     let disk = Arc::default();
     let (_folder, raft) = on_disk(&disk).await;
     let before = disk.syncs.load(Ordering::SeqCst);
@@ -71,7 +71,8 @@ async fn a_proposal_waits_for_the_disk_once() {
         assert_eq!(answer, Answer::Done);
     }
     let syncs = disk.syncs.load(Ordering::SeqCst) - before;
-    assert!(syncs <= 11, "{syncs} syncs for 10 proposals");
+    // redb syncs up to twice a transaction.
+    assert!(syncs <= 22, "{syncs} syncs for 10 proposals");
 }
 
 #[tokio::test]
