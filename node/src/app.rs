@@ -108,16 +108,13 @@ pub async fn start(config: &Config) -> anyhow::Result<Node> {
         orders: orders.clone(),
     };
     let stop_dumps = CancellationToken::new();
-    let readers = (Arc::clone(&parts.replicas), dumps.clone(), parts.reader);
+    let readers = (
+        Arc::clone(&parts.replicas),
+        dumps.clone(),
+        Arc::clone(&parts.reader),
+    );
     let stop_servers = CancellationToken::new();
-    let peer_log = PeerLogService {
-        node: config.node.name.clone(),
-        cluster: CLUSTER.to_owned(),
-        state: parts.consensus.state(),
-        logs: Arc::clone(&parts.logs),
-        stop: stop_servers.clone(),
-    };
-    let peer = (peer_log, homes.clone());
+    let peer = (parts.peer_log(config, &stop_servers), homes.clone());
     let services = Services::new(admin, readers, peer, stop_dumps.clone());
     let (listen, health, grpc) =
         server::serve(grpc_listener, services, credentials, stop_servers.clone()).await?;
@@ -255,6 +252,17 @@ impl Parts {
 
     fn start_dumps(&self) -> DumpControllerHandle {
         DumpControllerHandle::start(Arc::clone(&self.consensus), Arc::clone(&self.reader))
+    }
+
+    /// This node's logs, for the other nodes.
+    fn peer_log(&self, config: &Config, stop: &CancellationToken) -> PeerLogService {
+        PeerLogService {
+            node: config.node.name.clone(),
+            cluster: CLUSTER.to_owned(),
+            state: self.consensus.state(),
+            logs: Arc::clone(&self.logs),
+            stop: stop.clone(),
+        }
     }
 
     fn start_homes(&self, config: &Config, gateway: &GatewayHandle) -> Homes {
