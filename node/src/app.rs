@@ -129,7 +129,11 @@ pub async fn start(config: &Config) -> anyhow::Result<Node> {
         stop: stop_part.clone(),
     };
     let stop_dumps = CancellationToken::new();
-    let readers = (Arc::clone(&parts.replicas), dumps.clone(), parts.reader);
+    let readers = (
+        Arc::clone(&parts.replicas),
+        dumps.clone(),
+        Arc::clone(&parts.reader),
+    );
     let stop_servers = CancellationToken::new();
     let peers = PeerServices {
         door: door.clone(),

@@ -7,7 +7,7 @@
 //!
 //! # Invariants
 //!
-//! - The end that is shown never goes back. A log that is decoded again ends earlier for a moment; what
+//! - The end that is shown never goes back while the source exists. A log that is decoded again ends earlier for a moment; what
 //!   was shown is committed, and comes again with the same checkpoints.
 //! - An entry comes once, in order, and none is left out; else the reader fails with
 //!   [`LogError::Removed`].
@@ -219,6 +219,16 @@ impl Shown {
         });
     }
 
+    /// Nothing of it will be seen again: a source of that name is another one.
+    fn forget(&self) {
+        self.is_known.send_replace(false);
+        self.tail.send_replace(Tail::default());
+        *self.remembered() = LogExtent::default();
+        self.show_health(LogHealth::Failed {
+            reason: "the source was removed".to_owned(),
+        });
+    }
+
     fn extent(&self, site: &Site) -> LogExtent {
         let extent = site.log.extent();
         *self.remembered() = extent;
@@ -246,9 +256,7 @@ async fn show(mut place: watch::Receiver<Place>, shown: Arc<Shown>) {
                 let reason = format!("{}: {reason}", codes::OWNER_AWAY.code);
                 shown.show_health(LogHealth::Blocked { reason });
             }
-            Place::Gone => shown.show_health(LogHealth::Failed {
-                reason: "the source was removed".to_owned(),
-            }),
+            Place::Gone => shown.forget(),
         }
         if place.changed().await.is_err() {
             return;

@@ -18,6 +18,7 @@ mod measure;
 mod node_side;
 mod peer;
 mod progress;
+mod remote;
 mod report;
 mod sessions;
 mod workload;
@@ -59,6 +60,8 @@ enum BenchCommand {
     Sessions(sessions::SessionsArgs),
     /// From the log to one consumer.
     Log(log::LogArgs),
+    /// To one consumer on another node than the agent, beside one on the agent's node.
+    Remote(log::LogArgs),
     /// Existing rows from a standby to one consumer, beside COPY.
     Dump(dump::DumpArgs),
     /// Work in a process of its own; for the other commands.
@@ -93,6 +96,7 @@ pub(super) async fn run(global: &Global, args: BenchArgs) -> Result<(), Failure>
             BenchCommand::Sessions(args) => sessions::run(global, args, &data).await,
             BenchCommand::Dump(args) => dump::run(global, args, &data).await,
             BenchCommand::Log(args) => log::run(global, args, &data).await,
+            BenchCommand::Remote(args) => remote::run(global, args, &data).await,
             BenchCommand::Child => Ok(()),
         }
     };

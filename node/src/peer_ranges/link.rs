@@ -35,7 +35,7 @@ pub(super) enum Link {
     /// This node leads.
     Here(Arc<dyn RangeSource>),
     /// Another one does.
-    There(Member),
+    There(Box<Member>),
 }
 
 /// A membership over the peer API.
@@ -49,7 +49,7 @@ impl Link {
     pub(super) async fn pull(&self, id: &SubscriptionId) -> Result<Option<RangeTicket>, DumpError> {
         let Member { mut client, member } = match self {
             Self::Here(local) => return local.pull(id).await,
-            Self::There(member) => member.clone(),
+            Self::There(member) => Member::clone(member),
         };
         let request = PullRange {
             member: Some(member),
@@ -73,9 +73,9 @@ impl Link {
     ) -> Result<OpenedRange, DumpError> {
         match self {
             Self::Here(local) => local.open(ticket, at_least).await,
-            Self::There(Member { client, member }) => {
-                let member = member.clone();
-                rows::open(client.clone(), member, (ticket.number, at_least), calls).await
+            Self::There(there) => {
+                let (client, member) = (there.client.clone(), there.member.clone());
+                rows::open(client, member, (ticket.number, at_least), calls).await
             }
         }
     }
@@ -87,7 +87,7 @@ impl Link {
     ) -> Result<(), DumpError> {
         let Member { mut client, member } = match self {
             Self::Here(local) => return local.finish(ticket, delivered).await,
-            Self::There(member) => member.clone(),
+            Self::There(member) => Member::clone(member),
         };
         let request = FinishRange {
             member: Some(member),
@@ -101,7 +101,7 @@ impl Link {
     pub(super) async fn give_up(&self, ticket: RangeTicket, reason: GivenUp) {
         let Member { mut client, member } = match self {
             Self::Here(local) => return local.give_up(ticket, reason).await,
-            Self::There(member) => member.clone(),
+            Self::There(member) => Member::clone(member),
         };
         let number = ticket.number;
         let request = GiveUpRange {
@@ -184,7 +184,7 @@ async fn lead_there(inner: &Inner, address: &str) -> (DumpError, bool) {
         Ok(joined) => joined,
         Err(error) => return (error, false),
     };
-    inner.set_link(Some(Link::There(member)));
+    inner.set_link(Some(Link::There(Box::new(member))));
     loop {
         match changes.message().await {
             Ok(Some(_)) => inner.tell(),

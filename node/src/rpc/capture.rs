@@ -29,7 +29,7 @@ use tower::Service;
 
 use self::{
     client::Client,
-    forward::{Event, FORWARDED_KEY, Forwarded},
+    forward::{Event, FORWARDED_KEY, Forwarded, TIMEOUT_KEY},
     opening::{Opened, Opening},
 };
 use super::codec::CaptureRequests;
@@ -133,7 +133,7 @@ impl Service<http::Request<Body>> for CaptureService {
                 let opening = Opening {
                     gateway,
                     homes,
-                    headers: head.headers,
+                    timeout: head.headers.get(TIMEOUT_KEY).cloned(),
                 };
                 let opened = opening.clone().open(Client::new(body), is_forwarded);
                 return Ok(respond(Stage::Opening(Box::pin(opened)), Some(opening)));
@@ -180,7 +180,7 @@ fn respond(stage: Stage, opening: Option<Opening>) -> http::Response<Body> {
 /// Frames of messages, then the status.
 struct DeliveryBody {
     stage: Stage,
-    /// How to open the stream again elsewhere.
+    /// How to open the stream again elsewhere; `None` once it is served here.
     opening: Option<Opening>,
 }
 
@@ -235,6 +235,8 @@ impl HttpBody for DeliveryBody {
                 },
                 Stage::Opening(opening) => match std::task::ready!(opening.as_mut().poll(cx)) {
                     Ok(Opened::Here(deliveries, _held)) => {
+                        // It stays here; an idle stream keeps nothing that it does not need.
+                        self.opening = None;
                         self.stage = Stage::Here { deliveries, _held };
                     }
                     Ok(Opened::There(forwarded)) => self.stage = Stage::There(forwarded),

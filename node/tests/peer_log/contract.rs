@@ -44,6 +44,9 @@ macro_rules! contract {
 
 contract!(
     batches_are_read_in_the_order_of_acceptance
+    flush_returns_the_tail_of_what_was_accepted
+    an_older_epoch_is_refused
+    the_same_epoch_opened_again_fences_the_writer_before
     a_batch_that_does_not_follow_is_refused
     a_batch_without_entries_makes_its_resume_lsn_durable
     a_reader_at_the_tail_waits_for_the_next_batch

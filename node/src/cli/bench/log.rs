@@ -24,7 +24,7 @@ use super::{
 };
 
 /// Changes of a transaction in the log.
-const TRANSACTION_CHANGES: u64 = 1_000;
+pub(super) const TRANSACTION_CHANGES: u64 = 1_000;
 
 /// WAL between two transactions.
 const TRANSACTION_WAL_BYTES: u64 = 256 << 10;
@@ -51,21 +51,21 @@ impl Delivery {
     }
 }
 
-/// Arguments of `bench log`.
+/// Arguments of `bench log` and `bench remote`.
 #[derive(Args, Debug)]
 pub(super) struct LogArgs {
     /// How the consumer gets its changes.
     #[arg(long, value_enum, default_value_t = Delivery::Single)]
-    delivery: Delivery,
+    pub(super) delivery: Delivery,
     /// What the consumer is made of.
     #[arg(long, value_enum, default_value_t = ClientKind::Generated)]
-    client: ClientKind,
+    pub(super) client: ClientKind,
     /// Changes of a run.
     #[arg(long, default_value_t = 2_000_000, value_parser = clap::value_parser!(u64).range(1..))]
-    rows: u64,
+    pub(super) rows: u64,
     /// Rounds; the result is their median.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
-    runs: u32,
+    pub(super) runs: u32,
 }
 
 pub(super) async fn run(global: &Global, args: &LogArgs, data: &Path) -> anyhow::Result<()> {
@@ -110,7 +110,11 @@ pub(super) async fn run(global: &Global, args: &LogArgs, data: &Path) -> anyhow:
 }
 
 /// One consumer reads everything; returns what it says and what that cost us.
-async fn read(served: &Served, args: &LogArgs, round: u32) -> anyhow::Result<(Done, f64)> {
+pub(super) async fn read(
+    served: &Served,
+    args: &LogArgs,
+    round: u32,
+) -> anyhow::Result<(Done, f64)> {
     let order = consumer::Order {
         address: served.address.clone(),
         // A subscription of its own, which starts at the begin.
@@ -134,7 +138,7 @@ async fn read(served: &Served, args: &LogArgs, round: u32) -> anyhow::Result<(Do
 }
 
 /// Writes inserts of six columns, some 150 bytes.
-async fn fill(log: &impl ChangeLog, count: u64) -> anyhow::Result<()> {
+pub(super) async fn fill(log: &dyn ChangeLog, count: u64) -> anyhow::Result<()> {
     let mut writer = log.open_writer(Epoch(1)).await?;
     let field = |name: &str, oid, value: &[u8]| Field {
         name: name.to_owned(),

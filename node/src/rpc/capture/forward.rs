@@ -29,6 +29,9 @@ use crate::peers::Peers;
 /// Tells the home that it must serve the stream itself, and who forwarded it.
 pub(super) const FORWARDED_KEY: &str = "pgcapture-forwarded-by";
 
+/// The deadline of a client's call.
+pub(super) const TIMEOUT_KEY: &str = "grpc-timeout";
+
 /// Pause before the home is tried again.
 const RETRY_FIRST: Duration = Duration::from_millis(20);
 
@@ -126,7 +129,7 @@ pub(super) async fn open(
     peers: &Peers,
     address: &str,
     me: &str,
-    (headers, client): (&HeaderMap, &SharedClient),
+    (timeout, client): (Option<&HeaderValue>, &SharedClient),
 ) -> Result<http::Response<Body>, Lost> {
     let mut channel = peers.channel(address).map_err(|_| Lost::Away)?;
     let mut request = http::Request::new(Body::new(client.offer()));
@@ -139,8 +142,8 @@ pub(super) async fn open(
         HeaderValue::from_static("application/grpc"),
     );
     sent.insert(header::TE, HeaderValue::from_static("trailers"));
-    if let Some(timeout) = headers.get("grpc-timeout") {
-        sent.insert("grpc-timeout", timeout.clone());
+    if let Some(timeout) = timeout {
+        sent.insert(TIMEOUT_KEY, timeout.clone());
     }
     if let Ok(me) = HeaderValue::from_str(me) {
         sent.insert(FORWARDED_KEY, me);

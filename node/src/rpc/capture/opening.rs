@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use http::HeaderMap;
+use http::HeaderValue;
 use pgcapture_actors::{
     cursors::SubscriptionId,
     gateway::{CaptureError, Deliveries, GatewayHandle, GatewayLimits},
@@ -26,8 +26,8 @@ use crate::{
 pub(super) struct Opening {
     pub(super) gateway: GatewayHandle,
     pub(super) homes: Homes,
-    /// Those of the client's request.
-    pub(super) headers: HeaderMap,
+    /// The deadline that the client set.
+    pub(super) timeout: Option<HeaderValue>,
 }
 
 /// Who serves it.
@@ -106,7 +106,7 @@ impl Opening {
                 Placed::There { node, address } => (node, address),
             };
             let (peers, me) = (self.homes.peers(), self.homes.node());
-            let sent = (&self.headers, &client);
+            let sent = (self.timeout.as_ref(), &client);
             match forward::open(peers, &address, me, sent).await {
                 Ok(response) => {
                     let stopping = self.homes.stop().clone().cancelled_owned();
