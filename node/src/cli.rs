@@ -14,6 +14,7 @@ mod dump;
 mod explain;
 pub mod failure;
 mod output;
+mod removal;
 mod replica;
 mod slot;
 mod source;

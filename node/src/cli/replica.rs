@@ -8,7 +8,8 @@ use pgcapture_proto::admin::v1::{GetReplicaRequest, ListReplicasRequest, RemoveR
 
 use self::view::ReplicaView;
 use super::{
-    Failure, Global, connect, output,
+    Failure, Global, connect,
+    removal::{self, Consent},
     watch::{self, WatchArgs},
 };
 
@@ -49,12 +50,8 @@ pub struct ShowArgs {
 pub struct RemoveArgs {
     /// The replica.
     name: String,
-    /// Do it.
-    #[arg(long)]
-    yes: bool,
-    /// Only say what would happen.
-    #[arg(long)]
-    dry_run: bool,
+    #[command(flatten)]
+    consent: Consent,
 }
 
 pub(super) async fn run(global: &Global, command: ReplicaCommand) -> Result<(), Failure> {
@@ -90,22 +87,13 @@ async fn show(global: &Global, args: ShowArgs) -> Result<(), Failure> {
 }
 
 async fn remove(global: &Global, args: RemoveArgs) -> Result<(), Failure> {
-    let mut client = connect::replicas(global).await?;
-    let request = |dry_run| RemoveReplicaRequest {
-        name: args.name.clone(),
-        dry_run,
-    };
-    let plan = client.remove_replica(request(true)).await?.into_inner();
-    if args.dry_run || !args.yes {
-        output::talk("would:\n");
-        output::data(&output::bullets(&plan.actions))?;
-        let plan = format!("replica \"{}\" is still there", args.name);
-        return if args.dry_run {
-            Ok(())
-        } else {
-            Err(Failure::needs_yes(&plan))
-        };
-    }
-    let done = client.remove_replica(request(false)).await?.into_inner();
-    Ok(output::data(&output::bullets(&done.actions))?)
+    let client = connect::replicas(global).await?;
+    let what = format!("replica \"{}\"", args.name);
+    removal::run(&what, args.consent, async |dry_run| {
+        let name = args.name.clone();
+        let request = RemoveReplicaRequest { name, dry_run };
+        let answer = client.clone().remove_replica(request).await?;
+        Ok(answer.into_inner().actions)
+    })
+    .await
 }

@@ -15,6 +15,7 @@ pub(super) use self::{
 };
 use super::{
     Failure, Global, connect, output,
+    removal::{self, Consent},
     watch::{self, WatchArgs},
 };
 
@@ -74,12 +75,8 @@ pub struct ResumeArgs {
 pub struct RemoveArgs {
     /// The source.
     name: String,
-    /// Do it.
-    #[arg(long)]
-    yes: bool,
-    /// Only say what would happen.
-    #[arg(long)]
-    dry_run: bool,
+    #[command(flatten)]
+    consent: Consent,
     /// Leave slot and publication in PostgreSQL; the slot goes on keeping WAL.
     #[arg(long)]
     keep_slot: bool,
@@ -130,23 +127,16 @@ async fn show(global: &Global, args: ShowArgs) -> Result<(), Failure> {
 }
 
 async fn remove(global: &Global, args: RemoveArgs) -> Result<(), Failure> {
-    let mut client = connect::admin(global).await?;
-    let request = |dry_run| RemoveSourceRequest {
-        name: args.name.clone(),
-        dry_run,
-        keep_slot: args.keep_slot,
-    };
-    let plan = client.remove_source(request(true)).await?.into_inner();
-    if args.dry_run || !args.yes {
-        output::talk("would:\n");
-        output::data(&output::bullets(&plan.actions))?;
-        let plan = format!("source \"{}\" is still there", args.name);
-        return if args.dry_run {
-            Ok(())
-        } else {
-            Err(Failure::needs_yes(&plan))
+    let client = connect::admin(global).await?;
+    let what = format!("source \"{}\"", args.name);
+    removal::run(&what, args.consent, async |dry_run| {
+        let request = RemoveSourceRequest {
+            name: args.name.clone(),
+            dry_run,
+            keep_slot: args.keep_slot,
         };
-    }
-    let done = client.remove_source(request(false)).await?.into_inner();
-    Ok(output::data(&output::bullets(&done.actions))?)
+        let answer = client.clone().remove_source(request).await?;
+        Ok(answer.into_inner().actions)
+    })
+    .await
 }

@@ -28,6 +28,24 @@ pub(crate) async fn dumping() -> (Node, Script) {
     (node, script)
 }
 
+/// The same, with a change at 10 and a consumer of what comes after it.
+async fn joined(parameters: &[(&str, Kind)]) -> (Node, Script, Consumer) {
+    let (mut node, script) = dumping().await;
+    node.publish(10, &["a"]).await;
+    let consumer = node.join("shop", parameters).await;
+    (node, script, consumer)
+}
+
+/// The same, with a consumer in order that got the change and has not answered it.
+async fn in_order() -> (Node, Script, Consumer, CaptureMessage) {
+    let (mut node, script) = dumping().await;
+    node.publish(10, &["a"]).await;
+    let parameters = [earliest(), ("Mode", text("ordered"))];
+    let mut consumer = node.open("shop", &parameters).await;
+    let change = consumer.next().await;
+    (node, script, consumer, change)
+}
+
 /// Encoded rows of these tables.
 pub(crate) fn rows(tables: &[&str]) -> RowEvent {
     let (mut bytes, mut rows) = (Vec::new(), Vec::new());
@@ -149,9 +167,7 @@ fn rows_come_after_every_change_before_them_and_before_every_other() {
 #[test]
 fn on_an_idle_source_rows_come_when_the_log_says_that_nothing_is_missing() {
     run(async {
-        let (mut node, mut script) = dumping().await;
-        node.publish(10, &["a"]).await;
-        let mut consumer = node.join("shop", &[]).await;
+        let (mut node, mut script, mut consumer) = joined(&[]).await;
         let mut asked = node.log.asked_progress().unwrap();
         script.schedule(&id("shop", "shop"));
         open_whole(&mut script, 50, &["t"]).await;
@@ -168,9 +184,7 @@ fn on_an_idle_source_rows_come_when_the_log_says_that_nothing_is_missing() {
 #[test]
 fn ranges_follow_each_other_while_the_next_is_opened() {
     run(async {
-        let (mut node, mut script) = dumping().await;
-        node.publish(10, &["a"]).await;
-        let mut consumer = node.join("shop", &[]).await;
+        let (_node, mut script, mut consumer) = joined(&[]).await;
         let shop = id("shop", "shop");
         for _ in 0..3 {
             script.schedule(&shop);
@@ -270,10 +284,7 @@ fn a_cumulative_answer_without_a_place_counts_for_one_row() {
 #[test]
 fn only_the_tables_that_a_session_wants_come_and_the_rest_counts_as_answered() {
     run(async {
-        let (mut node, mut script) = dumping().await;
-        node.publish(10, &["a"]).await;
-        let parameters = [("TableRegex", text("^t")), ("Operations", text("insert"))];
-        let mut consumer = node.join("shop", &parameters[..1]).await;
+        let (_node, mut script, mut consumer) = joined(&[("TableRegex", text("^t"))]).await;
         let shop = id("shop", "shop");
         script.schedule(&shop);
         open_whole(&mut script, 11, &["t"; 2]).await;
@@ -344,11 +355,7 @@ fn beside_another_session_newer_changes_wait_until_the_rows_are_answered() {
 #[test]
 fn in_order_rows_are_done_after_the_changes_before_them_and_come_again_with_them() {
     run(async {
-        let (mut node, mut script) = dumping().await;
-        node.publish(10, &["a"]).await;
-        let parameters = [earliest(), ("Mode", text("ordered"))];
-        let mut consumer = node.open("shop", &parameters).await;
-        let change = consumer.next().await;
+        let (_node, mut script, mut consumer, change) = in_order().await;
         let shop = id("shop", "shop");
         script.schedule(&shop);
         open_whole(&mut script, 11, &["t"]).await;
@@ -372,11 +379,7 @@ fn in_order_rows_are_done_after_the_changes_before_them_and_come_again_with_them
 #[test]
 fn a_range_is_finished_only_once_its_cursors_are_durable() {
     run(async {
-        let (mut node, mut script) = dumping().await;
-        node.publish(10, &["a"]).await;
-        let parameters = [earliest(), ("Mode", text("ordered"))];
-        let mut consumer = node.open("shop", &parameters).await;
-        let change = consumer.next().await;
+        let (node, mut script, mut consumer, change) = in_order().await;
         script.schedule(&id("shop", "shop"));
         open_whole(&mut script, 11, &["t"]).await;
         let row = consumer.next().await;

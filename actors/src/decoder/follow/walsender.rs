@@ -55,7 +55,7 @@ impl Listening {
         let (client, _) = self.listener.accept().await.unwrap();
         let (mut from_client, mut to_client) = client.into_split();
         rest(&mut from_client).await;
-        let parameter = |name: &str, value: &str| frame(b'S', &[name, "\0", value, "\0"].concat());
+        let parameter = |name: &str, value: &str| frame(b'S', [name, "\0", value, "\0"].concat());
         let login = [
             frame(b'R', "\0\0\0\0"),
             parameter("server_version", "15.0"),
