@@ -5,6 +5,7 @@ use pgcapture_engine::{
     cluster::{OnGap, Origin, Refusal, SecretRef, Source},
     lsn::{Lsn, PgTime},
 };
+use redb::Database;
 
 use super::{
     format::{FORMAT_KEY, META, StateV1},
