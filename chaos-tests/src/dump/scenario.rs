@@ -20,7 +20,7 @@ use super::{
     copy::Copy,
     table,
     verdict::Verdict,
-    world::{Counters, Fault, SOURCE, Struck, World},
+    world::{Counters, DumpSeen, Fault, SOURCE, Struck, World},
     writers::{self, Writers},
 };
 use crate::{checkers::findings::Findings, harness::sql::Sql};
@@ -36,6 +36,9 @@ const CAUGHT_UP_WITHIN: Duration = Duration::from_secs(120);
 
 /// The writers are under way before the dump begins.
 const HEAD_START: Duration = Duration::from_millis(800);
+
+/// Ranges of a dump at least: with one snapshot of everything there is nothing to splice and to sweep.
+const RANGES_MIN: u64 = 5;
 
 /// Messages in a batch, for a consumer that asks for batches.
 const BATCH: u32 = 500;
@@ -150,7 +153,7 @@ async fn one(plan: &DumpPlan, world: &mut World, number: u32, seed: u64) -> Resu
     tokio::time::sleep(HEAD_START).await;
     let mut findings = Findings::default();
     let began = Instant::now();
-    let dump = world.start_dump(&name)?;
+    let dump = world.start_dump(&name, plan.rows)?;
     let attack = Attack {
         plan,
         dump: &dump,
@@ -257,7 +260,7 @@ impl Attack<'_> {
         let mut silent_since = None;
         loop {
             tokio::time::sleep(LOOK_EVERY).await;
-            let (state, all) = match world.dump_state(self.dump) {
+            let DumpSeen { state, ranges, all } = match world.dump_state(self.dump) {
                 Ok(answer) => answer,
                 Err(error) => {
                     let since = *silent_since.get_or_insert_with(Instant::now);
@@ -269,6 +272,9 @@ impl Attack<'_> {
             };
             silent_since = None;
             if state == "finished" {
+                if ranges < RANGES_MIN {
+                    self.findings.add("sound/too_few_ranges", || all);
+                }
                 return Ok(struck);
             }
             if state == "failed" || state == "cancelled" {

@@ -19,6 +19,13 @@ pub const SOURCE: &str = "shop";
 /// The replica's name.
 const REPLICA: &str = "standby";
 
+/// A table of fewer rows fits into few ranges of the usual size; a slow rate makes them small.
+const MANY_ROWS: u64 = 2_000_000;
+
+/// Rows of the table for each KiB a second of that rate: a range has two seconds of it, the table some
+/// ten ranges.
+const RATE_ROWS_PER_KIB: u64 = 64;
+
 /// How long a node that was killed while it started had run.
 const STARTING_MS: std::ops::Range<u64> = 5..400;
 
@@ -93,6 +100,17 @@ impl Fault {
     }
 }
 
+/// What the node says of a dump.
+#[derive(Clone, Debug)]
+pub struct DumpSeen {
+    /// Its state.
+    pub state: String,
+    /// Ranges that are finished.
+    pub ranges: u64,
+    /// Everything.
+    pub all: String,
+}
+
 impl World {
     /// Starts everything, with a table of so many rows.
     ///
@@ -130,26 +148,33 @@ impl World {
     /// # Errors
     ///
     /// When the node refuses.
-    pub fn start_dump(&self, consumer: &str) -> Result<String> {
+    pub fn start_dump(&self, consumer: &str, rows: u64) -> Result<String> {
         let table = format!("public.{TABLE}");
         let words = ["dump", "start", SOURCE, "--table", &table, "--consumer"];
-        let dump = self
-            .node
-            .ask(&[&words[..], &[consumer, "--detach"]].concat())?;
+        let mut words = [&words[..], &[consumer, "--detach"]].concat();
+        let rate = format!("{}KiB/s", rows / RATE_ROWS_PER_KIB + 1);
+        if rows < MANY_ROWS {
+            words.extend(["--rate", &rate]);
+        }
+        let dump = self.node.ask(&words)?;
         let id = first(&dump).get("id").and_then(Value::as_str);
         id.map(str::to_owned).context("a dump has an id")
     }
 
-    /// Returns the state of a dump and everything that the node says of it.
+    /// Returns what the node says of a dump.
     ///
     /// # Errors
     ///
     /// When the node does not answer, as while it starts.
-    pub fn dump_state(&self, id: &str) -> Result<(String, String)> {
+    pub fn dump_state(&self, id: &str) -> Result<DumpSeen> {
         let dump = self.node.ask(&["dump", "show", id])?;
         let state = first(&dump).get("state").and_then(Value::as_str);
-        let state = state.context("a dump has a state")?.to_owned();
-        Ok((state, dump.to_string()))
+        let ranges = first(&dump).get("ranges_finished").and_then(Value::as_u64);
+        Ok(DumpSeen {
+            state: state.context("a dump has a state")?.to_owned(),
+            ranges: ranges.context("a dump has ranges")?,
+            all: dump.to_string(),
+        })
     }
 
     /// Brings a fault about and heals it, except for the consumer, which the caller cuts. Returns a

@@ -9,6 +9,7 @@ use pgcapture_engine::{
     },
     lsn::{Lsn, PgTime},
 };
+use redb::Database;
 
 use super::{
     format::{FORMAT_KEY, META, StateV1, StateV2},

@@ -8,14 +8,11 @@ use super::*;
 const CASES: u32 = 8_192;
 
 /// Snapshots stand exactly at commits, where `<` and `<=` differ.
-fn at_commits(act: Act) -> Act {
-    match act {
-        Act::Open { late, is_too_old } => Act::Open {
-            late: late - late % STEP,
-            is_too_old,
-        },
-        other => other,
+fn at_commits(mut act: Act) -> Act {
+    if let Act::Open { late, .. } = &mut act {
+        *late -= *late % STEP;
     }
+    act
 }
 
 /// Runs the model with the mistake until it fails; returns how it failed.
