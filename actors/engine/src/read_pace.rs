@@ -4,16 +4,16 @@
 //! The walsender makes one `send()` for every message. A reader that waits for readiness on TCP
 //! makes each of them a segment, a wake-up and an acknowledgement, and the server's core drowns in
 //! them. A reader that comes by the clock lets its window fill; `send()` then only appends, and the
-//! server is two to three times as fast. A nap costs latency, so it is taken only while the stream
-//! is fast. Decides only: the caller reads, naps and waits. Owns no clock, `now` is passed in.
+//! server is two to three times as fast. A unix socket has no segments, but a wake-up a message too;
+//! it holds less than half a millisecond of a fast stream, so its naps are shorter than that. A nap
+//! costs latency, so it is taken only while the stream is fast. Decides only: the caller reads, naps
+//! and waits. Owns no clock, `now` is passed in.
 
 use std::time::Duration;
 
 /// How the pace is chosen. Rates are those of the replication stream's bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReadPaceOptions {
-    /// Naps at all. False for unix sockets, which are faster on readiness.
-    pub naps: bool,
     /// Rate (bytes/s) from which the stream is read by the clock. 8 MB/s are some 30,000 one-row
     /// transactions a second, far above what needs its latency, and half of what the server sends to
     /// a reader on readiness, so that a backlog is always recognised.
@@ -26,7 +26,7 @@ pub struct ReadPaceOptions {
     /// not scheduled for some milliseconds is no slow stream, and one that fell back to a segment a
     /// message takes long to recover (measured: a third of the rate for the rest of a backlog).
     pub patience: Duration,
-    /// Shortest nap. Under 1.5 ms the window did not fill (measured); timers count in milliseconds.
+    /// Shortest nap. Over TCP the window did not fill under 1.5 ms (measured).
     pub nap_min: Duration,
     /// Longest nap: what a fast stream pays in latency at most.
     pub nap_max: Duration,
@@ -41,7 +41,6 @@ pub struct ReadPaceOptions {
 impl ReadPaceOptions {
     /// For TCP.
     pub const TCP: Self = Self {
-        naps: true,
         fast_from: 8_000_000,
         slow_below: 4_000_000,
         window: Duration::from_millis(4),
@@ -53,9 +52,15 @@ impl ReadPaceOptions {
         read_bytes_max: 256 * 1024,
     };
 
-    /// For unix sockets: always on readiness.
+    /// For unix sockets. The sender's buffer bounds what is on the way, counted in kernel memory:
+    /// of 170-byte messages 277, some 48 KB, of 2 KB messages 100 KB. A nap should bring a quarter
+    /// to a half of the former, so that the server never waits.
     pub const UNIX: Self = Self {
-        naps: false,
+        nap_min: Duration::from_micros(50),
+        nap_max: Duration::from_micros(400),
+        nap_step: Duration::from_micros(25),
+        read_bytes_min: 12 * 1024,
+        read_bytes_max: 24 * 1024,
         ..Self::TCP
     };
 }
@@ -111,7 +116,7 @@ impl ReadPace {
         if buffer_was_filled && bytes_read > 0 {
             return Pace::Now;
         }
-        if !(self.is_fast && self.options.naps) {
+        if !self.is_fast {
             return Pace::OnReadiness;
         }
         if bytes_read > 0 {
@@ -259,9 +264,29 @@ mod tests {
     }
 
     #[test]
-    fn a_unix_socket_never_naps() {
+    fn naps_of_a_unix_socket_end_before_the_server_must_wait() {
         let (mut pace, mut now) = (ReadPace::new(ReadPaceOptions::UNIX), Duration::ZERO);
-        let paces = feed(&mut pace, &mut now, 5_000, MICROS(10), 150);
+        feed(&mut pace, &mut now, 1_000, MICROS(10), 150);
+        assert!(pace.is_fast());
+        // 100 MB/s, whatever the nap is: it settles where a read is neither small nor large.
+        let mut nap = ReadPaceOptions::UNIX.nap_min;
+        for _ in 0..50 {
+            now += nap;
+            let bytes = usize::try_from(nap.as_micros()).unwrap() * 100;
+            let Pace::Nap(next) = pace.after_read(bytes, false, now) else {
+                panic!("a fast stream is read by the clock");
+            };
+            nap = next;
+        }
+        assert!((MICROS(120)..=MICROS(250)).contains(&nap), "{nap:?}");
+        let naps = feed(&mut pace, &mut now, 50, MICROS(500), 47_000);
+        assert_eq!(naps.last(), Some(&Pace::Nap(ReadPaceOptions::UNIX.nap_min)));
+    }
+
+    #[test]
+    fn a_slow_unix_socket_stays_on_readiness() {
+        let (mut pace, mut now) = (ReadPace::new(ReadPaceOptions::UNIX), Duration::ZERO);
+        let paces = feed(&mut pace, &mut now, 5_000, MICROS(200), 300);
         assert!(paces.iter().all(|pace| *pace == Pace::OnReadiness));
     }
 }

@@ -8,6 +8,7 @@
 mod auth;
 pub(in crate::postgres) mod copy;
 pub(in crate::postgres) mod framing;
+mod nap;
 pub(in crate::postgres) mod reader;
 mod socket;
 mod tls;

@@ -59,7 +59,7 @@ pub struct ReplicationOptions {
     pub message_bytes_max: usize,
     /// Silence after which the server is taken for dead.
     pub silence_max: Duration,
-    /// Pace of reads over TCP; unix sockets are read on readiness.
+    /// Pace of reads over TCP; unix sockets have one of their own.
     pub pace: ReadPaceOptions,
 }
 

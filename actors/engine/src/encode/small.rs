@@ -73,12 +73,13 @@ impl RowChange<'_> {
 
 #[inline]
 pub(super) fn check_text(column: &Column, value: ColumnValue<'_>) -> Result<(), RowError> {
-    match value {
-        ColumnValue::Text(text) if std::str::from_utf8(text).is_err() => Err(RowError::NotUtf8 {
-            column: column.name.clone(),
-        }),
-        _ => Ok(()),
+    if let ColumnValue::Text(text) = value
+        && std::str::from_utf8(text).is_err()
+    {
+        let column = column.name.clone();
+        return Err(RowError::NotUtf8 { column });
     }
+    Ok(())
 }
 
 /// What was written, and how far; `None` of a method means that there is no room.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use pgcapture_engine::read_pace::{Pace, ReadPace, ReadPaceOptions};
 use tokio::time::Instant;
 
-use super::wire::Wire;
+use super::{nap::Nap, wire::Wire};
 use crate::postgres::error::PgError;
 
 /// Room in the read buffer below which what is there is handed out before more is read.
@@ -19,7 +19,7 @@ const ROOM_BYTES_MIN: usize = 64 * 1024;
 pub(in crate::postgres) struct Reader {
     pub(in crate::postgres) wire: Wire,
     pace: ReadPace,
-    nap_until: Option<Instant>,
+    nap: Nap,
     started: Instant,
     last_arrival: Instant,
     silence_max: Duration,
@@ -39,7 +39,7 @@ impl Reader {
         Self {
             wire,
             pace: ReadPace::new(pace),
-            nap_until: None,
+            nap: Nap::default(),
             started: Instant::now(),
             last_arrival: Instant::now(),
             silence_max,
@@ -57,12 +57,10 @@ impl Reader {
 
     /// Reads once, as the pace says; may find nothing after a nap. Cancellation-safe.
     pub(in crate::postgres) async fn fill(&mut self) -> Result<(), PgError> {
-        if let Some(until) = self.nap_until {
-            tokio::time::sleep_until(until).await;
-            self.nap_until = None;
+        if self.nap.is_begun() {
+            self.nap.end().await.map_err(PgError::Io)?;
             let (count, was_filled) = self.drain()?;
-            self.after_read(count, was_filled);
-            return Ok(());
+            return self.after_read(count, was_filled);
         }
         let transport = &self.wire.transport;
         let room = self.wire.inbound.room()?;
@@ -79,8 +77,7 @@ impl Reader {
             return Err(PgError::Closed);
         }
         self.wire.inbound.filled(count);
-        self.after_read(count, count == room_bytes);
-        Ok(())
+        self.after_read(count, count == room_bytes)
     }
 
     /// Reads what is there, until the buffer is full. TLS gives one record at a time.
@@ -106,7 +103,7 @@ impl Reader {
         }
     }
 
-    fn after_read(&mut self, count: usize, was_filled: bool) {
+    fn after_read(&mut self, count: usize, was_filled: bool) -> Result<(), PgError> {
         let now = Instant::now();
         if count > 0 {
             self.last_arrival = now;
@@ -114,8 +111,9 @@ impl Reader {
         let pace = self.pace.after_read(count, was_filled, now - self.started);
         if let Pace::Nap(nap) = pace {
             // Counted from here: the time that the events take to be handled is part of the nap.
-            self.nap_until = Some(now + nap);
+            self.nap.begin(nap).map_err(PgError::Io)?;
             self.wire.transport.ignore_wakeups();
         }
+        Ok(())
     }
 }

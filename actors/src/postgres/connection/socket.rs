@@ -113,12 +113,17 @@ fn tune_tcp(io: &socket2::Socket) -> io::Result<()> {
 }
 
 /// Registers a duplicate, so that each direction is watched for itself.
+fn watch(io: &socket2::Socket, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+    register(OwnedFd::from(io.try_clone()?), interest)
+}
+
+/// Lets the runtime watch a descriptor.
 #[expect(
     deprecated,
     reason = "its successor is unsafe for types that may swap their descriptor; an OwnedFd cannot"
 )]
-fn watch(io: &socket2::Socket, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
-    AsyncFd::with_interest(OwnedFd::from(io.try_clone()?), interest)
+pub(super) fn register(descriptor: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+    AsyncFd::with_interest(descriptor, interest)
 }
 
 impl AsyncRead for Socket {

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context as _, bail};
 use bytes::{Bytes, BytesMut};
 use clap::ValueEnum;
+use futures_util::{FutureExt as _, StreamExt as _, stream};
 use hdrhistogram::Histogram;
 use http_body_util::{BodyExt as _, StreamBody};
 use pgcapture_proto::pgcapture::{
@@ -17,7 +18,7 @@ use pgcapture_proto::pgcapture::{
 use prost_types::{ListValue, Value, value::Kind};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
-use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{
     Streaming,
     body::Body,
@@ -34,11 +35,11 @@ const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
 /// Frames of HTTP/2 as large as a batch, as our client crate asks for.
 const FRAME_BYTES_MAX: u32 = 256 << 10;
 
-/// Acknowledgement frames on their way to the connection; each holds what one read brought.
+/// Acknowledgements on their way to the connection; each place holds what one read brought.
 const ACKS_QUEUE_MAX: usize = 64;
 
-/// Acknowledgements on their way to the connection, each a message.
-const ACK_MESSAGES_QUEUE_MAX: usize = 4_096;
+/// Acknowledgements in one place of that queue at most: those of some 40 KB of narrow rows.
+const ACKS_TOGETHER_MAX: usize = 256;
 
 /// Largest message that the generated client takes.
 const MESSAGE_BYTES_MAX: usize = 64 << 20;
@@ -259,40 +260,54 @@ async fn generated(
     channel: Channel,
     init: CaptureRequest,
     tally: &mut Tally,
-) -> anyhow::Result<(mpsc::Sender<CaptureRequest>, Streaming<CaptureMessage>)> {
+) -> anyhow::Result<(mpsc::Sender<Vec<CaptureRequest>>, Streaming<CaptureMessage>)> {
     let mut client = DbLogGatewayClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
-    let (requests, outbound) = mpsc::channel(ACK_MESSAGES_QUEUE_MAX);
-    requests.send(init).await?;
-    let mut stream = client
-        .capture(ReceiverStream::new(outbound))
-        .await?
-        .into_inner();
+    let (requests, outbound) = mpsc::channel(ACKS_QUEUE_MAX);
+    requests.send(vec![init]).await?;
+    let outbound = ReceiverStream::new(outbound).flat_map(stream::iter);
+    let mut stream = client.capture(outbound).await?.into_inner();
     child::answer(&Opened {})?;
     while tally.changes < order.changes {
         let message = tokio::time::timeout(SILENCE_MAX, stream.message()).await;
-        let message = message.context("the stream is silent")??;
-        let mut message = message.context("the stream ended")?;
-        let batch = message.batch.take();
-        let changes = batch.as_ref().map_or(1, |batch| batch.messages.len());
-        let is_batch = batch.is_some();
-        if let Some(last) = batch.and_then(|mut batch| batch.messages.pop()) {
-            message = last;
+        let mut received = message.context("the stream is silent")??;
+        // Each message has its own acknowledgement; those of messages that came together cross
+        // the threads of this process together.
+        let mut acks = Vec::new();
+        loop {
+            acks.push(take(received.context("the stream ended")?, tally)?);
+            if acks.len() >= ACKS_TOGETHER_MAX || tally.changes >= order.changes {
+                break;
+            }
+            match stream.message().now_or_never() {
+                Some(next) => received = next?,
+                None => break,
+            }
         }
-        let checkpoint = message.checkpoint.context("no checkpoint in the message")?;
-        let position = (checkpoint.lsn, u64::from(checkpoint.seq));
-        tally.count(position, u64::try_from(changes)?)?;
-        tally.record(message.change.as_ref())?;
-        let ack = CaptureAck {
-            checkpoint: Some(checkpoint),
-            cumulative: is_batch,
-            ..CaptureAck::default()
-        };
-        let request = CaptureRequest {
-            r#type: Some(capture_request::Type::Ack(ack)),
-        };
-        requests.send(request).await.context("the stream ended")?;
+        requests.send(acks).await.context("the stream ended")?;
     }
     Ok((requests, stream))
+}
+
+/// Counts what a message brought and returns its acknowledgement.
+fn take(mut message: CaptureMessage, tally: &mut Tally) -> anyhow::Result<CaptureRequest> {
+    let batch = message.batch.take();
+    let changes = batch.as_ref().map_or(1, |batch| batch.messages.len());
+    let is_batch = batch.is_some();
+    if let Some(last) = batch.and_then(|mut batch| batch.messages.pop()) {
+        message = last;
+    }
+    let checkpoint = message.checkpoint.context("no checkpoint in the message")?;
+    let position = (checkpoint.lsn, u64::from(checkpoint.seq));
+    tally.count(position, u64::try_from(changes)?)?;
+    tally.record(message.change.as_ref())?;
+    let ack = CaptureAck {
+        checkpoint: Some(checkpoint),
+        cumulative: is_batch,
+        ..CaptureAck::default()
+    };
+    Ok(CaptureRequest {
+        r#type: Some(capture_request::Type::Ack(ack)),
+    })
 }
 
 /// What was received so far.
