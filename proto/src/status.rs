@@ -48,6 +48,8 @@ const TABLE: &[(&str, Code)] = &[
     ("PGC-N11", Code::AlreadyExists),
     ("PGC-N12", Code::InvalidArgument),
     ("PGC-N15", Code::DataLoss),
+    // The node that has to answer is away: try again.
+    ("PGC-N18", Code::Unavailable),
     // Dumps: requests that cannot be, what is in the way, what is not there.
     ("PGC-E02", Code::InvalidArgument),
     ("PGC-E03", Code::InvalidArgument),
