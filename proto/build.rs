@@ -4,7 +4,7 @@ use std::{env, error::Error, fs, path::PathBuf};
 
 use prost::Message;
 
-const FILES: [&str; 2] = ["pgcapture.proto", "admin.proto"];
+const FILES: [&str; 3] = ["pgcapture.proto", "admin.proto", "admin_cluster.proto"];
 
 fn main() -> Result<(), Box<dyn Error>> {
     let descriptors = protox::compile(FILES, ["proto"])?;

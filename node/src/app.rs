@@ -24,14 +24,20 @@ use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use self::exposure::refuse_open_listener;
-use self::server::Services;
+use self::server::{Others, Services};
 use crate::{
     config::Config,
+    events::{self, Events},
+    group::Alone,
     http::{self, Pages},
     logs::Logs,
+    peers::Peers,
     replicas::{self, Replicas},
     resolver::StreamResolver,
-    rpc::admin::{AdminService, NodeInfo},
+    rpc::{
+        admin::{AdminService, NodeInfo},
+        forward::Forward,
+    },
     sources::{Sources, unix_now_micros},
     store::Store,
 };
@@ -59,6 +65,8 @@ pub struct Node {
     stop_agents: CancellationToken,
     stop_servers: CancellationToken,
     servers: [Task<()>; 2],
+    // Only watches: it ends with the node.
+    _events: Task<()>,
 }
 
 /// Starts a node; returns when it serves.
@@ -97,9 +105,18 @@ pub async fn start(config: &Config) -> anyhow::Result<Node> {
         orders: orders.clone(),
     };
     let stop_dumps = CancellationToken::new();
-    let readers = (Arc::clone(&parts.replicas), dumps.clone(), parts.reader);
-    let services = Services::new(admin, readers, stop_dumps.clone());
+    let reader = Arc::clone(&parts.reader);
+    let readers = (Arc::clone(&parts.replicas), dumps.clone(), reader);
+    let others = parts.others(config, Peers::new(config)?, addresses.0);
     let stop_servers = CancellationToken::new();
+    let watching = events::start(
+        config.node.name.clone(),
+        Arc::clone(&parts.consensus),
+        Arc::clone(&parts.sources),
+        others.events.clone(),
+        stop_servers.clone(),
+    );
+    let services = Services::new(admin, others, readers, stop_dumps.clone());
     let (listen, health, grpc) =
         server::serve(grpc_listener, services, credentials, stop_servers.clone()).await?;
     let pages = Pages {
@@ -135,6 +152,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Node> {
         stop_agents,
         stop_servers,
         servers: [grpc, http],
+        _events: watching,
     })
 }
 
@@ -215,6 +233,23 @@ impl Parts {
             replicas: Arc::new(replicas),
             reader: Arc::new(replicas::reader(config.limits.max_row)),
         })
+    }
+
+    /// The other nodes, as the services see them.
+    fn others(&self, config: &Config, peers: Peers, listen: SocketAddr) -> Others {
+        Others {
+            group: Arc::new(Alone {
+                name: config.node.name.clone(),
+                address: listen.to_string(),
+                consensus: Arc::clone(&self.consensus),
+            }),
+            forward: Forward {
+                node: config.node.name.clone(),
+                peers,
+                consensus: Arc::clone(&self.consensus),
+            },
+            events: Events::default(),
+        }
     }
 
     fn start_dumps(&self) -> DumpControllerHandle {

@@ -16,6 +16,10 @@ pub mod dump_control;
 
 pub mod agent;
 
+pub mod forward;
+
+pub mod cluster;
+
 use pgcapture_actors::dump::DumpError;
 use pgcapture_engine::codes;
 use pgcapture_proto::status::status;

@@ -11,7 +11,8 @@ use pgcapture_engine::codes;
 use pgcapture_proto::{
     FILE_DESCRIPTOR_SET,
     admin::v1::{
-        admin_server::AdminServer, dumps_server::DumpsServer, replicas_server::ReplicasServer,
+        admin_server::AdminServer, cluster_server::ClusterServer, dumps_server::DumpsServer,
+        replicas_server::ReplicasServer,
     },
     pgcapture::{agent_server::AgentServer, db_log_controller_server::DbLogControllerServer},
 };
@@ -25,14 +26,18 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 
 use crate::{
     config::{Config, read_secret},
+    events::Events,
+    group::Group,
     replicas::Replicas,
     rpc::{
         admin::{self, AdminService},
         agent::{self, AgentService},
         auth::TokenCheck,
         capture::{self, CaptureService},
+        cluster::{self, ClusterService},
         dump_control::{self, DumpControlService},
         dumps::{self, DumpsService},
+        forward::{Forward, admin::ForwardingAdmin},
         replicas::{self, ReplicasService},
     },
 };
@@ -76,9 +81,21 @@ fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
     fs::read(path).with_context(|| format!("{code}: cannot read {}", path.display()))
 }
 
+/// The other nodes, as the services see them.
+#[derive(Debug)]
+pub(super) struct Others {
+    /// Who belongs to the group.
+    pub(super) group: Arc<dyn Group>,
+    /// The way to them.
+    pub(super) forward: Forward,
+    /// What happened.
+    pub(super) events: Events,
+}
+
 /// Everything that is served beside health and reflection.
 pub(super) struct Services {
-    admin: AdminService,
+    admin: ForwardingAdmin,
+    cluster: ClusterService,
     replicas: ReplicasService,
     dumps: DumpsService,
     control: DumpControlService,
@@ -89,13 +106,25 @@ impl Services {
     /// Makes the services of dumps beside those of the administration; `stop` ends their streams.
     pub(super) fn new(
         admin: AdminService,
+        others: Others,
         (replicas, dumps, reader): (Arc<Replicas>, DumpControllerHandle, Arc<dyn RowReader>),
         stop: CancellationToken,
     ) -> Self {
         let consensus = Arc::clone(&admin.consensus);
         let orders = admin.orders.clone();
         Self {
-            admin,
+            admin: ForwardingAdmin {
+                local: admin,
+                forward: others.forward.clone(),
+                events: others.events.clone(),
+            },
+            cluster: ClusterService {
+                group: others.group,
+                consensus: Arc::clone(&consensus),
+                forward: others.forward,
+                events: others.events,
+                orders: orders.clone(),
+            },
             replicas: ReplicasService {
                 replicas,
                 dumps: dumps.clone(),
@@ -147,6 +176,7 @@ impl Health {
             dump_control::SERVICE_NAME,
             agent::SERVICE_NAME,
             admin::SERVICE_NAME,
+            cluster::SERVICE_NAME,
             replicas::SERVICE_NAME,
             dumps::SERVICE_NAME,
         ];
@@ -179,8 +209,10 @@ pub(super) async fn serve(
         let configured = server.tls_config(tls);
         server = configured.with_context(|| format!("{code}: TLS cannot be set up"))?;
     }
-    let capture = CaptureService::new(services.admin.gateway.clone());
+    let capture = CaptureService::new(services.admin.local.gateway.clone());
     let admin = AdminServer::new(services.admin).max_decoding_message_size(ADMIN_REQUEST_BYTES_MAX);
+    let cluster = ClusterServer::new(services.cluster);
+    let cluster = cluster.max_decoding_message_size(ADMIN_REQUEST_BYTES_MAX);
     let replicas = ReplicasServer::new(services.replicas);
     let replicas = replicas.max_decoding_message_size(ADMIN_REQUEST_BYTES_MAX);
     let dumps = DumpsServer::new(services.dumps);
@@ -194,6 +226,7 @@ pub(super) async fn serve(
         .add_service(InterceptedService::new(control, check.clone()))
         .add_service(InterceptedService::new(agent, check.clone()))
         .add_service(InterceptedService::new(admin, check.clone()))
+        .add_service(InterceptedService::new(cluster, check.clone()))
         .add_service(InterceptedService::new(replicas, check.clone()))
         .add_service(InterceptedService::new(dumps, check.clone()))
         .add_service(InterceptedService::new(

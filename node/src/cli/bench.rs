@@ -10,6 +10,7 @@ mod child;
 mod consumer;
 mod database;
 mod dump;
+mod failover;
 mod frames;
 mod holder;
 mod latency;
@@ -61,6 +62,8 @@ enum BenchCommand {
     Log(log::LogArgs),
     /// Existing rows from a standby to one consumer, beside COPY.
     Dump(dump::DumpArgs),
+    /// From the death of the node that reads a source to the next change at a consumer.
+    Failover(failover::FailoverArgs),
     /// Work in a process of its own; for the other commands.
     #[command(hide = true)]
     Child,
@@ -93,6 +96,7 @@ pub(super) async fn run(global: &Global, args: BenchArgs) -> Result<(), Failure>
             BenchCommand::Sessions(args) => sessions::run(global, args, &data).await,
             BenchCommand::Dump(args) => dump::run(global, args, &data).await,
             BenchCommand::Log(args) => log::run(global, args, &data).await,
+            BenchCommand::Failover(args) => failover::run(global, args, &data).await,
             BenchCommand::Child => Ok(()),
         }
     };

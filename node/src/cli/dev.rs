@@ -16,6 +16,7 @@ mod status;
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     time::Instant,
 };
@@ -25,6 +26,7 @@ use pgcapture_actors::postgres::{self, Caretaker};
 use pgcapture_engine::{cluster::Origin, codes};
 use tokio_util::sync::CancellationToken;
 
+pub(super) use self::control::NodeView;
 use self::{
     cluster::NODES_MAX,
     faults::{NodeArgs, PartitionArgs, Target},
@@ -50,6 +52,9 @@ const FOREIGN_NAME: &str = "pgcapture_dev";
 
 /// The port of metrics is this far above the port of clients.
 const METRICS_OFFSET: u16 = 90;
+
+/// Rights of the folder: its user's alone.
+const FOLDER_MODE: u32 = 0o700;
 
 /// At most this many standbys; each is a PostgreSQL of its own.
 const REPLICAS_MAX: i64 = 4;
@@ -271,6 +276,8 @@ fn node_folder(args: &DevArgs) -> Result<Folder, Failure> {
     };
     let mut builder = tempfile::Builder::new();
     builder.prefix("pgcapture-dev-");
+    // Orders come over a socket that is made in it: nobody else may.
+    builder.permissions(std::fs::Permissions::from_mode(FOLDER_MODE));
     let directory = match &args.data {
         Some(parent) => std::fs::create_dir_all(parent).and_then(|()| builder.tempdir_in(parent)),
         None => builder.tempdir(),

@@ -40,7 +40,13 @@ impl Ended {
 
 /// Runs a command to its end; `endpoint` may be empty.
 pub(crate) fn run(endpoint: &str, args: &[&str]) -> Ended {
+    run_in(&std::env::temp_dir(), endpoint, args)
+}
+
+/// The same with another folder for everything temporary.
+pub(crate) fn run_in(temporary: &Path, endpoint: &str, args: &[&str]) -> Ended {
     let mut command = StdCommand::new(env!("CARGO_BIN_EXE_pgcapture"));
+    command.env("TMPDIR", temporary);
     if !endpoint.is_empty() {
         command.env("PGCAPTURE_ENDPOINT", endpoint);
     }

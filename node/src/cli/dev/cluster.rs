@@ -178,8 +178,6 @@ impl Cluster {
         let members = self.members.values().map(|member| member.addresses.listen);
         let peers: Vec<SocketAddr> = members.chain([addresses.listen]).collect();
         self.place(number, addresses, &peers).map_err(io_failure)?;
-        // A new node is in no group: it would reach everybody while the others do not.
-        lock(&self.links).cut(|pair| self.is_cut(pair));
         let links = Arc::clone(&self.links);
         if let Some(member) = self.members.get_mut(&number) {
             member.start(&links).map_err(io_failure)?;

@@ -77,6 +77,15 @@ async fn a_partition_that_is_none_is_refused_and_changes_nothing() {
 }
 
 #[tokio::test]
+async fn nobody_joins_a_cluster_in_parts() {
+    let (_folder, mut cluster) = placed().await;
+    cluster.partition(groups(&[&[1]])).unwrap();
+    let failure = cluster.add().await.unwrap_err();
+    assert_eq!(failure.next, "pgcapture dev heal");
+    assert_eq!(cluster.view().len(), 3);
+}
+
+#[tokio::test]
 async fn what_is_dead_or_unknown_is_told_with_what_to_do() {
     let (_folder, mut cluster) = placed().await;
     let failure = cluster.kill(2).await.unwrap_err();

@@ -9,7 +9,10 @@ use std::{
 };
 
 use async_trait::async_trait;
-use pgcapture_actors::supervise::{Task, TaskKind, spawn};
+use pgcapture_actors::{
+    postgres::Caretaker,
+    supervise::{Task, TaskKind, spawn},
+};
 use pgcapture_engine::codes;
 use tokio::net::{UnixListener, UnixStream};
 
@@ -32,11 +35,12 @@ pub(in crate::cli::dev) trait Obey: Send + Sync + 'static {
     async fn obey(&self, request: Request) -> Result<Answer, Failure>;
 }
 
-/// The socket. Gone when dropped.
+/// The socket. Gone when dropped, and when this process is killed.
 #[derive(Debug)]
 pub(in crate::cli::dev) struct Server {
     path: PathBuf,
     _task: Task<()>,
+    _caretaker: Caretaker,
 }
 
 impl Server {
@@ -61,13 +65,19 @@ impl Server {
             return Err(Failure::new(1, &codes::node::ADDRESS_IN_USE, text)
                 .next("end it, or choose another --port"));
         }
-        let listener = listen(&path, folder).map_err(|error| {
+        let listening = listen(&path, folder);
+        let listening = listening.and_then(|made| Ok((made, Caretaker::of(&path)?)));
+        let (listener, caretaker) = listening.map_err(|error| {
             let text = format!("no socket at {}: {error}", path.display());
             Failure::new(1, &codes::node::ADDRESS_IN_USE, text)
                 .next("remove that file, or choose another --port")
         })?;
         let task = spawn(TaskKind::Tool, "dev control", serve(listener, obey));
-        Ok(Self { path, _task: task })
+        Ok(Self {
+            path,
+            _task: task,
+            _caretaker: caretaker,
+        })
     }
 }
 
