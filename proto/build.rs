@@ -4,7 +4,12 @@ use std::{env, error::Error, fs, path::PathBuf};
 
 use prost::Message;
 
-const FILES: [&str; 3] = ["pgcapture.proto", "admin.proto", "admin_cluster.proto"];
+const FILES: [&str; 4] = [
+    "pgcapture.proto",
+    "admin.proto",
+    "admin_cluster.proto",
+    "raft.proto",
+];
 
 fn main() -> Result<(), Box<dyn Error>> {
     let descriptors = protox::compile(FILES, ["proto"])?;

@@ -1,12 +1,16 @@
 //! The agreed state of the cluster: all that actors know about how nodes agree.
 //!
-//! One node keeps it in its own store; a cluster puts Raft behind the same trait. Whoever wants a
-//! change proposes it; whoever depends on the state watches it.
+//! Raft stands behind this trait, for one node as for many. Whoever wants a change proposes it, on
+//! any node; whoever depends on the state watches it. Being the leader is knowledge that may be old:
+//! it says who shall look after the cluster, and is never a right to write anything.
 
 use std::{fmt::Debug, sync::Arc};
 
 use async_trait::async_trait;
-use pgcapture_engine::cluster::{Answer, Command, Refusal, State};
+use pgcapture_engine::{
+    cluster::{Answer, Command, Refusal, State},
+    codes,
+};
 use tokio::sync::watch;
 
 /// The way to the agreed state. Cheap to clone behind an `Arc`.
@@ -23,6 +27,32 @@ pub trait Consensus: Debug + Send + Sync {
 
     /// Watches the agreed state as this node knows it.
     fn state(&self) -> watch::Receiver<Arc<State>>;
+
+    /// Watches who leads, as this node knows it.
+    fn leadership(&self) -> watch::Receiver<Leadership>;
+}
+
+/// Who leads the cluster, as one node knows it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Leadership {
+    /// Grows with every election.
+    pub term: u64,
+    /// The leader's name; `None` while there is none that this node knows of.
+    pub leader: Option<String>,
+    /// Whether it is this node.
+    pub is_me: bool,
+}
+
+impl Leadership {
+    /// Returns what a node that is alone knows.
+    #[must_use]
+    pub fn alone(name: &str) -> Self {
+        Self {
+            term: 1,
+            leader: Some(name.to_owned()),
+            is_me: true,
+        }
+    }
 }
 
 /// A proposal did not get through.
@@ -31,10 +61,32 @@ pub enum ProposeError {
     /// The state refuses the command.
     #[error(transparent)]
     Refused(#[from] Refusal),
+    /// No majority of the nodes agreed within the deadline. The change may still happen.
+    #[error("{}: no majority of the nodes agreed in time{}", codes::cluster::NO_QUORUM.code, display(reason))]
+    Unavailable {
+        /// What was seen last; may be empty.
+        reason: String,
+    },
+    /// It is too large for an entry of the common log; nothing changed.
+    #[error("{}: the change has {bytes} bytes, and the limit is {bytes_max}", codes::cluster::TOO_LARGE.code)]
+    TooLarge {
+        /// Its length.
+        bytes: usize,
+        /// What it may have.
+        bytes_max: usize,
+    },
     /// The store could not keep it; nothing changed.
     #[error("the state cannot be kept: {reason}")]
     Store {
         /// What the store said, with a code.
         reason: String,
     },
+}
+
+fn display(reason: &str) -> String {
+    if reason.is_empty() {
+        String::new()
+    } else {
+        format!(": {reason}")
+    }
 }

@@ -1,12 +1,16 @@
 //! Durable cursors of subscriptions: the seam between the gateway and what keeps its state.
 //!
-//! One node keeps them in its own store; a cluster keeps them in the replicated state. An
+//! They are part of what nodes agree on, so that a session goes on anywhere. An
 //! acknowledgement counts once [`CursorStore::save`] has returned.
 
-use std::fmt::Debug;
+use std::{fmt::Debug, time::Duration};
 
 use async_trait::async_trait;
 pub use pgcapture_engine::cluster::{ACKED_RUNS_MAX, Cursor, SubscriptionId};
+
+/// Cursors that moved are made durable together at this pace: ten small writes a second, and after
+/// a crash at most this much is delivered again.
+pub const CURSOR_SAVE_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Keeps cursors durably.
 #[async_trait]
@@ -18,11 +22,11 @@ pub trait CursorStore: Debug + Send + Sync {
     /// When the store cannot be read.
     async fn load(&self, id: &SubscriptionId) -> Result<Option<Cursor>, CursorError>;
 
-    /// Makes all cursors durable at once, or none.
+    /// Makes cursors durable.
     ///
     /// # Errors
     ///
-    /// When the store cannot be written; nothing counts then.
+    /// When the store cannot be written; none counts then, though some may be durable.
     async fn save(&self, cursors: Vec<(SubscriptionId, Cursor)>) -> Result<(), CursorError>;
 
     /// Forgets a subscription. The second call does nothing.
@@ -31,6 +35,12 @@ pub trait CursorStore: Debug + Send + Sync {
     ///
     /// When the store cannot be written.
     async fn remove(&self, id: &SubscriptionId) -> Result<(), CursorError>;
+
+    /// Returns how long to wait between two saves that nobody waits for: every save costs all nodes
+    /// a write.
+    fn pace(&self) -> Duration {
+        CURSOR_SAVE_INTERVAL
+    }
 
     /// Returns all subscriptions with their cursors.
     ///

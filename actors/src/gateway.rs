@@ -42,12 +42,12 @@ use self::{
 };
 pub use self::{
     error::{CaptureError, EndReason, GatewayError, RequestError},
-    hub::CURSOR_SAVE_INTERVAL,
     limits::GatewayLimits,
     session::{Deliveries, RequestSource, Requested},
     status::SubscriptionStatus,
     writer::Chunk,
 };
+pub use crate::cursors::CURSOR_SAVE_INTERVAL;
 use crate::{
     cursors::{CursorStore, SubscriptionId},
     dump::RangeSource,

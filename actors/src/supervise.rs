@@ -43,6 +43,8 @@ pub enum TaskKind {
     Sources,
     /// Serves gRPC or HTTP.
     Server,
+    /// Agrees with the other nodes.
+    Raft,
     /// Work of a command line tool.
     Tool,
 }
@@ -65,6 +67,7 @@ impl TaskKind {
             Self::ReplicaWatch => "replica_watch",
             Self::Sources => "sources",
             Self::Server => "server",
+            Self::Raft => "raft",
             Self::Tool => "tool",
         }
     }

@@ -28,10 +28,11 @@ use self::server::{Others, Services};
 use crate::{
     config::Config,
     events::{self, Events},
-    group::Alone,
+    group::RaftGroup,
     http::{self, Pages},
     logs::Logs,
     peers::Peers,
+    raft::{self, Door, Pace, RaftConsensus, RaftError, Wish},
     replicas::{self, Replicas},
     resolver::StreamResolver,
     rpc::{
@@ -53,6 +54,10 @@ pub struct Node {
     pub sources: Arc<Sources>,
     /// Where existing rows of its sources are read from.
     pub replicas: Arc<Replicas>,
+    raft: RaftConsensus,
+    door: Door,
+    /// Connections of other nodes that were made before everything was served.
+    _peers: Option<Task<()>>,
     dumps: DumpControllerHandle,
     deadline: Duration,
     logs: Arc<Logs>,
@@ -85,7 +90,9 @@ pub async fn start(config: &Config) -> anyhow::Result<Node> {
     let grpc_listener = bind(config.node.listen).await?;
     let http_listener = bind(config.node.metrics).await?;
 
-    let parts = Parts::open(config).await?;
+    let door = Door::new(&config.node.name);
+    let begun = Begun::begin(config, &grpc_listener, &door, &credentials).await?;
+    let parts = Parts::open(config, begun.raft.clone()).await;
     let dumps = parts.start_dumps();
     let gateway = parts.start_gateway(config, &dumps);
 
@@ -107,7 +114,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Node> {
     let stop_dumps = CancellationToken::new();
     let reader = Arc::clone(&parts.reader);
     let readers = (Arc::clone(&parts.replicas), dumps.clone(), reader);
-    let others = parts.others(config, Peers::new(config)?, addresses.0);
+    let others = begun.others(config, &parts.consensus);
     let stop_servers = CancellationToken::new();
     let watching = events::start(
         config.node.name.clone(),
@@ -116,7 +123,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Node> {
         others.events.clone(),
         stop_servers.clone(),
     );
-    let services = Services::new(admin, others, readers, stop_dumps.clone());
+    let services = Services::new(admin, others, readers, door.clone(), stop_dumps.clone());
     let (listen, health, grpc) =
         server::serve(grpc_listener, services, credentials, stop_servers.clone()).await?;
     let pages = Pages {
@@ -125,6 +132,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Node> {
     };
     let (metrics, http) = http::serve(http_listener, pages, stop_servers.clone())?;
 
+    begun.stop_peers.cancel();
     add_configured(config, &parts.sources, &parts.replicas, &orders);
     health.serving().await;
     ready.send_replace(true);
@@ -140,6 +148,9 @@ pub async fn start(config: &Config) -> anyhow::Result<Node> {
         metrics,
         sources: parts.sources,
         replicas: parts.replicas,
+        raft: begun.raft,
+        _peers: begun.peers,
+        door,
         dumps,
         deadline: config.node.drain_timeout.0,
         logs: parts.logs,
@@ -182,8 +193,14 @@ impl Node {
         is_clean
     }
 
+    /// Waits until the node cannot go on, and returns why.
+    pub async fn failed(&self) -> String {
+        self.raft.failed().await
+    }
+
     async fn drain(mut self) -> bool {
         let mut is_clean = true;
+        self.raft.step_aside().await;
         self.stop_dumps.cancel();
         if let Err(error) = self.gateway.drain().await {
             tracing::error!(%error, "the last acknowledgements could not be saved");
@@ -195,12 +212,92 @@ impl Node {
         self.stop_agents.cancel();
         is_clean &= self.reconciler.await.is_ok();
         self.logs.close().await;
+        self.door.close();
         self.stop_servers.cancel();
         for server in &mut self.servers {
             is_clean &= server.join().await.is_ok();
         }
+        self.raft.stop().await;
         is_clean
     }
+}
+
+/// A member of the cluster, and what serves other nodes until everything is served.
+struct Begun {
+    raft: RaftConsensus,
+    channels: Peers,
+    peers: Option<Task<()>>,
+    stop_peers: CancellationToken,
+}
+
+impl Begun {
+    /// Brings this node to its cluster, and back what was agreed on.
+    async fn begin(
+        config: &Config,
+        listener: &TcpListener,
+        door: &Door,
+        credentials: &server::Credentials,
+    ) -> anyhow::Result<Self> {
+        let data_dir = config.node.data_dir.clone();
+        let opened = tokio::task::spawn_blocking(move || Store::open(&data_dir)).await?;
+        let store = opened.map_err(RaftError::from)?;
+        let address = listener.local_addr()?.to_string();
+        let wish = Wish {
+            name: config.node.name.clone(),
+            address: config.node.advertise.clone().unwrap_or(address),
+            peers: config.node.peers.clone(),
+        };
+        let stop_peers = CancellationToken::new();
+        let is_alone = wish.peers.is_empty() && store.state().borrow().nodes.len() <= 1;
+        let peers = if is_alone {
+            None
+        } else {
+            let listener = listener_again(listener)?;
+            let (door, credentials) = (door.clone(), credentials.clone());
+            Some(server::serve_peers(
+                listener,
+                door,
+                credentials,
+                stop_peers.clone(),
+            )?)
+        };
+        let channels = Peers::new(config)?;
+        raft::enter(&store, &wish, &channels).await?;
+        let pace = Pace {
+            heartbeat: config.raft.heartbeat.0,
+            election: config.raft.election.0,
+        };
+        let raft = RaftConsensus::start(store, pace, channels.clone()).await?;
+        door.open(raft.clone());
+        raft.recover().await?;
+        raft.introduce(&wish).await?;
+        Ok(Self {
+            raft,
+            channels,
+            peers,
+            stop_peers,
+        })
+    }
+
+    /// The other nodes, as the services see them.
+    fn others(&self, config: &Config, consensus: &Arc<dyn Consensus>) -> Others {
+        Others {
+            group: Arc::new(RaftGroup::new(self.raft.clone(), None)),
+            forward: Forward {
+                node: config.node.name.clone(),
+                peers: self.channels.clone(),
+                consensus: Arc::clone(consensus),
+            },
+            events: Events::default(),
+        }
+    }
+}
+
+/// Opens the same listener once more: both take connections from one queue.
+fn listener_again(listener: &TcpListener) -> anyhow::Result<TcpListener> {
+    use std::os::fd::AsFd as _;
+    let again = listener.as_fd().try_clone_to_owned()?;
+    Ok(TcpListener::from_std(std::net::TcpListener::from(again))?)
 }
 
 /// What a node stands on; nothing of it runs yet.
@@ -214,41 +311,21 @@ struct Parts {
 }
 
 impl Parts {
-    /// Opens the store and the logs.
-    async fn open(config: &Config) -> anyhow::Result<Self> {
-        let data_dir = config.node.data_dir.clone();
-        let opened = tokio::task::spawn_blocking(move || Store::open(&data_dir)).await?;
-        let store = Arc::new(opened?);
-        let consensus: Arc<dyn Consensus> = Arc::<Store>::clone(&store);
+    /// Opens the logs.
+    async fn open(config: &Config, raft: RaftConsensus) -> Self {
+        let consensus: Arc<dyn Consensus> = Arc::new(raft.clone());
         let logs = Arc::new(Logs::new(config));
         let sources = Sources::new(config, Arc::clone(&consensus), Arc::clone(&logs));
         let sources = Arc::new(sources);
         sources.open_logs().await;
         let replicas = Replicas::new(config, Arc::clone(&consensus), Arc::clone(&sources));
-        Ok(Self {
+        Self {
             consensus,
-            cursors: store,
+            cursors: Arc::new(raft),
             logs,
             sources,
             replicas: Arc::new(replicas),
             reader: Arc::new(replicas::reader(config.limits.max_row)),
-        })
-    }
-
-    /// The other nodes, as the services see them.
-    fn others(&self, config: &Config, peers: Peers, listen: SocketAddr) -> Others {
-        Others {
-            group: Arc::new(Alone {
-                name: config.node.name.clone(),
-                address: listen.to_string(),
-                consensus: Arc::clone(&self.consensus),
-            }),
-            forward: Forward {
-                node: config.node.name.clone(),
-                peers,
-                consensus: Arc::clone(&self.consensus),
-            },
-            events: Events::default(),
         }
     }
 

@@ -14,6 +14,7 @@ use std::{
     collections::BTreeMap,
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use pgcapture_engine::cluster::{DEFAULT_LAG_MAX, DEFAULT_RANGES_MAX, ReplicaKind, SecretRef};
@@ -44,6 +45,8 @@ pub struct Config {
     pub tls: Tls,
     /// Who may use the API.
     pub auth: Auth,
+    /// How fast nodes notice that one is gone.
+    pub raft: Raft,
     /// Every queue and every bound.
     pub limits: Limits,
     /// The embedded log.
@@ -69,8 +72,22 @@ pub struct Node {
     /// Metrics and health over HTTP; loopback only.
     #[schemars(with = "String")]
     pub metrics: SocketAddr,
+    /// Where other nodes and clients reach this one, `host:port`; default: the address of listen.
+    pub advertise: Option<String>,
+    /// Nodes of the cluster, `host:port`; default: none, the node is alone. The first one begins the
+    /// cluster once all have answered; a node with data does not ask.
+    pub peers: Vec<String>,
     /// How long a stop may take before what is left is cut off.
     pub drain_timeout: Span,
+}
+
+/// How fast nodes notice that one is gone. Equal on all nodes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct Raft {
+    /// How often the leader shows that it lives.
+    pub heartbeat: Span,
+    /// A node that hears nothing for this long looks for a new leader.
+    pub election: Span,
 }
 
 /// TLS of the gRPC listener.
@@ -265,7 +282,13 @@ impl Config {
             data_dir: reader.get("node.data_dir", PathBuf::from("/var/lib/pgcapture")),
             listen: reader.get("node.listen", loopback(DEFAULT_PORT)),
             metrics: reader.get("node.metrics", loopback(DEFAULT_METRICS_PORT)),
+            advertise: reader.find("node.advertise"),
+            peers: reader.get("node.peers", Vec::new()),
             drain_timeout: reader.get("node.drain_timeout", Span::from_secs(15)),
+        };
+        let raft = Raft {
+            heartbeat: reader.get("raft.heartbeat", Span(Duration::from_millis(100))),
+            election: reader.get("raft.election", Span(Duration::from_millis(300))),
         };
         let tls = Tls {
             cert: reader.find("tls.cert"),
@@ -300,6 +323,7 @@ impl Config {
             auth: Auth {
                 token: reader.find("auth.token"),
             },
+            raft,
             limits,
             log,
             agent,

@@ -1,16 +1,15 @@
 //! What the administration asks of the group of nodes: who belongs to it, who leads, who lives.
 //!
-//! A seam: the Raft group fills it. [`Alone`] is the group of a node that has no peers.
+//! A seam between the services and Raft; [`RaftGroup`] fills it.
 
-use std::{collections::BTreeMap, fmt::Debug, sync::Arc};
+mod raft;
+
+use std::{collections::BTreeMap, fmt::Debug};
 
 use async_trait::async_trait;
-use pgcapture_actors::consensus::Consensus;
-use pgcapture_engine::{
-    cluster::Command,
-    codes::{self, Explanation},
-};
-use sha2::{Digest as _, Sha256};
+use pgcapture_engine::{cluster::Command, codes::Explanation};
+
+pub use self::raft::{Census, RaftGroup};
 
 /// The group as one member sees it.
 #[async_trait]
@@ -24,10 +23,10 @@ pub trait Group: Debug + Send + Sync {
     /// The assignments that would make the load even; `None` unless this node leads.
     fn balance(&self) -> Option<Vec<Command>>;
 
-    /// Takes a node out for good. Idempotent. Only while this node leads.
+    /// Takes a node out for good. Idempotent.
     async fn remove(&self, name: &str) -> Result<(), GroupError>;
 
-    /// Asks another member to lead. Only while this node leads.
+    /// Lets another member lead.
     async fn transfer(&self, name: &str) -> Result<(), GroupError>;
 
     /// Hashes what this node has applied.
@@ -62,8 +61,8 @@ pub struct Member {
     pub address: String,
     /// Whether it votes.
     pub is_voter: bool,
-    /// The last entry that it has confirmed; only the leader knows.
-    pub confirmed: Option<u64>,
+    /// Entries of the common log that it has not confirmed; only the leader knows.
+    pub lag: Option<u64>,
 }
 
 /// Whether a node lives, as the leader concludes.
@@ -109,73 +108,4 @@ pub struct GroupError {
     pub explanation: &'static Explanation,
     /// What happened.
     pub text: String,
-}
-
-/// The group of a node without peers.
-#[derive(Debug)]
-pub struct Alone {
-    /// Its name.
-    pub name: String,
-    /// Where it is reached.
-    pub address: String,
-    /// The agreed state.
-    pub consensus: Arc<dyn Consensus>,
-}
-
-impl Alone {
-    fn refuse(&self, what: &str) -> GroupError {
-        GroupError {
-            explanation: &codes::node::BAD_REQUEST,
-            text: format!("{} is the only node: {what}", self.name),
-        }
-    }
-}
-
-#[async_trait]
-impl Group for Alone {
-    fn standing(&self) -> Standing {
-        Standing {
-            leader: Some(self.name.clone()),
-            members: vec![Member {
-                name: self.name.clone(),
-                id: 1,
-                address: self.address.clone(),
-                is_voter: true,
-                confirmed: Some(0),
-            }],
-            ..Standing::default()
-        }
-    }
-
-    fn lives(&self) -> Option<BTreeMap<String, Life>> {
-        Some(BTreeMap::from([(self.name.clone(), Life::Alive)]))
-    }
-
-    fn balance(&self) -> Option<Vec<Command>> {
-        Some(Vec::new())
-    }
-
-    async fn remove(&self, name: &str) -> Result<(), GroupError> {
-        Err(self.refuse(&format!("{name} cannot be removed")))
-    }
-
-    async fn transfer(&self, name: &str) -> Result<(), GroupError> {
-        if name == self.name {
-            return Ok(());
-        }
-        Err(self.refuse(&format!("{name} cannot lead")))
-    }
-
-    async fn hash(&self) -> Result<StateHash, GroupError> {
-        let state = Arc::clone(&self.consensus.state().borrow());
-        let json = serde_json::to_vec(&*state).map_err(|error| GroupError {
-            explanation: &codes::node::STORE_FAILED,
-            text: error.to_string(),
-        })?;
-        let digest = Sha256::digest(json);
-        Ok(StateHash {
-            applied: 0,
-            hash: digest.iter().map(|byte| format!("{byte:02x}")).collect(),
-        })
-    }
 }

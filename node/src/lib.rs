@@ -16,6 +16,8 @@ pub mod logs;
 
 pub mod peers;
 
+pub mod raft;
+
 pub mod resolver;
 
 pub mod sources;

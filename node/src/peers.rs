@@ -36,13 +36,13 @@ const KEEPALIVE: Duration = Duration::from_secs(1);
 /// A channel that carries the token.
 pub type PeerChannel = InterceptedService<Channel, PeerToken>;
 
-/// Connections to other nodes. Cheap to clone.
-#[derive(Clone, Debug)]
+/// Connections to other nodes. Cheap to clone. The default has neither TLS nor a token.
+#[derive(Clone, Debug, Default)]
 pub struct Peers {
     inner: Arc<Inner>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Inner {
     tls: Option<ClientTlsConfig>,
     token: PeerToken,
@@ -51,7 +51,7 @@ struct Inner {
 }
 
 /// Adds the token to every request.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct PeerToken(Option<MetadataValue<Ascii>>);
 
 impl Interceptor for PeerToken {

@@ -20,6 +20,8 @@ pub mod forward;
 
 pub mod cluster;
 
+pub mod raft;
+
 use pgcapture_actors::dump::DumpError;
 use pgcapture_engine::codes;
 use pgcapture_proto::status::status;

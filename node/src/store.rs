@@ -1,41 +1,50 @@
-//! The durable state of one node: the agreed state and the cursors of consumers.
+//! The durable state of one node: what the cluster agreed on, and this node's part of its log.
 //!
-//! One redb file in the data directory, guarded by a lock on `node.lock`, behind the two seams
-//! [`Consensus`] and [`CursorStore`]. In a cluster Raft replaces the first. It never holds a secret:
-//! a source names where its password is.
+//! One redb file in the data directory, guarded by a lock on `node.lock`. Rows of bytes and one
+//! value, [`Agreed`]; Raft itself is in `crate::raft`, which decides what is written when. It never
+//! holds a secret: a source names where its password is.
 //!
 //! # Invariants
 //!
-//! - A command or a cursor counts once its transaction is on disk; one transaction a call.
+//! - The log and the vote count once their transaction is on disk. What was applied is written
+//!   without waiting for the disk: the log is durable and is applied again after a crash. All lies
+//!   in one file, so that a crash leaves what some moment left, never a mixture.
+//! - After the first write that failed nothing is written any more: what the disk holds is unknown.
 //! - The file's format version is read before anything else; a newer one is refused unchanged.
-//! - Dumps lie in rows of their own, one a dump and one a table of it; a command writes only those
-//!   that it changed.
+//! - Dumps lie in rows of their own, one a dump and one a table of it, and so do cursors; an entry
+//!   writes only those that it changed.
 
+mod agreed;
 mod dumps;
 mod format;
 mod lock;
+mod log;
+mod rows;
 
 use std::{
     fs, io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use async_trait::async_trait;
-use pgcapture_actors::{
-    consensus::{Consensus, ProposeError},
-    cursors::{ACKED_RUNS_MAX, Cursor, CursorError, CursorStore, SubscriptionId},
-};
 use pgcapture_engine::{
-    cluster::{Answer, Command, State},
+    cluster::{Agreed, CursorTable, State},
     codes,
 };
-use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use redb::{Database, Durability, TableDefinition, WriteTransaction, backends::FileBackend};
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::sync::watch;
 
-pub use self::format::FORMAT_VERSION;
 use self::lock::DirectoryLock;
+pub(crate) use self::{
+    agreed::Batch,
+    log::{LogWrite, Mark},
+    rows::Row,
+};
+pub use self::{
+    format::FORMAT_VERSION,
+    log::{ClusterId, Identity},
+};
 
 /// A stored value is at most this long: 1,000 sources with their gaps stay far below, and a damaged
 /// length cannot ask for more memory.
@@ -46,6 +55,7 @@ const CACHE_BYTES: usize = 4 << 20;
 
 const STATE: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("state");
 const CURSORS: TableDefinition<'_, (&str, &str), &[u8]> = TableDefinition::new("cursors");
+const ANSWERED: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("answered");
 const STATE_KEY: &str = "cluster";
 
 /// The node's store. Cheap to clone.
@@ -57,9 +67,11 @@ pub struct Store {
 #[derive(Debug)]
 struct Inner {
     database: Database,
-    /// Held while a command is applied, so that commands have one order.
-    apply: Mutex<()>,
+    directory: PathBuf,
+    agreed: Mutex<Agreed>,
     state: watch::Sender<Arc<State>>,
+    /// What the first failed write said.
+    failure: watch::Sender<Option<String>>,
     _lock: DirectoryLock,
 }
 
@@ -97,6 +109,14 @@ pub enum StoreError {
         /// What is wrong.
         what: String,
     },
+    /// The file belongs to a member of a cluster, and the caller wants something else.
+    #[error("{}: this data directory belongs to node \"{found}\" of a cluster, not to \"{wanted}\"", codes::cluster::NAME_CHANGED.code)]
+    OtherNode {
+        /// The name in the file.
+        found: String,
+        /// The name in the configuration.
+        wanted: String,
+    },
     /// The disk refused.
     #[error("{}: the node's store cannot be used: {what}", codes::node::STORE_FAILED.code)]
     Failed {
@@ -114,6 +134,7 @@ impl StoreError {
             Self::Unwritable { .. } => &codes::node::DATA_DIR_UNWRITABLE,
             Self::NewerVersion { .. } => &codes::node::NEWER_STORE,
             Self::Damaged { .. } => &codes::node::STORE_DAMAGED,
+            Self::OtherNode { .. } => &codes::cluster::NAME_CHANGED,
             Self::Failed { .. } => &codes::node::STORE_FAILED,
         }
     }
@@ -134,173 +155,111 @@ impl Store {
         })?;
         let lock = DirectoryLock::take(directory)?;
         let path = directory.join("node.redb");
+        let file = fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path)
+            .map_err(|source| StoreError::Unwritable {
+                action: "open",
+                path: path.clone(),
+                source,
+            })?;
+        let backend = FileBackend::new(file).map_err(|error| open_error(error, &path))?;
+        Self::open_on(backend, directory, lock)
+    }
+
+    fn open_on(
+        backend: impl redb::StorageBackend,
+        directory: &Path,
+        lock: DirectoryLock,
+    ) -> Result<Self, StoreError> {
+        let path = directory.join("node.redb");
         let database = Database::builder()
             .set_cache_size(CACHE_BYTES)
-            .create(&path)
+            .create_with_backend(backend)
             .map_err(|error| open_error(error, &path))?;
-        let state = format::read_or_create(&database, &path)?;
-        let (state, _) = watch::channel(Arc::new(state));
+        let agreed = format::read_or_create(&database, &path)?;
+        let (state, _) = watch::channel(Arc::clone(&agreed.state));
+        let (failure, _) = watch::channel(None);
         Ok(Self {
             inner: Arc::new(Inner {
                 database,
-                apply: Mutex::new(()),
+                directory: directory.to_owned(),
+                agreed: Mutex::new(agreed),
                 state,
+                failure,
                 _lock: lock,
             }),
         })
     }
 
-    /// Runs blocking work on the store off the runtime's threads. The work goes on when the caller
-    /// is dropped.
-    async fn run<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&Inner) -> Result<T, StoreError> + Send + 'static,
-    ) -> Result<T, StoreError> {
-        let inner = Arc::clone(&self.inner);
-        tokio::task::spawn_blocking(move || work(&inner))
-            .await
-            .map_err(|error| StoreError::Failed {
-                what: error.to_string(),
-            })?
-    }
-}
-
-#[async_trait]
-impl Consensus for Store {
-    async fn propose(&self, command: Command) -> Result<Answer, ProposeError> {
-        let outcome = self.run(move |inner| inner.propose(command)).await;
-        outcome
-            .map_err(|error| ProposeError::Store {
-                reason: error.to_string(),
-            })?
-            .map_err(ProposeError::from)
+    /// Returns the data directory.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        &self.inner.directory
     }
 
-    fn state(&self) -> watch::Receiver<Arc<State>> {
+    /// Watches the agreed state.
+    #[must_use]
+    pub fn state(&self) -> watch::Receiver<Arc<State>> {
         self.inner.state.subscribe()
     }
-}
 
-#[async_trait]
-impl CursorStore for Store {
-    async fn load(&self, id: &SubscriptionId) -> Result<Option<Cursor>, CursorError> {
-        let id = id.clone();
-        let read = self.run(move |inner| inner.load_cursor(&id)).await;
-        read.map_err(cursor_error)
+    /// Watches for the first write that failed; nothing is written after it.
+    #[must_use]
+    pub fn failure(&self) -> watch::Receiver<Option<String>> {
+        self.inner.failure.subscribe()
     }
 
-    async fn save(&self, cursors: Vec<(SubscriptionId, Cursor)>) -> Result<(), CursorError> {
-        let saved = self.run(move |inner| inner.save_cursors(cursors)).await;
-        saved.map_err(cursor_error)
-    }
-
-    async fn remove(&self, id: &SubscriptionId) -> Result<(), CursorError> {
-        let id = id.clone();
-        let removed = self.run(move |inner| inner.remove_cursor(&id)).await;
-        removed.map_err(cursor_error)
-    }
-
-    async fn list(&self) -> Result<Vec<(SubscriptionId, Cursor)>, CursorError> {
-        self.run(Inner::list_cursors).await.map_err(cursor_error)
+    /// Looks at the cursors as they are now. `look` must be short: it holds a lock.
+    pub fn with_cursors<T>(&self, look: impl FnOnce(&CursorTable) -> T) -> T {
+        look(&self.inner.agreed().cursors)
     }
 }
 
 impl Inner {
-    fn propose(
+    fn agreed(&self) -> MutexGuard<'_, Agreed> {
+        // A panic while the lock was held leaves a value that was applied whole or not at all.
+        self.agreed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs one transaction. One that finds damage is undone; after one that failed every later call
+    /// fails.
+    fn write<T>(
         &self,
-        command: Command,
-    ) -> Result<Result<Answer, pgcapture_engine::cluster::Refusal>, StoreError> {
-        // A panic while the lock was held left the published state untouched: go on.
-        let _order = self.apply.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = Arc::clone(&self.state.borrow());
-        let mut state = State::clone(&before);
-        let answer = match state.apply(command) {
-            Ok(answer) => answer,
-            Err(refusal) => return Ok(Err(refusal)),
-        };
-        if answer != Answer::Unchanged {
-            let bytes = encode(&state)?;
-            let changes = dumps::changes(&before, &state)?;
-            self.write(|transaction| {
-                let mut table = transaction.open_table(STATE)?;
-                table.insert(STATE_KEY, bytes.as_slice())?;
-                dumps::write(transaction, &changes)
-            })?;
-            self.state.send_replace(Arc::new(state));
+        durability: Durability,
+        work: impl FnOnce(&WriteTransaction) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        if let Some(what) = self.failure.borrow().clone() {
+            return Err(StoreError::Failed { what });
         }
-        Ok(Ok(answer))
-    }
-
-    fn load_cursor(&self, id: &SubscriptionId) -> Result<Option<Cursor>, StoreError> {
-        let read = || {
-            let table = self.database.begin_read()?.open_table(CURSORS)?;
-            let value = table.get((id.stream.as_str(), id.consumer.as_str()))?;
-            Ok::<_, redb::Error>(value.map(|value| value.value().to_vec()))
-        };
-        let bytes = read().map_err(failed)?;
-        bytes.map(|bytes| decode(&bytes)).transpose()
-    }
-
-    fn save_cursors(&self, cursors: Vec<(SubscriptionId, Cursor)>) -> Result<(), StoreError> {
-        let mut encoded = Vec::with_capacity(cursors.len());
-        for (id, mut cursor) in cursors {
-            cursor.acked_above.truncate(ACKED_RUNS_MAX);
-            encoded.push((id, encode(&cursor)?));
-        }
-        self.write(|transaction| {
-            let mut table = transaction.open_table(CURSORS)?;
-            for (id, bytes) in &encoded {
-                table.insert((id.stream.as_str(), id.consumer.as_str()), bytes.as_slice())?;
-            }
-            Ok(())
-        })
-    }
-
-    fn remove_cursor(&self, id: &SubscriptionId) -> Result<(), StoreError> {
-        self.write(|transaction| {
-            let mut table = transaction.open_table(CURSORS)?;
-            table.remove((id.stream.as_str(), id.consumer.as_str()))?;
-            Ok(())
-        })
-    }
-
-    fn list_cursors(&self) -> Result<Vec<(SubscriptionId, Cursor)>, StoreError> {
-        let read = || {
-            let table = self.database.begin_read()?.open_table(CURSORS)?;
-            let mut rows = Vec::new();
-            for row in table.iter()? {
-                let (key, value) = row?;
-                let (stream, consumer) = key.value();
-                let id = SubscriptionId {
-                    stream: stream.to_owned(),
-                    consumer: consumer.to_owned(),
-                };
-                rows.push((id, value.value().to_vec()));
-            }
-            Ok::<_, redb::Error>(rows)
-        };
-        let rows = read().map_err(failed)?;
-        rows.into_iter()
-            .map(|(id, bytes)| Ok((id, decode(&bytes)?)))
-            .collect()
-    }
-
-    /// Runs one transaction that is on disk when this returns.
-    fn write(
-        &self,
-        work: impl FnOnce(&redb::WriteTransaction) -> Result<(), redb::Error>,
-    ) -> Result<(), StoreError> {
         let run = || {
-            let transaction = self.database.begin_write()?;
-            work(&transaction)?;
-            transaction.commit()?;
-            Ok::<_, redb::Error>(())
+            let transaction = begin(&self.database, durability).map_err(failed)?;
+            let done = work(&transaction)?;
+            transaction.commit().map_err(|error| failed(error.into()))?;
+            Ok(done)
         };
-        run().map_err(failed)
+        let done = run();
+        if let Err(StoreError::Failed { what }) = &done {
+            self.failure.send_if_modified(|failure| {
+                let is_first = failure.is_none();
+                failure.get_or_insert_with(|| what.clone());
+                is_first
+            });
+        }
+        done
     }
 }
 
-fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, StoreError> {
+fn begin(database: &Database, durability: Durability) -> Result<WriteTransaction, redb::Error> {
+    let mut transaction = database.begin_write()?;
+    transaction.set_durability(durability)?;
+    Ok(transaction)
+}
+
+pub(crate) fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, StoreError> {
     bincode::serde::encode_to_vec(value, bincode::config::standard()).map_err(|error| {
         StoreError::Failed {
             what: error.to_string(),
@@ -308,7 +267,7 @@ fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, StoreError> {
     })
 }
 
-fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, StoreError> {
+pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, StoreError> {
     let config = bincode::config::standard().with_limit::<VALUE_BYTES_MAX>();
     let damaged = |what: String| StoreError::Damaged { what };
     let (value, length) = bincode::serde::decode_from_slice(bytes, config)
@@ -342,15 +301,8 @@ fn failed(error: redb::Error) -> StoreError {
     }
 }
 
-#[expect(
-    clippy::needless_pass_by_value,
-    reason = "the shape that map_err wants"
-)]
-fn cursor_error(error: StoreError) -> CursorError {
-    CursorError {
-        reason: error.to_string(),
-    }
-}
-
 #[cfg(test)]
 mod tests;
+
+#[cfg(test)]
+pub(crate) use self::tests::Disk;

@@ -43,5 +43,24 @@ pub mod admin {
     }
 }
 
+/// The contract between the nodes of one cluster: package `pgcapture.peer.v1`.
+pub mod peer {
+    /// Version 1.
+    #[allow(
+        missing_docs,
+        unreachable_pub,
+        clippy::all,
+        clippy::clone_on_ref_ptr,
+        clippy::pedantic,
+        clippy::str_to_string,
+        clippy::wildcard_enum_match_arm,
+        clippy::allow_attributes_without_reason,
+        reason = "generated code"
+    )]
+    pub mod v1 {
+        include!(concat!(env!("OUT_DIR"), "/pgcapture.peer.v1.rs"));
+    }
+}
+
 /// All descriptors, encoded as a `google.protobuf.FileDescriptorSet`, for gRPC reflection.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

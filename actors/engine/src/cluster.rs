@@ -19,11 +19,17 @@ mod replica;
 
 mod dump;
 
+mod answered;
+
+mod agreed;
+
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
 pub use self::{
+    agreed::{Agreed, Outcome, Request, Touched},
+    answered::{ANSWERED_MAX, Answered, RequestId},
     cursor::{ACKED_RUNS_MAX, Cursor, CursorCommand, CursorTable, SubscriptionId},
     dump::{
         COOL_DOWN_MAX, COOL_DOWNS_MAX, DUMP_RANGES_MAX, DUMP_TABLES_MAX, DUMPS_KEPT_MAX,
@@ -68,6 +74,8 @@ pub struct State {
     pub last_dump: DumpId,
     /// All nodes by name.
     pub nodes: BTreeMap<String, Node>,
+    /// The number of the newest node that ever joined; a removed one's is not given again.
+    pub last_node: u64,
     /// Which node runs the agent of each source, under the source's epoch.
     pub owners: BTreeMap<String, String>,
     /// All dumps that are not forgotten. Not serialised with the rest: a store keeps one row each,
@@ -160,7 +168,7 @@ pub enum Proposal {
 }
 
 /// What an accepted command did.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Answer {
     /// The state changed.
     Done,
@@ -173,7 +181,7 @@ pub enum Answer {
 }
 
 /// Why a command was refused; the state did not change.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum Refusal {
     /// There is no such source.
     #[error("unknown source \"{name}\"; known sources: {known}")]

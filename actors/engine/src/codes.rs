@@ -3,6 +3,7 @@
 //! `pgcapture explain CODE` prints from here; an error of any crate names its code from here. A
 //! code is stable: it is never reused for another meaning. One file a family.
 
+pub mod cluster;
 pub mod config;
 pub mod dump;
 pub mod existing_rows;
@@ -28,6 +29,7 @@ pub struct Explanation {
 pub fn all() -> impl Iterator<Item = &'static Explanation> {
     [
         config::ALL,
+        cluster::ALL,
         source::ALL,
         log::ALL,
         gateway::ALL,

@@ -47,3 +47,5 @@ pub mod backoff;
 pub mod codes;
 
 pub mod cluster;
+
+pub mod membership;

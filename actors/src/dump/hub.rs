@@ -122,7 +122,10 @@ impl From<ProposeError> for DumpError {
         use pgcapture_engine::cluster::Refusal;
         let what = error.to_string();
         let (explanation, remedy) = match &error {
-            ProposeError::Store { .. } => (&codes::dump::NOT_KEPT, RangeRemedy::Retry),
+            ProposeError::Store { .. } | ProposeError::Unavailable { .. } => {
+                (&codes::dump::NOT_KEPT, RangeRemedy::Retry)
+            }
+            ProposeError::TooLarge { .. } => (&codes::cluster::TOO_LARGE, RangeRemedy::Fail),
             ProposeError::Refused(refusal) => {
                 let explanation = match refusal {
                     Refusal::Dump(refusal) => refusal.explanation(),

@@ -29,13 +29,9 @@ use super::{
     subscription::Subscription,
 };
 use crate::{
-    cursors::{CursorError, CursorStore, SubscriptionId},
+    cursors::{CURSOR_SAVE_INTERVAL, CursorError, CursorStore, SubscriptionId},
     dump::RangeSource,
 };
-
-/// Cursors that moved are made durable together at this pace: ten small writes a second, and after
-/// a crash at most this much is delivered again.
-pub const CURSOR_SAVE_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Gauges follow at this pace: finer than any scrape, and cheap with 10,000 subscriptions.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
@@ -245,7 +241,7 @@ impl Hub {
                 status::report(&self);
             }
             tokio::select! {
-                () = tokio::time::sleep(CURSOR_SAVE_INTERVAL) => {}
+                () = tokio::time::sleep(self.cursors.pace()) => {}
                 () = self.save_soon.notified() => {}
                 () = self.stopped.cancelled() => return,
             }

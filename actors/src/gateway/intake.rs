@@ -22,11 +22,8 @@ use pgcapture_engine::{
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    hub::{CURSOR_SAVE_INTERVAL, Hub},
-    membership::sleep_for,
-    subscription::Subscription,
-};
+use super::{hub::Hub, membership::sleep_for, subscription::Subscription};
+use crate::cursors::CURSOR_SAVE_INTERVAL;
 use crate::dump::{Delivered, DumpError, GivenUp, OpenedRange, RangeRemedy, RangeTicket};
 
 /// Ranges with a reader: one is delivered while the next is opened. More would only hold snapshots

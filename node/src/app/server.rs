@@ -3,6 +3,7 @@
 use std::{fs, net::SocketAddr, path::Path, sync::Arc};
 
 use anyhow::Context as _;
+use futures_util::StreamExt as _;
 use pgcapture_actors::{
     dump::{DumpControllerHandle, RowReader},
     supervise::{Task, TaskKind, spawn},
@@ -14,6 +15,7 @@ use pgcapture_proto::{
         admin_server::AdminServer, cluster_server::ClusterServer, dumps_server::DumpsServer,
         replicas_server::ReplicasServer,
     },
+    peer::v1::raft_server::RaftServer,
     pgcapture::{agent_server::AgentServer, db_log_controller_server::DbLogControllerServer},
 };
 use tokio::net::TcpListener;
@@ -28,6 +30,7 @@ use crate::{
     config::{Config, read_secret},
     events::Events,
     group::Group,
+    raft::Door,
     replicas::Replicas,
     rpc::{
         admin::{self, AdminService},
@@ -38,6 +41,7 @@ use crate::{
         dump_control::{self, DumpControlService},
         dumps::{self, DumpsService},
         forward::{Forward, admin::ForwardingAdmin},
+        raft::{self, MESSAGE_BYTES_MAX, RaftService},
         replicas::{self, ReplicasService},
     },
 };
@@ -49,6 +53,7 @@ const ADMIN_REQUEST_BYTES_MAX: usize = 1 << 20;
 const SCHEDULE_BYTES_MAX: usize = 16 << 20;
 
 /// What the listener needs to be protected; read before anything starts.
+#[derive(Clone)]
 pub(super) struct Credentials {
     tls: Option<ServerTlsConfig>,
     check: TokenCheck,
@@ -100,6 +105,7 @@ pub(super) struct Services {
     dumps: DumpsService,
     control: DumpControlService,
     agent: AgentService,
+    door: Door,
 }
 
 impl Services {
@@ -108,6 +114,7 @@ impl Services {
         admin: AdminService,
         others: Others,
         (replicas, dumps, reader): (Arc<Replicas>, DumpControllerHandle, Arc<dyn RowReader>),
+        door: Door,
         stop: CancellationToken,
     ) -> Self {
         let consensus = Arc::clone(&admin.consensus);
@@ -144,6 +151,7 @@ impl Services {
                 stop,
             },
             agent: AgentService::new(consensus, reader, dumps),
+            door,
         }
     }
 }
@@ -179,6 +187,7 @@ impl Health {
             cluster::SERVICE_NAME,
             replicas::SERVICE_NAME,
             dumps::SERVICE_NAME,
+            raft::SERVICE_NAME,
         ];
         for service in services {
             self.reporter.set_service_status(service, status).await;
@@ -203,12 +212,7 @@ pub(super) async fn serve(
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
     let check = credentials.check;
-    let mut server = capture::configure(Server::builder());
-    if let Some(tls) = credentials.tls {
-        let code = codes::config::TLS.code;
-        let configured = server.tls_config(tls);
-        server = configured.with_context(|| format!("{code}: TLS cannot be set up"))?;
-    }
+    let mut server = builder(credentials.tls)?;
     let capture = CaptureService::new(services.admin.local.gateway.clone());
     let admin = AdminServer::new(services.admin).max_decoding_message_size(ADMIN_REQUEST_BYTES_MAX);
     let cluster = ClusterServer::new(services.cluster);
@@ -220,6 +224,7 @@ pub(super) async fn serve(
     let control = DbLogControllerServer::new(services.control);
     let control = control.max_decoding_message_size(SCHEDULE_BYTES_MAX);
     let agent = AgentServer::new(services.agent);
+    let raft = raft_server(services.door);
     let router = server
         .add_service(health_service)
         .add_service(InterceptedService::new(capture, check.clone()))
@@ -229,6 +234,7 @@ pub(super) async fn serve(
         .add_service(InterceptedService::new(cluster, check.clone()))
         .add_service(InterceptedService::new(replicas, check.clone()))
         .add_service(InterceptedService::new(dumps, check.clone()))
+        .add_service(InterceptedService::new(raft, check.clone()))
         .add_service(InterceptedService::new(
             reflection().build_v1()?,
             check.clone(),
@@ -245,4 +251,39 @@ pub(super) async fn serve(
         }
     });
     Ok((address, health, task))
+}
+
+/// Serves other nodes alone, on the listener that everything is served on later, until `stop`: this
+/// node needs them before it can serve anything. Connections stay open after that.
+pub(super) fn serve_peers(
+    listener: TcpListener,
+    door: Door,
+    credentials: Credentials,
+    stop: CancellationToken,
+) -> anyhow::Result<Task<()>> {
+    let service = InterceptedService::new(raft_server(door), credentials.check);
+    let router = builder(credentials.tls)?.add_service(service);
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let incoming = incoming.take_until(stop.cancelled_owned());
+    Ok(spawn(TaskKind::Server, "peers", async move {
+        if let Err(error) = router.serve_with_incoming(incoming).await {
+            tracing::error!(%error, "the listener for other nodes failed");
+        }
+    }))
+}
+
+fn raft_server(door: Door) -> RaftServer<RaftService> {
+    let server = RaftServer::new(RaftService { door });
+    server.max_decoding_message_size(MESSAGE_BYTES_MAX)
+}
+
+fn builder(tls: Option<ServerTlsConfig>) -> anyhow::Result<Server> {
+    let server = capture::configure(Server::builder());
+    let Some(tls) = tls else {
+        return Ok(server);
+    };
+    let code = codes::config::TLS.code;
+    server
+        .tls_config(tls)
+        .with_context(|| format!("{code}: TLS cannot be set up"))
 }

@@ -6,11 +6,11 @@ mod view;
 use clap::{Args, Subcommand};
 use pgcapture_engine::codes;
 use pgcapture_proto::admin::v1::{
-    ClusterStatus, GetClusterRequest, GetHashRequest, ListEventsRequest, RemoveNodeRequest,
+    GetClusterRequest, GetHashRequest, ListEventsRequest, RemoveNodeRequest,
     TransferLeadershipRequest,
 };
 
-use self::view::{ClusterView, EventView, HashView, MemberView};
+use self::view::{ClusterView, EventView, HashView};
 use super::{
     Failure, Global, connect,
     output::{self, Format},
@@ -85,24 +85,16 @@ pub(super) async fn run(global: &Global, command: ClusterCommand) -> Result<(), 
 
 async fn status(global: &Global, args: StatusArgs) -> Result<(), Failure> {
     let client = connect::cluster(global).await?;
-    let is_table = matches!(global.output, Format::Table | Format::Wide);
     let fetch = async || {
         let status = client.clone().get_cluster(GetClusterRequest {}).await?;
-        Ok(vec![ClusterView::from(status.into_inner())])
+        Ok::<_, Failure>(ClusterView::from(status.into_inner()))
     };
-    if !is_table {
-        return watch::show(global, args.watch, true, fetch).await;
+    if !matches!(global.output, Format::Table | Format::Wide) {
+        return watch::show(global, args.watch, true, async || Ok(vec![fetch().await?])).await;
     }
-    // For people: the group in one line, then its members.
+    // For people: the members, and the group in one line under them.
     watch::show(global, args.watch, false, async || {
-        let views = fetch().await?;
-        for view in &views {
-            output::data(&format!("{}\n", view.headline()))?;
-        }
-        Ok(views
-            .into_iter()
-            .flat_map(|view| view.members)
-            .collect::<Vec<MemberView>>())
+        Ok(fetch().await?.into_members_with_headline())
     })
     .await
 }
@@ -111,13 +103,9 @@ async fn members(global: &Global, args: StatusArgs) -> Result<(), Failure> {
     let client = connect::cluster(global).await?;
     watch::show(global, args.watch, false, async || {
         let status = client.clone().get_cluster(GetClusterRequest {}).await?;
-        Ok(member_views(status.into_inner()))
+        Ok(ClusterView::from(status.into_inner()).members)
     })
     .await
-}
-
-fn member_views(status: ClusterStatus) -> Vec<MemberView> {
-    ClusterView::from(status).members
 }
 
 async fn remove(global: &Global, args: RemoveArgs) -> Result<(), Failure> {

@@ -10,7 +10,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use self::parent::Parent;
 use super::{Failure, Global, config::FileArgs, output};
-use crate::{app, store::StoreError, telemetry};
+use crate::{app, raft::RaftError, telemetry};
 
 /// Arguments of `start`.
 #[derive(Args, Debug)]
@@ -88,6 +88,11 @@ pub(super) async fn run(global: &Global, args: StartArgs) -> Result<(), Failure>
         _ = tokio::signal::ctrl_c() => (),
         // Whatever was to be saved is thrown away with the parent's folder.
         () = parent.gone() => return Err(Failure::interrupted()),
+        // What the disk holds is not known any more: nothing that a drain would save could be
+        // trusted. The next start finds out.
+        reason = node.failed() => {
+            return Err(Failure::new(1, &codes::node::STORE_FAILED, reason));
+        }
     }
     if node.stop().await {
         Ok(())
@@ -119,7 +124,7 @@ pub(super) fn terminate() -> Result<tokio::signal::unix::Signal, Failure> {
 /// Turns a failed start into code and next step: the error's own when it has one.
 pub(super) fn cannot_start(error: &anyhow::Error) -> Failure {
     let text = format!("{error:#}");
-    let explanation: Option<&Explanation> = match error.downcast_ref::<StoreError>() {
+    let explanation: Option<&Explanation> = match error.downcast_ref::<RaftError>() {
         Some(error) => Some(error.explanation()),
         None => text
             .split_once(": ")

@@ -1,15 +1,23 @@
 //! Relations between values: each may be fine alone and wrong beside another.
 
+use std::time::Duration;
+
 use pgcapture_engine::{
     cluster::{DEFAULT_RANGES_MAX, RANGES_MAX_LIMIT, ReplicaKind, check_name},
     codes::{self, Explanation},
 };
 
 use super::{Config, Problem, reader::Reader};
-use crate::units::Size;
+use crate::units::{Size, Span};
 
 /// The smallest segment: below, the header and the index of a file weigh more than its rows.
 const SEGMENT_MIN: Size = Size(64 * 1024);
+
+/// Heartbeats below cost more than they tell.
+const HEARTBEAT_MIN: Duration = Duration::from_millis(10);
+
+/// Lost heartbeats that must not look like a lost leader.
+const HEARTBEATS_MIN: u32 = 3;
 
 /// The largest gRPC message, so the largest row: the protocol ends at 2 GiB, PostgreSQL's rows at 1.
 const ROW_MAX: Size = Size(1 << 30);
@@ -21,6 +29,7 @@ pub(super) fn relations(config: &Config, reader: &mut Reader) {
     checker.log(config);
     checker.limits(config);
     checker.node(config);
+    checker.raft(config);
     checker.sources(config);
     checker.replicas(config);
 }
@@ -165,6 +174,53 @@ impl Checker<'_> {
             "tls.client_ca",
             "needs tls.cert and tls.key".to_owned(),
             "set both, or remove tls.client_ca".to_owned(),
+        );
+    }
+
+    fn raft(&mut self, config: &Config) {
+        let (heartbeat, election) = (config.raft.heartbeat, config.raft.election);
+        self.require(
+            heartbeat.0 >= HEARTBEAT_MIN,
+            "raft.heartbeat",
+            format!("must be at least {}", Span(HEARTBEAT_MIN)),
+            "use \"100ms\"".to_owned(),
+        );
+        self.require(
+            election.0 >= heartbeat.0 * HEARTBEATS_MIN,
+            "raft.election",
+            format!("must be at least {HEARTBEATS_MIN} times raft.heartbeat ({heartbeat})"),
+            format!(
+                "use \"{}\": one lost heartbeat would depose a leader that works",
+                Span(heartbeat.0 * HEARTBEATS_MIN)
+            ),
+        );
+        for address in config.node.peers.iter().chain(&config.node.advertise) {
+            let path = if config.node.peers.contains(address) {
+                "node.peers"
+            } else {
+                "node.advertise"
+            };
+            let port = address
+                .rsplit_once(':')
+                .and_then(|(_, port)| port.parse::<u16>().ok());
+            self.require(
+                port.is_some_and(|port| port > 0),
+                path,
+                format!("\"{address}\" is no address of a node"),
+                "write host:port, as in \"n1.example:7700\"".to_owned(),
+            );
+        }
+        let own = config
+            .node
+            .advertise
+            .clone()
+            .unwrap_or_else(|| config.node.listen.to_string());
+        self.require(
+            config.node.peers.is_empty() || config.node.peers.contains(&own),
+            "node.peers",
+            format!("does not name this node, which the others reach at {own}"),
+            "list all nodes in the same order on each, this one included, or set node.advertise"
+                .to_owned(),
         );
     }
 

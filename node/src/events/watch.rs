@@ -39,11 +39,21 @@ pub fn start(
 ) -> Task<()> {
     spawn(TaskKind::Sources, "events", async move {
         let mut state = consensus.state();
+        let mut leadership = consensus.leadership();
         let mut known = Arc::clone(&state.borrow_and_update());
         let mut coming: BTreeMap<String, Coming> = BTreeMap::new();
         loop {
             tokio::select! {
                 changed = state.changed() => if changed.is_err() { return },
+                changed = leadership.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    let now = leadership.borrow_and_update().clone();
+                    if let Some(leader) = now.leader {
+                        events.elected(&leader, now.term);
+                    }
+                }
                 () = tokio::time::sleep(LOOK_EVERY), if !coming.is_empty() => (),
                 () = stop.cancelled() => return,
             }

@@ -229,27 +229,23 @@ impl Cluster for ClusterService {
         &self,
         request: Request<RemoveNodeRequest>,
     ) -> Result<Response<RemoveNodeResponse>, Status> {
-        lead!(self, request, remove_node, {
-            let RemoveNodeRequest { name, dry_run } = request.into_inner();
-            let actions = answer::removal(&self.forward.state(), &self.group.standing(), &name);
-            let actions = actions.map_err(GroupError::into_status)?;
-            if !dry_run {
-                let group = Arc::clone(&self.group);
-                order(&self.orders, async move { group.remove(&name).await }).await?;
-            }
-            Ok(Response::new(RemoveNodeResponse { actions }))
-        })
+        let RemoveNodeRequest { name, dry_run } = request.into_inner();
+        let actions = answer::removal(&self.forward.state(), &self.group.standing(), &name);
+        let actions = actions.map_err(GroupError::into_status)?;
+        if !dry_run {
+            let group = Arc::clone(&self.group);
+            order(&self.orders, async move { group.remove(&name).await }).await?;
+        }
+        Ok(Response::new(RemoveNodeResponse { actions }))
     }
 
     async fn transfer_leadership(
         &self,
         request: Request<TransferLeadershipRequest>,
     ) -> Result<Response<TransferLeadershipResponse>, Status> {
-        lead!(self, request, transfer_leadership, {
-            let (group, name) = (Arc::clone(&self.group), request.into_inner().name);
-            order(&self.orders, async move { group.transfer(&name).await }).await?;
-            Ok(Response::new(TransferLeadershipResponse {}))
-        })
+        let (group, name) = (Arc::clone(&self.group), request.into_inner().name);
+        order(&self.orders, async move { group.transfer(&name).await }).await?;
+        Ok(Response::new(TransferLeadershipResponse {}))
     }
 
     async fn get_hash(

@@ -7,6 +7,7 @@
 
 pub mod admin;
 mod deadline;
+mod merge;
 
 use std::{sync::Arc, time::Duration};
 

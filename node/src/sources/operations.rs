@@ -64,6 +64,14 @@ pub enum SourceError {
         /// What it does.
         state: &'static str,
     },
+    /// The nodes did not agree.
+    #[error("{text}")]
+    NotAgreed {
+        /// What it means.
+        explanation: &'static Explanation,
+        /// What happened.
+        text: String,
+    },
     /// The node's own disk.
     #[error("{text}")]
     Store {
@@ -94,7 +102,9 @@ impl SourceError {
             }
             Self::Refused(Refusal::Replica(refusal)) => refusal.explanation(),
             Self::Refused(Refusal::Dump(refusal)) => refusal.explanation(),
-            Self::Postgres { explanation, .. } | Self::Checks { explanation, .. } => explanation,
+            Self::Postgres { explanation, .. }
+            | Self::Checks { explanation, .. }
+            | Self::NotAgreed { explanation, .. } => explanation,
             Self::Store { .. } => &codes::node::STORE_FAILED,
         }
     }
@@ -107,6 +117,7 @@ impl SourceError {
             Self::NoGap { .. } => "Look at what it does: pgcapture source show",
             Self::Refused(_)
             | Self::Invalid { .. }
+            | Self::NotAgreed { .. }
             | Self::Postgres { .. }
             | Self::Store { .. } => self.explanation().next,
         }
@@ -136,6 +147,14 @@ impl From<ProposeError> for SourceError {
         match error {
             ProposeError::Refused(refusal) => Self::Refused(refusal),
             ProposeError::Store { reason } => Self::Store { text: reason },
+            ProposeError::Unavailable { .. } => Self::NotAgreed {
+                explanation: &codes::cluster::NO_QUORUM,
+                text: error.to_string(),
+            },
+            ProposeError::TooLarge { .. } => Self::NotAgreed {
+                explanation: &codes::cluster::TOO_LARGE,
+                text: error.to_string(),
+            },
         }
     }
 }

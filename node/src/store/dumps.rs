@@ -14,8 +14,9 @@ use redb::{ReadableTable, TableDefinition, WriteTransaction};
 
 use super::{StoreError, decode, encode, failed};
 
-const DUMPS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("dumps");
-const DUMP_TABLES: TableDefinition<'_, (u64, u32), &[u8]> = TableDefinition::new("dump_tables");
+pub(super) const DUMPS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("dumps");
+pub(super) const DUMP_TABLES: TableDefinition<'_, (u64, u32), &[u8]> =
+    TableDefinition::new("dump_tables");
 
 /// What a command changed.
 #[derive(Debug, Default)]

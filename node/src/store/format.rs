@@ -1,23 +1,26 @@
 //! The form of the file: its version, and how older ones are brought to it.
 //!
 //! Version 1 had sources, gaps and epochs in one value. Version 2 has replicas and cool-downs beside
-//! them, and dumps in rows of their own. Version 3 has nodes and owners. Bringing a file forward is one transaction: it is of the
-//! one version or the other, whenever the node is killed.
+//! them, and dumps in rows of their own. Version 3 has nodes and owners. Version 4 has the common log,
+//! the last answers and the number of the newest node. Bringing a file forward is one transaction: it
+//! is of the one version or the other, whenever the node is killed.
 
 use std::{collections::BTreeMap, path::Path, time::Duration};
 
 use pgcapture_engine::{
     checkpoint::Epoch,
-    cluster::{Gap, Replica, Source, State},
+    cluster::{Agreed, Gap, Node, Replica, Source, State},
     dump::DumpId,
 };
 use redb::{Database, ReadableTable, TableDefinition, WriteTransaction};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::{CURSORS, STATE, STATE_KEY, StoreError, decode, dumps, encode, failed};
+use super::{
+    ANSWERED, CURSORS, STATE, STATE_KEY, StoreError, agreed, decode, dumps, encode, failed, log,
+};
 
 /// Version of everything in the file; grows when a value changes its form.
-pub const FORMAT_VERSION: u32 = 3;
+pub const FORMAT_VERSION: u32 = 4;
 
 pub(super) const META: TableDefinition<'_, &str, u32> = TableDefinition::new("meta");
 pub(super) const FORMAT_KEY: &str = "format";
@@ -66,17 +69,49 @@ impl From<StateV2> for State {
     }
 }
 
-/// Reads the agreed state, makes the file when it is new, and brings an older one forward.
-pub(super) fn read_or_create(database: &Database, path: &Path) -> Result<State, StoreError> {
+/// The agreed state as version 3 kept it.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(super) struct StateV3 {
+    pub(super) sources: BTreeMap<String, Source>,
+    pub(super) gaps: BTreeMap<String, Vec<Gap>>,
+    pub(super) epochs: BTreeMap<String, Epoch>,
+    pub(super) replicas: BTreeMap<String, Replica>,
+    pub(super) cool_downs: BTreeMap<(String, String), Duration>,
+    pub(super) last_dump: DumpId,
+    pub(super) nodes: BTreeMap<String, Node>,
+    pub(super) owners: BTreeMap<String, String>,
+}
+
+impl From<StateV3> for State {
+    fn from(old: StateV3) -> Self {
+        let ids = old.nodes.values().map(|node| node.id);
+        Self {
+            last_node: ids.max().unwrap_or_default(),
+            sources: old.sources,
+            gaps: old.gaps,
+            epochs: old.epochs,
+            replicas: old.replicas,
+            cool_downs: old.cool_downs,
+            last_dump: old.last_dump,
+            nodes: old.nodes,
+            owners: old.owners,
+            ..Self::default()
+        }
+    }
+}
+
+/// Reads what was agreed on, makes the file when it is new, and brings an older one forward.
+pub(super) fn read_or_create(database: &Database, path: &Path) -> Result<Agreed, StoreError> {
     let transaction = database
         .begin_write()
         .map_err(|error| failed(error.into()))?;
     let found = version(&transaction).map_err(failed)?;
     let state = match found {
         None => State::default(),
-        Some(FORMAT_VERSION) => read(&transaction)?,
-        Some(2) => read_v2(&transaction)?,
-        Some(1) => read_v1(&transaction)?,
+        Some(FORMAT_VERSION) => read_state(&transaction)?,
+        Some(3) => read_old::<StateV3>(&transaction)?,
+        Some(2) => read_old::<StateV2>(&transaction)?,
+        Some(1) => read_old::<StateV1>(&transaction)?,
         Some(0) => {
             let what = "its format version is 0, which never was".to_owned();
             return Err(StoreError::Damaged { what });
@@ -91,8 +126,9 @@ pub(super) fn read_or_create(database: &Database, path: &Path) -> Result<State, 
         let bytes = encode(&state)?;
         bring_forward(&transaction, &bytes).map_err(failed)?;
     }
+    let agreed = agreed::read(&transaction, state)?;
     transaction.commit().map_err(|error| failed(error.into()))?;
-    Ok(state)
+    Ok(agreed)
 }
 
 fn version(transaction: &WriteTransaction) -> Result<Option<u32>, redb::Error> {
@@ -101,25 +137,23 @@ fn version(transaction: &WriteTransaction) -> Result<Option<u32>, redb::Error> {
     Ok(version.map(|version| version.value()))
 }
 
-fn read(transaction: &WriteTransaction) -> Result<State, StoreError> {
+/// Reads the state as this version keeps it.
+pub(super) fn read_state(transaction: &WriteTransaction) -> Result<State, StoreError> {
     let value = state_value(transaction).map_err(failed)?;
     let mut state: State = value.map_or_else(|| Ok(State::default()), |bytes| decode(&bytes))?;
     state.dumps = dumps::read(transaction)?;
     Ok(state)
 }
 
-fn read_v2(transaction: &WriteTransaction) -> Result<State, StoreError> {
+/// Reads the state as an older version kept it. One that knew no dumps has no rows of them.
+fn read_old<T: Default + DeserializeOwned + Into<State>>(
+    transaction: &WriteTransaction,
+) -> Result<State, StoreError> {
     let value = state_value(transaction).map_err(failed)?;
-    let old: StateV2 = value.map_or_else(|| Ok(StateV2::default()), |bytes| decode(&bytes))?;
-    let mut state = State::from(old);
+    let old: T = value.map_or_else(|| Ok(T::default()), |bytes| decode(&bytes))?;
+    let mut state = old.into();
     state.dumps = dumps::read(transaction)?;
     Ok(state)
-}
-
-fn read_v1(transaction: &WriteTransaction) -> Result<State, StoreError> {
-    let value = state_value(transaction).map_err(failed)?;
-    let old: StateV1 = value.map_or_else(|| Ok(StateV1::default()), |bytes| decode(&bytes))?;
-    Ok(old.into())
 }
 
 fn state_value(transaction: &WriteTransaction) -> Result<Option<Vec<u8>>, redb::Error> {
@@ -135,5 +169,7 @@ fn bring_forward(transaction: &WriteTransaction, state: &[u8]) -> Result<(), red
         .insert(FORMAT_KEY, FORMAT_VERSION)?;
     transaction.open_table(STATE)?.insert(STATE_KEY, state)?;
     transaction.open_table(CURSORS)?;
+    transaction.open_table(ANSWERED)?;
+    log::create_tables(transaction)?;
     dumps::create_tables(transaction)
 }

@@ -1,8 +1,12 @@
 //! What was confirmed is there after a reopening; what cannot be used says why.
 
+use pgcapture_actors::consensus::ProposeError;
 use pgcapture_engine::{
     checkpoint::{Checkpoint, Epoch},
-    cluster::{OnGap, Origin, Refusal, SecretRef, Source},
+    cluster::{
+        ACKED_RUNS_MAX, Answer, Command, Cursor, CursorCommand, OnGap, Origin, Outcome, Proposal,
+        Refusal, Request, RequestId, SecretRef, Source, SubscriptionId,
+    },
     lsn::{Lsn, PgTime},
 };
 
@@ -12,6 +16,46 @@ use super::{
 };
 
 mod dumps;
+mod failing;
+
+pub(crate) use failing::Disk;
+
+/// What Raft does with a store, without Raft.
+impl Store {
+    async fn propose(&self, command: Command) -> Result<Answer, ProposeError> {
+        let mut outcomes = self.agree(Proposal::State(command)).unwrap();
+        Ok(outcomes.remove(0)?)
+    }
+
+    fn agree(&self, proposal: Proposal) -> Result<Vec<Outcome>, StoreError> {
+        let id = RequestId(rand::random());
+        self.apply(Batch {
+            requests: vec![Request { id, proposal }],
+            marks: Vec::new(),
+        })
+    }
+
+    async fn save(&self, cursors: Vec<(SubscriptionId, Cursor)>) -> Result<(), StoreError> {
+        self.agree(Proposal::Cursors(CursorCommand::Save(cursors)))?;
+        // What follows an entry in the log makes it durable.
+        self.write_log(&[])
+    }
+
+    async fn remove(&self, id: &SubscriptionId) -> Result<(), StoreError> {
+        self.agree(Proposal::Cursors(CursorCommand::Remove(id.clone())))
+            .map(drop)
+    }
+
+    async fn load(&self, id: &SubscriptionId) -> Result<Option<Cursor>, StoreError> {
+        Ok(self.with_cursors(|cursors| cursors.get(id).map(|cursor| Cursor::clone(cursor))))
+    }
+
+    async fn list(&self) -> Result<Vec<(SubscriptionId, Cursor)>, StoreError> {
+        let owned =
+            |(id, cursor): (&SubscriptionId, &Arc<Cursor>)| (id.clone(), Cursor::clone(cursor));
+        Ok(self.with_cursors(|cursors| cursors.iter().map(owned).collect()))
+    }
+}
 
 fn source(name: &str) -> Source {
     Source {

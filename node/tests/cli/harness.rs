@@ -39,6 +39,10 @@ impl Ended {
 }
 
 /// Runs a command to its end; `endpoint` may be empty.
+#[allow(
+    dead_code,
+    reason = "not every test that shares this uses the common folder"
+)]
 pub(crate) fn run(endpoint: &str, args: &[&str]) -> Ended {
     run_in(&std::env::temp_dir(), endpoint, args)
 }
@@ -73,6 +77,10 @@ pub(crate) struct Running {
 }
 
 impl Running {
+    #[allow(
+        dead_code,
+        reason = "not every test that shares this uses the common folder"
+    )]
     pub(crate) fn start(args: &[&str]) -> Self {
         Self::start_in(&std::env::temp_dir(), args)
     }

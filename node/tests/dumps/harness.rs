@@ -14,9 +14,8 @@ use pgcapture_engine::{
     },
     lsn::PgTime,
 };
-use pgcapture_node::{
-    rpc::{agent::AgentService, dump_control::DumpControlService, dumps::DumpsService},
-    store::Store,
+use pgcapture_node::rpc::{
+    agent::AgentService, dump_control::DumpControlService, dumps::DumpsService,
 };
 use pgcapture_proto::{
     admin::v1::{
@@ -57,7 +56,7 @@ pub(crate) fn run(test: impl Future<Output = ()>) {
 
 /// A node with source `shop`; its stream has the same name.
 pub(crate) struct Node {
-    pub(crate) store: Arc<Store>,
+    pub(crate) store: Arc<RaftConsensus>,
     pub(crate) reader: Arc<ScriptedReader>,
     pub(crate) stop: CancellationToken,
     channel: Channel,
@@ -86,9 +85,9 @@ impl Node {
 
     pub(crate) async fn without_replica() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let store = Arc::new(Store::open(folder.path()).unwrap());
+        let store = Arc::new(RaftConsensus::alone(folder.path(), "n1").await.unwrap());
         let reader = Arc::new(ScriptedReader::default());
-        let consensus: Arc<dyn Consensus> = Arc::<Store>::clone(&store);
+        let consensus: Arc<dyn Consensus> = Arc::<RaftConsensus>::clone(&store);
         let rows: Arc<dyn RowReader> = Arc::<ScriptedReader>::clone(&reader);
         let dumps = DumpControllerHandle::start(Arc::clone(&consensus), Arc::clone(&rows));
         let (orders, stop) = (TaskTracker::new(), CancellationToken::new());

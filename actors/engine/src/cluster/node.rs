@@ -42,6 +42,7 @@ impl State {
         if self.nodes.len() >= NODES_MAX {
             return Err(Refusal::TooManyNodes);
         }
+        self.last_node = self.last_node.max(node.id);
         self.nodes.insert(node.name.clone(), node);
         Ok(Answer::Done)
     }

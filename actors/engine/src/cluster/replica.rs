@@ -83,7 +83,7 @@ impl ReplicaKind {
 }
 
 /// Why a command about a replica was refused; the state did not change.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum ReplicaRefusal {
     /// There is no such replica.
     #[error("unknown replica \"{name}\"; known replicas: {known}")]

@@ -2,7 +2,7 @@
 //!
 //! Holds where the password is, never the password; the url in it has none.
 
-use std::{fmt, str::FromStr};
+use std::{borrow::Cow, fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
@@ -118,13 +118,13 @@ impl FromStr for SecretRef {
 }
 
 /// A name breaks the rules.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error(
     "\"{name}\" cannot name a {what}: use 1 to {NAME_BYTES_MAX} of a-z, A-Z, 0-9, \"-\", \"_\" and \".\", beginning with a letter or a digit"
 )]
 pub struct InvalidName {
     /// `source` or `stream`.
-    pub what: &'static str,
+    pub what: Cow<'static, str>,
     /// The name.
     pub name: String,
 }
@@ -143,7 +143,7 @@ pub fn check_name(what: &'static str, name: &str) -> Result<(), InvalidName> {
             .next()
             .is_some_and(|first| first.is_ascii_alphanumeric());
     is_valid.then_some(()).ok_or_else(|| InvalidName {
-        what,
+        what: what.into(),
         name: name.to_owned(),
     })
 }

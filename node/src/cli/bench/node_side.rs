@@ -23,9 +23,9 @@ use tonic::transport::{Server, server::TcpIncoming};
 
 use super::{database::RUN_SLOT, workload::PUBLICATION};
 use crate::{
+    raft::RaftConsensus,
     resolver::subscription_of,
     rpc::capture::{CaptureService, configure},
-    store::Store,
 };
 
 /// The stream of every measurement.
@@ -67,7 +67,7 @@ pub(super) struct Served {
 impl Served {
     /// Starts serving; cursors are kept in `directory`.
     pub(super) async fn start(log: Arc<dyn ChangeLog>, directory: &Path) -> anyhow::Result<Self> {
-        let cursors = Arc::new(Store::open(directory)?);
+        let cursors = Arc::new(RaftConsensus::alone(directory, STREAM).await?);
         let limits = GatewayLimits::default();
         let gateway = GatewayHandle::start(
             Arc::new(OneStream(log)),

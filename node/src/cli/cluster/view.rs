@@ -41,6 +41,9 @@ pub(super) struct MemberView {
     leads: bool,
     sources: Vec<String>,
     lag_entries: Option<u64>,
+    /// The group in one line, under the last member.
+    #[serde(skip)]
+    headline: Option<String>,
 }
 
 impl From<ClusterStatus> for ClusterView {
@@ -55,6 +58,7 @@ impl From<ClusterStatus> for ClusterView {
             state: member.state,
             sources: member.sources,
             lag_entries: member.lag_entries,
+            headline: None,
         };
         Self {
             members: status.members.into_iter().map(member).collect(),
@@ -71,7 +75,7 @@ impl From<ClusterStatus> for ClusterView {
 
 impl ClusterView {
     /// The group in one line.
-    pub(super) fn headline(&self) -> String {
+    fn headline(&self) -> String {
         let leader = if self.leader.is_empty() {
             "! no leader".to_owned()
         } else {
@@ -94,6 +98,15 @@ impl ClusterView {
             "{cluster}{leader}  committed {}  applied {}{stale}",
             self.committed_index, self.applied_index
         )
+    }
+
+    /// The members, with the group in one line under them.
+    pub(super) fn into_members_with_headline(mut self) -> Vec<MemberView> {
+        let headline = self.headline();
+        if let Some(last) = self.members.last_mut() {
+            last.headline = Some(headline);
+        }
+        self.members
     }
 
     /// Tells whether the group itself works.
@@ -168,6 +181,10 @@ impl View for MemberView {
             joined(&self.sources),
             self.id.to_string(),
         ]
+    }
+
+    fn hint(&self) -> Option<String> {
+        self.headline.clone()
     }
 }
 

@@ -21,7 +21,6 @@ pub(super) fn status(
     standing: Standing,
     lives: Option<&BTreeMap<String, Life>>,
 ) -> ClusterStatus {
-    let committed = standing.committed;
     let member = |member: Member| {
         let owned = state
             .owners
@@ -34,7 +33,7 @@ pub(super) fn status(
             role: if member.is_voter { "voter" } else { "learner" }.to_owned(),
             state: life.map_or("unknown", |life| life.as_str()).to_owned(),
             sources: owned.map(|(source, _)| source.clone()).collect(),
-            lag_entries: member.confirmed.map(|at| committed.saturating_sub(at)),
+            lag_entries: member.lag,
             name: member.name,
         }
     };
@@ -42,7 +41,7 @@ pub(super) fn status(
         cluster: standing.cluster,
         term: standing.term,
         leader: standing.leader.unwrap_or_default(),
-        committed_index: committed,
+        committed_index: standing.committed,
         applied_index: standing.applied,
         stale: lives.is_none(),
         members: standing.members.into_iter().map(member).collect(),

@@ -8,13 +8,13 @@ use pgcapture_proto::admin::v1::ClusterEvent;
 use super::answer;
 use crate::group::{Life, Member, Standing};
 
-fn member(name: &str, is_voter: bool, confirmed: Option<u64>) -> Member {
+fn member(name: &str, is_voter: bool, lag: Option<u64>) -> Member {
     Member {
         name: name.to_owned(),
         id: 1,
         address: format!("{name}:7700"),
         is_voter,
-        confirmed,
+        lag,
     }
 }
 
@@ -23,8 +23,8 @@ fn standing() -> Standing {
         leader: Some("n1".to_owned()),
         committed: 90,
         members: vec![
-            member("n1", true, Some(90)),
-            member("n2", true, Some(84)),
+            member("n1", true, Some(0)),
+            member("n2", true, Some(6)),
             member("n3", false, None),
         ],
         ..Standing::default()

@@ -13,15 +13,16 @@ use pgcapture_proto::admin::v1::{
     ListSourcesResponse, ListStreamsRequest, ListStreamsResponse, Node, PauseSourceRequest,
     PlanSourceRequest, RemoveConsumerRequest, RemoveConsumerResponse, RemoveSourceRequest,
     RemoveSourceResponse, ResumeSourceRequest, SeekConsumerRequest, SeekConsumerResponse, Source,
-    SourcePlan, SourceStatus, Stream, Trouble, admin_client::AdminClient, admin_server::Admin,
+    SourcePlan, Stream, admin_client::AdminClient, admin_server::Admin,
 };
 use tonic::{Request, Response, Status};
 
-use super::{Forward, Target, is_marked, part};
+use super::{
+    Forward, Target, is_marked,
+    merge::{self, Told, unreachable_source},
+    part,
+};
 use crate::{events::Events, resolver::subscription_of, rpc::admin::AdminService};
-
-/// State and health of what only a node knows that does not answer.
-const UNREACHABLE: &str = "unreachable";
 
 /// The service. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -85,35 +86,6 @@ impl ForwardingAdmin {
     }
 }
 
-/// What each owner answered: by its name, or the names of those that did not.
-fn told<T>(answers: Vec<(String, Result<T, Status>)>) -> (BTreeMap<String, T>, Vec<String>) {
-    let (mut told, mut unreachable) = (BTreeMap::new(), Vec::new());
-    for (node, answer) in answers {
-        match answer {
-            Ok(answer) => drop(told.insert(node, answer)),
-            Err(status) => {
-                tracing::warn!(node, %status, "a node does not answer for its part of a list");
-                unreachable.push(node);
-            }
-        }
-    }
-    (told, unreachable)
-}
-
-/// A source whose owner does not answer: what is agreed on, and nothing of what it does.
-fn unreachable_source(source: &mut Source) {
-    let away = &codes::node::OWNER_AWAY;
-    source.status = Some(SourceStatus {
-        state: UNREACHABLE.to_owned(),
-        trouble: Some(Trouble {
-            code: away.code.to_owned(),
-            text: format!("its owner {} does not answer", source.owner),
-            next: away.next.to_owned(),
-        }),
-        ..SourceStatus::default()
-    });
-}
-
 #[tonic::async_trait]
 impl Admin for ForwardingAdmin {
     async fn get_node(&self, request: Request<GetNodeRequest>) -> Result<Response<Node>, Status> {
@@ -151,25 +123,13 @@ impl Admin for ForwardingAdmin {
             let call = |mut admin: AdminClient<_>, request| async move {
                 admin.list_sources(request).await
             };
-            let answer = self
-                .forward
-                .admin(owner, part(ListSourcesRequest {}), call)
-                .await;
-            (owner.name.clone(), answer.map(Response::into_inner))
+            let request = part(ListSourcesRequest {});
+            let answer = self.forward.admin(owner, request, call).await;
+            (owner.name.clone(), answer.map(|it| it.into_inner().sources))
         });
-        let (told, unreachable) = told(join_all(asked).await);
-        for source in &mut list.sources {
-            if let Some(answer) = told.get(&source.owner) {
-                let name = |source: &Source| source.definition.as_ref().map(|it| it.name.clone());
-                let theirs = answer.sources.iter().find(|it| name(it) == name(source));
-                if let Some(theirs) = theirs {
-                    source.clone_from(theirs);
-                }
-            } else if unreachable.contains(&source.owner) {
-                unreachable_source(source);
-            }
-        }
-        list.unreachable = unreachable;
+        let told = Told::new(join_all(asked).await);
+        merge::sources(&mut list.sources, &told);
+        list.unreachable = told.unreachable;
         Ok(Response::new(list))
     }
 
@@ -245,28 +205,13 @@ impl Admin for ForwardingAdmin {
             let call = |mut admin: AdminClient<_>, request| async move {
                 admin.list_streams(request).await
             };
-            let answer = self
-                .forward
-                .admin(owner, part(ListStreamsRequest {}), call)
-                .await;
-            (owner.name.clone(), answer.map(Response::into_inner))
+            let request = part(ListStreamsRequest {});
+            let answer = self.forward.admin(owner, request, call).await;
+            (owner.name.clone(), answer.map(|it| it.into_inner().streams))
         });
-        let (told, unreachable) = told(join_all(asked).await);
-        let owner_of = self.owners_of_streams();
-        for stream in &mut list.streams {
-            let Some(owner) = owner_of.get(&stream.name) else {
-                continue;
-            };
-            let theirs = told.get(owner).map(|answer| answer.streams.iter());
-            let theirs = theirs.and_then(|mut all| all.find(|it| it.name == stream.name));
-            if let Some(theirs) = theirs {
-                stream.clone_from(theirs);
-            } else if unreachable.contains(owner) {
-                UNREACHABLE.clone_into(&mut stream.health);
-                stream.health_reason = format!("its owner {owner} does not answer");
-            }
-        }
-        list.unreachable = unreachable;
+        let told = Told::new(join_all(asked).await);
+        merge::streams(&mut list.streams, &self.owners_of_streams(), &told);
+        list.unreachable = told.unreachable;
         Ok(Response::new(list))
     }
 
@@ -302,21 +247,14 @@ impl Admin for ForwardingAdmin {
             let stream = stream.clone();
             let request = part(ListConsumersRequest { stream });
             let answer = self.forward.admin(owner, request, call).await;
-            (owner.name.clone(), answer.map(Response::into_inner))
+            (
+                owner.name.clone(),
+                answer.map(|it| it.into_inner().consumers),
+            )
         });
-        let (told, unreachable) = told(join_all(asked).await);
-        // Every node may know of a consumer; the owner of its stream knows how it is.
-        list.consumers.retain(|consumer| {
-            let owner = owner_of.get(&consumer.stream);
-            owner.is_none_or(|owner| unreachable.contains(owner))
-        });
-        for (node, answer) in told {
-            let is_owned = |it: &Consumer| owner_of.get(&it.stream) == Some(&node);
-            list.consumers
-                .extend(answer.consumers.into_iter().filter(is_owned));
-        }
-        list.consumers.sort_by(|one, other| one.uri.cmp(&other.uri));
-        list.unreachable = unreachable;
+        let told = Told::new(join_all(asked).await);
+        let merged = merge::consumers(list.consumers, &owner_of, told);
+        (list.consumers, list.unreachable) = merged;
         Ok(Response::new(list))
     }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use async_trait::async_trait;
-use pgcapture_actors::consensus::ProposeError;
+use pgcapture_actors::consensus::{Leadership, ProposeError};
 use pgcapture_engine::{
     cluster::{Answer, Command, Node},
     lsn::PgTime,
@@ -28,6 +28,10 @@ impl Consensus for Fixed {
 
     fn state(&self) -> watch::Receiver<Arc<State>> {
         self.0.subscribe()
+    }
+
+    fn leadership(&self) -> watch::Receiver<Leadership> {
+        watch::channel(Leadership::alone("n1")).1
     }
 }
 

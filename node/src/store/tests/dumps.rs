@@ -10,6 +10,7 @@ use pgcapture_engine::{
     dump::{DumpId, Extent, Heap, PageRange, TableName},
 };
 use proptest::prelude::*;
+use redb::ReadableDatabase as _;
 
 use super::*;
 

@@ -368,10 +368,10 @@ fn check(new: &NewDump) -> Result<(), DumpRefusal> {
 }
 
 fn check_options(options: &DumpOptions) -> Result<(), DumpRefusal> {
-    let within = |option, found: u64, (least, most): (u64, u64)| {
+    let within = |option: &'static str, found: u64, (least, most): (u64, u64)| {
         let is_within = (least..=most).contains(&found);
         is_within.then_some(()).ok_or_else(|| DumpRefusal::Option {
-            option,
+            option: option.into(),
             found: found.to_string(),
             limits: format!("{least} to {most}"),
         })
@@ -389,16 +389,17 @@ fn check_options(options: &DumpOptions) -> Result<(), DumpRefusal> {
 fn check_cool_down(cool_down: std::time::Duration) -> Result<(), DumpRefusal> {
     let is_within = cool_down <= COOL_DOWN_MAX;
     is_within.then_some(()).ok_or_else(|| DumpRefusal::Option {
-        option: "cool-down",
+        option: "cool-down".into(),
         found: format!("{cool_down:?}"),
         limits: format!("at most {COOL_DOWN_MAX:?}"),
     })
 }
 
-const fn at_most(what: &'static str, count: usize, limit: usize) -> Result<(), DumpRefusal> {
+fn at_most(what: &'static str, count: usize, limit: usize) -> Result<(), DumpRefusal> {
     if count <= limit {
         Ok(())
     } else {
+        let what = what.into();
         Err(DumpRefusal::TooMany { what, count, limit })
     }
 }

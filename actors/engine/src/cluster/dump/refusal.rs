@@ -1,5 +1,9 @@
 //! Why a command about a dump was refused.
 
+use std::borrow::Cow;
+
+use serde::{Deserialize, Serialize};
+
 use super::{DumpAction, DumpState};
 use crate::{
     codes::{self, Explanation},
@@ -7,7 +11,7 @@ use crate::{
 };
 
 /// Why a command about a dump was refused; the state did not change.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum DumpRefusal {
     /// There is no such dump.
     #[error("unknown dump {id}; it never was, or is long over and forgotten")]
@@ -58,7 +62,7 @@ pub enum DumpRefusal {
     #[error("{option} is {found}; it must be {limits}")]
     Option {
         /// Which option.
-        option: &'static str,
+        option: Cow<'static, str>,
         /// What was asked for.
         found: String,
         /// What may be asked for.
@@ -68,7 +72,7 @@ pub enum DumpRefusal {
     #[error("{what}: {count}, and the limit is {limit}")]
     TooMany {
         /// Of what.
-        what: &'static str,
+        what: Cow<'static, str>,
         /// How many there would be.
         count: usize,
         /// How many there may be.

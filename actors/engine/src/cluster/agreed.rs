@@ -1,0 +1,187 @@
+//! Everything that nodes agree on, and how an entry of their common log changes it.
+//!
+//! [`Agreed::apply`] is deterministic: equal entries in equal order make equal values on every node.
+//! It tells what an entry touched, so that a store writes that and nothing else.
+
+use std::{fmt, sync::Arc};
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Answer, Answered, Cursor, CursorCommand, CursorTable, Proposal, Refusal, RequestId, State,
+};
+
+/// How a request ended: both are equal on every node.
+pub type Outcome = Result<Answer, Refusal>;
+
+/// An entry of the common log.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Request {
+    /// Names it, however often it is sent.
+    pub id: RequestId,
+    /// What shall change.
+    pub proposal: Proposal,
+}
+
+impl fmt::Display for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = match &self.proposal {
+            Proposal::State(_) => "state",
+            Proposal::Cursors(_) => "cursors",
+        };
+        write!(f, "{kind} {:032x}", self.id.0)
+    }
+}
+
+/// What nodes agree on. A clone shares what did not change.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Agreed {
+    /// Sources, replicas, dumps, nodes.
+    pub state: Arc<State>,
+    /// Cursors of subscriptions.
+    pub cursors: CursorTable,
+    /// What was answered lately.
+    pub answered: Answered,
+}
+
+/// What one entry touched.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Touched {
+    /// Whether the state is another one.
+    pub state: bool,
+    /// Cursors that were saved.
+    pub saved: Vec<(super::SubscriptionId, Arc<Cursor>)>,
+    /// The cursor that was removed.
+    pub removed: Option<super::SubscriptionId>,
+    /// The answer that is remembered, with its place.
+    pub answered: Option<(u64, RequestId, Answer)>,
+    /// The place of the answer that was forgotten.
+    pub forgotten: Option<u64>,
+}
+
+impl Agreed {
+    /// Applies an entry. One that was applied before changes nothing and is answered as then.
+    pub fn apply(&mut self, request: Request) -> (Outcome, Touched) {
+        let mut touched = Touched::default();
+        let Request { id, proposal } = request;
+        if let Some(answer) = self.answered.find(id) {
+            return (Ok(answer), touched);
+        }
+        let answer = match proposal {
+            Proposal::State(command) => {
+                // A refused command may not leave a trace: it works on a copy, which shares dumps.
+                let mut state = State::clone(&self.state);
+                let answer = match state.apply(command) {
+                    Ok(answer) => answer,
+                    Err(refusal) => return (Err(refusal), touched),
+                };
+                if answer != Answer::Unchanged {
+                    touched.state = true;
+                    self.state = Arc::new(state);
+                }
+                answer
+            }
+            Proposal::Cursors(command) => {
+                let ids = named(&command);
+                self.cursors.apply(command);
+                for id in ids {
+                    match self.cursors.get(&id) {
+                        Some(cursor) => touched.saved.push((id, Arc::clone(cursor))),
+                        None => touched.removed = Some(id),
+                    }
+                }
+                Answer::Done
+            }
+        };
+        let (place, forgotten) = self.answered.record(id, answer);
+        touched.answered = Some((place, id, answer));
+        touched.forgotten = forgotten;
+        (Ok(answer), touched)
+    }
+}
+
+fn named(command: &CursorCommand) -> Vec<super::SubscriptionId> {
+    match command {
+        CursorCommand::Save(cursors) => cursors.iter().map(|(id, _)| id.clone()).collect(),
+        CursorCommand::Remove(id) => vec![id.clone()],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        checkpoint::Checkpoint,
+        cluster::{Command, Node, SubscriptionId},
+        lsn::{Lsn, PgTime},
+    };
+
+    fn add_node(request: u128, name: &str, id: u64) -> Request {
+        Request {
+            id: RequestId(request),
+            proposal: Proposal::State(Command::AddNode(Node {
+                name: name.to_owned(),
+                id,
+                address: format!("{name}:7700"),
+                joined_at: PgTime(1),
+            })),
+        }
+    }
+
+    fn subscription() -> SubscriptionId {
+        SubscriptionId {
+            stream: "shop".to_owned(),
+            consumer: "a".to_owned(),
+        }
+    }
+
+    fn save(request: u128, lsn: u64) -> Request {
+        let cursor = Cursor {
+            floor: Checkpoint::new(Lsn(lsn), 1),
+            acked_above: Vec::new(),
+        };
+        Request {
+            id: RequestId(request),
+            proposal: Proposal::Cursors(CursorCommand::Save(vec![(subscription(), cursor)])),
+        }
+    }
+
+    #[test]
+    fn a_request_that_comes_twice_counts_once() {
+        let mut agreed = Agreed::default();
+        assert_eq!(agreed.apply(save(1, 5)).0, Ok(Answer::Done));
+        assert_eq!(agreed.apply(save(2, 9)).0, Ok(Answer::Done));
+        // The first one again, late: it must not move the cursor back.
+        let before = agreed.clone();
+        let (outcome, touched) = agreed.apply(save(1, 5));
+        assert_eq!((outcome, touched), (Ok(Answer::Done), Touched::default()));
+        assert_eq!(agreed, before);
+    }
+
+    #[test]
+    fn a_refusal_leaves_no_trace_and_is_not_remembered() {
+        let mut agreed = Agreed::default();
+        assert_eq!(agreed.apply(add_node(1, "n1", 1)).0, Ok(Answer::Done));
+        let before = agreed.clone();
+        let (outcome, touched) = agreed.apply(add_node(2, "n1", 2));
+        assert!(matches!(outcome, Err(Refusal::NodeExists { .. })));
+        assert_eq!((touched, &agreed), (Touched::default(), &before));
+    }
+
+    #[test]
+    fn it_tells_what_was_touched() {
+        let mut agreed = Agreed::default();
+        let (_, touched) = agreed.apply(add_node(1, "n1", 1));
+        assert!(touched.state && touched.saved.is_empty());
+        let (_, touched) = agreed.apply(save(2, 5));
+        assert!(!touched.state && touched.removed.is_none());
+        assert_eq!(touched.saved.len(), 1);
+        let remove = Request {
+            id: RequestId(3),
+            proposal: Proposal::Cursors(CursorCommand::Remove(subscription())),
+        };
+        let (_, touched) = agreed.apply(remove);
+        assert_eq!(touched.removed, Some(subscription()));
+        assert_eq!(touched.answered, Some((2, RequestId(3), Answer::Done)));
+    }
+}

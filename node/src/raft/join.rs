@@ -1,0 +1,278 @@
+//! How a node comes to its cluster.
+//!
+//! A node with data, or without peers, is a member or begins a cluster of its own. A node with an empty
+//! data directory and a list of peers asks them who they are. When one belongs to a cluster, it asks
+//! that cluster's leader to be let in. When none does, the first of the list begins the cluster, but
+//! only once every other one has answered that it waits too: one that is silent may belong to a
+//! cluster, of which there must not be two.
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use pgcapture_actors::consensus::Consensus as _;
+use pgcapture_engine::{
+    cluster::{Command, Node},
+    codes,
+    lsn::PgTime,
+};
+use pgcapture_proto::peer::v1::{
+    IdentifyRequest, IdentifyResponse, JoinRequest, join_response, raft_client::RaftClient,
+};
+use tonic::{Code, Status};
+
+use super::{
+    RaftConsensus, RaftError, bootstrap,
+    network::{PROTOCOL, within},
+    propose::PROPOSE_MAX,
+    serve::cluster_of,
+    types::{from_bytes, to_bytes},
+};
+use crate::{
+    peers::Peers,
+    store::{Identity, LogWrite, Mark, Store},
+};
+
+/// A peer that does not answer within this time is silent for now.
+const IDENTIFY_MAX: Duration = Duration::from_millis(500);
+
+/// Pause between two rounds of asking.
+const ASK_EVERY: Duration = Duration::from_millis(100);
+
+/// What waits for peers is told this often: after this many rounds.
+const ROUNDS_TOLD: u32 = 50;
+
+/// What a node knows of its cluster before it belongs to one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wish {
+    /// Its name.
+    pub name: String,
+    /// Where others reach it: `host:port`.
+    pub address: String,
+    /// The nodes that begin the cluster, or any of a cluster; `host:port`.
+    pub peers: Vec<String>,
+}
+
+/// What a round of asking found.
+enum Found {
+    /// Leaders, and members that may know them, of a cluster.
+    Cluster(Vec<String>),
+    /// All others wait.
+    AllWait,
+    /// These are silent.
+    Silent(Vec<String>),
+}
+
+/// Brings a store to its cluster. Returns at once when it belongs to one; waits for the peers
+/// otherwise, for as long as it takes.
+///
+/// # Errors
+///
+/// [`RaftError`]: when the cluster refuses this node, or the store is another node's.
+pub async fn enter(store: &Store, wish: &Wish, peers: &Peers) -> Result<(), RaftError> {
+    if let Some(identity) = store.identity()? {
+        return check_name(store, &identity, wish);
+    }
+    let others: Vec<String> = wish
+        .peers
+        .iter()
+        .filter(|it| **it != wish.address)
+        .cloned()
+        .collect();
+    if others.is_empty() || !store.is_empty() {
+        return bootstrap(store, &wish.name, &wish.address);
+    }
+    let is_first = wish.peers.first() == Some(&wish.address);
+    let mut round = 0;
+    loop {
+        match ask_all(&others, wish, peers).await? {
+            Found::Cluster(members) => {
+                if join(store, wish, peers, &members).await? {
+                    return Ok(());
+                }
+            }
+            Found::AllWait if is_first => {
+                tracing::info!("all peers wait; this node begins the cluster");
+                return bootstrap(store, &wish.name, &wish.address);
+            }
+            Found::AllWait => {}
+            Found::Silent(silent) => {
+                if round % ROUNDS_TOLD == 0 {
+                    let missing = &codes::cluster::NOT_JOINED;
+                    let silent = silent.join(", ");
+                    tracing::warn!(code = missing.code, next = missing.next, %silent, "waiting for peers");
+                }
+            }
+        }
+        round += 1;
+        tokio::time::sleep(ASK_EVERY).await;
+    }
+}
+
+/// A node keeps its name; only one that was always alone may be called something else.
+fn check_name(store: &Store, identity: &Identity, wish: &Wish) -> Result<(), RaftError> {
+    if identity.name == wish.name {
+        return Ok(());
+    }
+    let state = store.state();
+    let is_alone = state.borrow().last_node <= 1;
+    if is_alone {
+        return Ok(());
+    }
+    Err(RaftError::Store(crate::store::StoreError::OtherNode {
+        found: identity.name.clone(),
+        wanted: wish.name.clone(),
+    }))
+}
+
+impl RaftConsensus {
+    /// Tells the others this node's name and address when they changed. A node whose address the others
+    /// do not know yet is told so in the log, and goes on.
+    ///
+    /// # Errors
+    ///
+    /// When the node was removed.
+    pub async fn introduce(&self, wish: &Wish) -> Result<(), RaftError> {
+        let identity = self.identity();
+        let state = self.state();
+        let known = state
+            .borrow()
+            .nodes
+            .values()
+            .find(|node| node.id == identity.id)
+            .cloned();
+        if known.is_none() && !self.is_alone() {
+            return Err(RaftError::Coded {
+                explanation: &codes::cluster::REMOVED,
+                text: format!("node \"{}\" was removed from its cluster", identity.name),
+            });
+        }
+        let is_new = |node: &Node| node.name != wish.name || node.address != wish.address;
+        if known.as_ref().is_some_and(|node| !is_new(node)) {
+            return Ok(());
+        }
+        let mut commands = Vec::new();
+        if let Some(old) = known.as_ref().filter(|node| node.name != wish.name) {
+            let name = old.name.clone();
+            commands.push(Command::RemoveNode { name });
+        }
+        let joined_at = known.map_or(PgTime(0), |node| node.joined_at);
+        commands.push(Command::AddNode(Node {
+            name: wish.name.clone(),
+            id: identity.id,
+            address: wish.address.clone(),
+            joined_at,
+        }));
+        for command in commands {
+            if let Err(error) = self.propose(command).await {
+                tracing::warn!(%error, "the others do not know this node's address yet");
+            }
+        }
+        Ok(())
+    }
+}
+
+async fn ask_all(others: &[String], wish: &Wish, peers: &Peers) -> Result<Found, RaftError> {
+    let answers = join_all(others.iter().map(|address| identify(address, wish, peers))).await;
+    let (mut members, mut silent) = (Vec::new(), Vec::new());
+    for (address, answer) in others.iter().zip(answers) {
+        match answer {
+            Ok(answer) if !answer.cluster.is_empty() => {
+                if !answer.leader.is_empty() {
+                    members.insert(0, answer.leader);
+                }
+                members.push(address.clone());
+            }
+            Ok(_) => {}
+            Err(error) if error.code() == Code::FailedPrecondition => return Err(refusal(&error)),
+            Err(_) => silent.push(address.clone()),
+        }
+    }
+    Ok(if !members.is_empty() {
+        Found::Cluster(members)
+    } else if silent.is_empty() {
+        Found::AllWait
+    } else {
+        Found::Silent(silent)
+    })
+}
+
+async fn identify(address: &str, wish: &Wish, peers: &Peers) -> Result<IdentifyResponse, Status> {
+    let request = IdentifyRequest {
+        protocol: PROTOCOL,
+        name: wish.name.clone(),
+    };
+    let channel = peers.channel(address);
+    let channel = channel.map_err(|error| Status::unavailable(error.to_string()))?;
+    within(IDENTIFY_MAX, RaftClient::new(channel).identify(request)).await
+}
+
+/// Asks members to be let in, leaders first; tells whether one did.
+async fn join(
+    store: &Store,
+    wish: &Wish,
+    peers: &Peers,
+    members: &[String],
+) -> Result<bool, RaftError> {
+    let request = request_of(store)?;
+    let mut asked = members.to_vec();
+    while let Some(address) = (!asked.is_empty()).then(|| asked.remove(0)) {
+        let request = JoinRequest {
+            protocol: PROTOCOL,
+            name: wish.name.clone(),
+            address: wish.address.clone(),
+            request: request.to_vec().into(),
+        };
+        let Ok(channel) = peers.channel(&address) else {
+            continue;
+        };
+        let mut rpc = RaftClient::new(channel);
+        match within(PROPOSE_MAX, rpc.join(request))
+            .await
+            .map(|answer| answer.end)
+        {
+            Ok(Some(join_response::End::Joined(joined))) => {
+                let cluster = cluster_of(&joined.cluster);
+                let identity = Identity {
+                    cluster: cluster.ok_or_else(|| RaftError::broken("a cluster of no name"))?,
+                    id: joined.id,
+                    name: wish.name.clone(),
+                };
+                store.become_member(&identity, None, &[])?;
+                tracing::info!(cluster = %identity.cluster, id = identity.id, "joined");
+                return Ok(true);
+            }
+            Err(error) if error.code() == Code::FailedPrecondition => return Err(refusal(&error)),
+            Ok(Some(join_response::End::NotLeader(_)) | None) => {}
+            Err(error) => {
+                tracing::debug!(%address, %error, "a member did not let this node in yet")
+            }
+        }
+    }
+    Ok(false)
+}
+
+/// Returns what makes asking to be let in harmless when it is done twice: it survives a crash between
+/// being let in and knowing it.
+fn request_of(store: &Store) -> Result<[u8; 16], RaftError> {
+    if let Some(bytes) = store.mark(Mark::Joining)? {
+        return Ok(from_bytes(&bytes)?);
+    }
+    let request: [u8; 16] = rand::random();
+    store.write_log(&[LogWrite::Set(Mark::Joining, to_bytes(&request)?)])?;
+    Ok(request)
+}
+
+/// Turns a peer's refusal into our own error, with the peer's code.
+fn refusal(error: &Status) -> RaftError {
+    let message = error.message();
+    let coded = message.split_once(": ");
+    let explanation = coded.and_then(|(code, _)| codes::find(code));
+    let text = match (explanation, coded) {
+        (Some(_), Some((_, text))) => text,
+        _ => message,
+    };
+    RaftError::Coded {
+        explanation: explanation.unwrap_or(&codes::cluster::NOT_JOINED),
+        text: text.to_owned(),
+    }
+}

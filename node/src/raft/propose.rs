@@ -1,0 +1,296 @@
+//! Having a change agreed on, from any node.
+//!
+//! The leader proposes by itself; every other node asks the leader over the peer API, again and again
+//! under one id until the deadline, whoever leads meanwhile. What it then answers, its own state
+//! contains.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use openraft::{
+    ReadPolicy,
+    async_runtime::watch::WatchReceiver as _,
+    errors::{ClientWriteError, LinearizableReadError, RaftError as OpenraftError},
+};
+use pgcapture_actors::{
+    consensus::{Consensus, Leadership, ProposeError},
+    cursors::{CURSOR_SAVE_INTERVAL, Cursor, CursorError, CursorStore, SubscriptionId},
+};
+use pgcapture_engine::cluster::{
+    Answer, Command, CursorCommand, Outcome, Proposal, Request, RequestId, State,
+};
+use tokio::sync::watch;
+
+use super::{
+    RaftConsensus,
+    network::{Client, Forwarded},
+    types::{ENTRY_BYTES_MAX, Peer, to_bytes},
+};
+
+/// A proposal that no majority has agreed to after this time is given up. Longer than two elections.
+pub(super) const PROPOSE_MAX: Duration = Duration::from_secs(5);
+
+/// With nobody to ask, the next try is made after this time at the latest.
+const RETRY_AFTER: Duration = Duration::from_millis(50);
+
+/// In a cluster cursors that nobody waits for are saved at this pace: every save is an entry of
+/// every node's log.
+const CLUSTER_PACE: Duration = Duration::from_secs(1);
+
+/// Cursors of one entry have at most about this many bytes; more are several entries.
+const CURSOR_BYTES_MAX: usize = ENTRY_BYTES_MAX / 2;
+
+/// Where a call goes.
+enum Route {
+    Here,
+    There(u64, Peer),
+    Nowhere,
+}
+
+impl RaftConsensus {
+    /// Has a change agreed on.
+    async fn agree(&self, proposal: Proposal) -> Result<Answer, ProposeError> {
+        let id = RequestId(rand::random());
+        self.agree_as(Request { id, proposal }).await
+    }
+
+    /// Has a change agreed on under an id that is known: once, however often it is called.
+    pub(super) async fn agree_as(&self, request: Request) -> Result<Answer, ProposeError> {
+        let broken = |error: std::io::Error| ProposeError::Store {
+            reason: error.to_string(),
+        };
+        let bytes = to_bytes(&request).map_err(broken)?;
+        if bytes.len() > ENTRY_BYTES_MAX {
+            return Err(ProposeError::TooLarge {
+                bytes: bytes.len(),
+                bytes_max: ENTRY_BYTES_MAX,
+            });
+        }
+        let mut seen = String::new();
+        let driven = self.drive(&request, &bytes, &mut seen);
+        let driven = tokio::time::timeout(PROPOSE_MAX, driven).await;
+        match driven {
+            Ok(outcome) => Ok(outcome??),
+            Err(_) => Err(ProposeError::Unavailable { reason: seen }),
+        }
+    }
+
+    /// Tries until there is an outcome.
+    async fn drive(
+        &self,
+        request: &Request,
+        bytes: &[u8],
+        seen: &mut String,
+    ) -> Result<Outcome, ProposeError> {
+        loop {
+            match self.route() {
+                Route::Here => {
+                    if let Some((outcome, _)) = self.propose_here(request.clone()).await? {
+                        return Ok(outcome);
+                    }
+                }
+                Route::There(id, peer) => {
+                    let client = Client::new(&self.inner.identity, &self.inner.peers, id, &peer);
+                    match client.propose(bytes).await {
+                        Ok(Forwarded::Done { outcome, index }) => {
+                            self.wait_applied(index).await?;
+                            return Ok(outcome);
+                        }
+                        Ok(Forwarded::NotLeader) => {}
+                        Ok(Forwarded::Failed(reason)) => {
+                            return Err(ProposeError::Store { reason });
+                        }
+                        Err(error) => *seen = format!("node {}: {error}", peer.name),
+                    }
+                }
+                Route::Nowhere => "no leader is known".clone_into(seen),
+            }
+            self.wait_for_change().await;
+        }
+    }
+
+    /// Proposes on this node; `None` when it does not lead.
+    pub(crate) async fn propose_here(
+        &self,
+        request: Request,
+    ) -> Result<Option<(Outcome, u64)>, ProposeError> {
+        match self.inner.raft.client_write(request).await {
+            Ok(written) => {
+                let index = written.log_id.index();
+                let outcome = written.data.0;
+                let outcome = outcome.ok_or_else(|| ProposeError::Store {
+                    reason: "an entry was applied without an outcome".to_owned(),
+                })?;
+                Ok(Some((outcome, index)))
+            }
+            Err(OpenraftError::APIError(ClientWriteError::ForwardToLeader(_))) => Ok(None),
+            Err(error) => Err(ProposeError::Store {
+                reason: error.to_string(),
+            }),
+        }
+    }
+
+    /// Returns up to where everything is agreed on that was before the call; `None` when this node
+    /// does not lead.
+    pub(crate) async fn read_index_here(&self) -> Result<Option<u64>, ProposeError> {
+        let read = self.inner.raft.get_read_log_id(ReadPolicy::ReadIndex).await;
+        match read {
+            Ok((read, _)) => Ok(Some(read.index())),
+            Err(OpenraftError::APIError(
+                LinearizableReadError::ForwardToLeader(_)
+                | LinearizableReadError::QuorumNotEnough(_),
+            )) => Ok(None),
+            Err(error) => Err(ProposeError::Store {
+                reason: error.to_string(),
+            }),
+        }
+    }
+
+    /// Waits until this node knows everything that was agreed on before the call.
+    async fn catch_up(&self) -> Result<(), ProposeError> {
+        if self.is_alone() {
+            return Ok(());
+        }
+        let asked = tokio::time::timeout(PROPOSE_MAX, async {
+            loop {
+                let index = match self.route() {
+                    Route::Here => self.read_index_here().await?,
+                    Route::There(id, peer) => {
+                        let client =
+                            Client::new(&self.inner.identity, &self.inner.peers, id, &peer);
+                        client.read_index().await.ok().flatten()
+                    }
+                    Route::Nowhere => None,
+                };
+                if let Some(index) = index {
+                    return self.wait_applied(index).await;
+                }
+                self.wait_for_change().await;
+            }
+        });
+        asked.await.unwrap_or_else(|_| {
+            Err(ProposeError::Unavailable {
+                reason: String::new(),
+            })
+        })
+    }
+
+    async fn wait_applied(&self, index: u64) -> Result<(), ProposeError> {
+        let wait = self.inner.raft.wait(Some(PROPOSE_MAX));
+        let applied = wait.applied_index_at_least(Some(index), "the outcome is known here");
+        applied
+            .await
+            .map(drop)
+            .map_err(|error| ProposeError::Unavailable {
+                reason: error.to_string(),
+            })
+    }
+
+    fn route(&self) -> Route {
+        let metrics = self.inner.raft.server_metrics();
+        let metrics = metrics.borrow_watched();
+        let Some(id) = metrics.current_leader else {
+            return Route::Nowhere;
+        };
+        if id == self.inner.identity.id {
+            return Route::Here;
+        }
+        let members = metrics.membership_config.membership();
+        members
+            .get_node(&id)
+            .map_or(Route::Nowhere, |peer| Route::There(id, peer.clone()))
+    }
+
+    /// Waits until somebody else leads, or a moment.
+    async fn wait_for_change(&self) {
+        let mut leadership = self.inner.leadership.subscribe();
+        leadership.mark_unchanged();
+        // Whatever ends it, the next try looks again.
+        drop(tokio::time::timeout(RETRY_AFTER, leadership.changed()).await);
+    }
+}
+
+#[async_trait]
+impl Consensus for RaftConsensus {
+    async fn propose(&self, command: Command) -> Result<Answer, ProposeError> {
+        self.agree(Proposal::State(command)).await
+    }
+
+    fn state(&self) -> watch::Receiver<std::sync::Arc<State>> {
+        self.inner.store.state()
+    }
+
+    fn leadership(&self) -> watch::Receiver<Leadership> {
+        self.inner.leadership.subscribe()
+    }
+}
+
+#[async_trait]
+impl CursorStore for RaftConsensus {
+    async fn load(&self, id: &SubscriptionId) -> Result<Option<Cursor>, CursorError> {
+        self.catch_up().await.map_err(cursor_error)?;
+        let load = |cursor: &std::sync::Arc<Cursor>| Cursor::clone(cursor);
+        Ok(self
+            .inner
+            .store
+            .with_cursors(|cursors| cursors.get(id).map(load)))
+    }
+
+    async fn save(&self, cursors: Vec<(SubscriptionId, Cursor)>) -> Result<(), CursorError> {
+        let mut part = Vec::new();
+        let mut bytes = 0;
+        for (id, cursor) in cursors {
+            let length = to_bytes(&(&id, &cursor)).map_or(0, |bytes| bytes.len());
+            if bytes + length > CURSOR_BYTES_MAX && !part.is_empty() {
+                let save = CursorCommand::Save(std::mem::take(&mut part));
+                self.agree(Proposal::Cursors(save))
+                    .await
+                    .map_err(cursor_error)?;
+                bytes = 0;
+            }
+            bytes += length;
+            part.push((id, cursor));
+        }
+        let save = CursorCommand::Save(part);
+        self.agree(Proposal::Cursors(save))
+            .await
+            .map(drop)
+            .map_err(cursor_error)
+    }
+
+    async fn remove(&self, id: &SubscriptionId) -> Result<(), CursorError> {
+        let remove = CursorCommand::Remove(id.clone());
+        self.agree(Proposal::Cursors(remove))
+            .await
+            .map(drop)
+            .map_err(cursor_error)
+    }
+
+    async fn list(&self) -> Result<Vec<(SubscriptionId, Cursor)>, CursorError> {
+        self.catch_up().await.map_err(cursor_error)?;
+        Ok(self.inner.store.with_cursors(|cursors| {
+            let owned = |(id, cursor): (&SubscriptionId, &std::sync::Arc<Cursor>)| {
+                (id.clone(), Cursor::clone(cursor))
+            };
+            cursors.iter().map(owned).collect()
+        }))
+    }
+
+    fn pace(&self) -> Duration {
+        if self.is_alone() {
+            CURSOR_SAVE_INTERVAL
+        } else {
+            CLUSTER_PACE
+        }
+    }
+}
+
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "the shape that map_err wants"
+)]
+fn cursor_error(error: ProposeError) -> CursorError {
+    CursorError {
+        reason: error.to_string(),
+    }
+}

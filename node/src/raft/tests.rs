@@ -1,0 +1,156 @@
+//! A node that is alone: what a proposal costs, and what ends it.
+
+use std::sync::{Arc, atomic::Ordering};
+
+use pgcapture_actors::{
+    consensus::{Consensus as _, ProposeError},
+    cursors::{Cursor, CursorStore as _, SubscriptionId},
+};
+use pgcapture_engine::{
+    checkpoint::Checkpoint,
+    cluster::{Answer, Command},
+    lsn::{Lsn, PgTime},
+};
+use tempfile::TempDir;
+
+use super::*;
+use crate::store::Disk;
+
+fn add_node(number: u64, address: &str) -> Command {
+    Command::AddNode(Node {
+        name: format!("n{number}"),
+        id: number,
+        address: address.to_owned(),
+        joined_at: PgTime(1),
+    })
+}
+
+async fn on_disk(disk: &Arc<Disk>) -> (TempDir, RaftConsensus) {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open_failing(folder.path(), disk);
+    bootstrap(&store, "n1", "").unwrap();
+    let raft = RaftConsensus::start(store, Pace::default(), Peers::default())
+        .await
+        .unwrap();
+    raft.recover().await.unwrap();
+    (folder, raft)
+}
+
+fn subscription(consumer: usize) -> SubscriptionId {
+    SubscriptionId {
+        stream: "shop".to_owned(),
+        consumer: format!("c{consumer}"),
+    }
+}
+
+fn cursor(runs: u64) -> Cursor {
+    let run = |n| (Checkpoint::new(Lsn(n), 1), Checkpoint::new(Lsn(n), 2));
+    Cursor {
+        floor: Checkpoint::new(Lsn(1), 1),
+        acked_above: (1 << 40..(1 << 40) + runs).map(run).collect(),
+    }
+}
+
+#[tokio::test]
+async fn a_proposal_waits_for_the_disk_once() {
+    let disk = Arc::default();
+    let (_folder, raft) = on_disk(&disk).await;
+    let before = disk.syncs.load(Ordering::SeqCst);
+    for number in 20..30 {
+        let answer = raft.propose(add_node(number, "a:1")).await.unwrap();
+        assert_eq!(answer, Answer::Done);
+    }
+    let syncs = disk.syncs.load(Ordering::SeqCst) - before;
+    assert!(syncs <= 11, "{syncs} syncs for 10 proposals");
+}
+
+#[tokio::test]
+async fn proposals_that_come_together_share_a_sync() {
+    let disk = Arc::default();
+    let (_folder, raft) = on_disk(&disk).await;
+    let before = disk.syncs.load(Ordering::SeqCst);
+    let proposals = (0..64_u64).map(|n| raft.propose(add_node(20 + n % 8, &format!("a:{n}"))));
+    for answer in futures_util::future::join_all(proposals).await {
+        answer.unwrap();
+    }
+    let syncs = disk.syncs.load(Ordering::SeqCst) - before;
+    assert!(syncs <= 32, "{syncs} syncs for 64 proposals");
+}
+
+#[tokio::test]
+async fn a_disk_that_fails_ends_the_node() {
+    let disk = Arc::default();
+    let (_folder, raft) = on_disk(&disk).await;
+    disk.is_failing.store(true, Ordering::SeqCst);
+    let refused = raft.propose(add_node(20, "a:1")).await;
+    assert!(
+        matches!(
+            refused,
+            Err(ProposeError::Store { .. } | ProposeError::Unavailable { .. })
+        ),
+        "{refused:?}"
+    );
+    let reason = raft.failed().await;
+    assert!(reason.contains("on fire"), "{reason}");
+}
+
+#[tokio::test]
+async fn what_was_answered_is_there_after_a_crash() {
+    let folder = tempfile::tempdir().unwrap();
+    let raft = RaftConsensus::alone(folder.path(), "n1").await.unwrap();
+    raft.propose(add_node(20, "a:1")).await.unwrap();
+    let saved = vec![(subscription(1), cursor(3))];
+    raft.save(saved.clone()).await.unwrap();
+    // The folder as a crash leaves it.
+    let crashed = tempfile::tempdir().unwrap();
+    std::fs::copy(
+        folder.path().join("node.redb"),
+        crashed.path().join("node.redb"),
+    )
+    .unwrap();
+    let raft = RaftConsensus::alone(crashed.path(), "n1").await.unwrap();
+    assert!(raft.state().borrow().nodes.contains_key("n20"));
+    assert_eq!(raft.list().await.unwrap(), saved);
+    raft.remove(&subscription(1)).await.unwrap();
+    assert_eq!(raft.load(&subscription(1)).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn too_much_for_an_entry_is_refused_and_cursors_are_parted() {
+    let folder = tempfile::tempdir().unwrap();
+    let raft = RaftConsensus::alone(folder.path(), "n1").await.unwrap();
+    let refused = raft
+        .propose(add_node(20, &"x".repeat(ENTRY_BYTES_MAX)))
+        .await;
+    assert!(
+        matches!(refused, Err(ProposeError::TooLarge { .. })),
+        "{refused:?}"
+    );
+    let many: Vec<_> = (0..300).map(|n| (subscription(n), cursor(900))).collect();
+    raft.save(many).await.unwrap();
+    assert_eq!(raft.list().await.unwrap().len(), 300);
+}
+
+#[tokio::test]
+async fn the_log_is_cut_and_a_snapshot_takes_its_place() {
+    let folder = tempfile::tempdir().unwrap();
+    let raft = RaftConsensus::alone(folder.path(), "n1").await.unwrap();
+    for round in 0..6_u64 {
+        let proposals =
+            (0..1_000).map(|n| raft.propose(add_node(20, &format!("a:{}", round * 1_000 + n))));
+        for answer in futures_util::future::join_all(proposals).await {
+            answer.unwrap();
+        }
+    }
+    let purged = |metrics: &openraft::RaftMetrics<Types>| {
+        metrics.purged.is_some_and(|id| id.index() > 1_000)
+    };
+    let wait = raft.inner.raft.wait(Some(RECOVERY_MAX));
+    wait.metrics(purged, "the log is cut").await.unwrap();
+    let before = raft.hash().await.unwrap();
+    raft.stop().await;
+    drop(raft);
+    let raft = RaftConsensus::alone(folder.path(), "n1").await.unwrap();
+    let after = raft.hash().await.unwrap();
+    assert_eq!(after.sum, before.sum);
+}

@@ -1,0 +1,259 @@
+//! Nodes in one process, each on a runtime of its own, so that one can be killed like a process: its
+//! tasks end where they are, its connections break, its address refuses.
+
+use std::{future::Future, net::SocketAddr, path::Path, time::Duration};
+
+use pgcapture_actors::{
+    consensus::{Consensus as _, ProposeError},
+    supervise::{Task, TaskKind, spawn},
+};
+use pgcapture_engine::{
+    checkpoint::Epoch,
+    cluster::{Answer, Command, OnGap, Origin, Source},
+    lsn::PgTime,
+};
+use pgcapture_node::{
+    peers::Peers,
+    raft::{Door, GroupStatus, Pace, RaftConsensus, RaftError, Wish, enter},
+    rpc::raft::RaftService,
+    store::Store,
+};
+use pgcapture_proto::peer::v1::raft_server::RaftServer;
+use tempfile::TempDir;
+use tokio::runtime::Runtime;
+use tonic::transport::{Server, server::TcpIncoming};
+
+/// Nothing here takes longer; what does is broken.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Where a node is and where its data lies; what a restart needs.
+#[derive(Debug)]
+pub(crate) struct Place {
+    pub(crate) name: String,
+    /// Where it listens.
+    pub(crate) listen: SocketAddr,
+    /// Where the others reach it.
+    pub(crate) address: String,
+    pub(crate) folder: TempDir,
+}
+
+impl Place {
+    /// A place on a free port.
+    pub(crate) fn new(name: &str) -> Self {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let listen = listener.local_addr().unwrap();
+        Self {
+            name: name.to_owned(),
+            listen,
+            address: listen.to_string(),
+            folder: tempfile::tempdir().unwrap(),
+        }
+    }
+
+    /// Starts the node that lives here.
+    pub(crate) fn start(&self, peers: &[String]) -> Starting {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
+        let wish = Wish {
+            name: self.name.clone(),
+            address: self.address.clone(),
+            peers: peers.to_vec(),
+        };
+        let started = runtime.spawn(run(self.folder.path().to_owned(), self.listen, wish));
+        Starting { runtime, started }
+    }
+}
+
+/// A member and what serves the others; dropping that ends it.
+type Started = Result<(RaftConsensus, Task<Result<(), tonic::transport::Error>>), RaftError>;
+
+/// A node on its way.
+#[derive(Debug)]
+pub(crate) struct Starting {
+    runtime: Runtime,
+    started: tokio::task::JoinHandle<Started>,
+}
+
+impl Starting {
+    /// Waits until it is a member.
+    pub(crate) async fn ready(self) -> Node {
+        let (raft, server) = soon("a node starts", self.started).await.unwrap().unwrap();
+        Node {
+            raft,
+            _server: server,
+            runtime: Some(self.runtime),
+        }
+    }
+
+    /// Waits until it says why it cannot be one.
+    pub(crate) async fn refused(self) -> RaftError {
+        let ended = soon("a node is refused", self.started).await.unwrap();
+        self.runtime.shutdown_background();
+        ended.map(drop).unwrap_err()
+    }
+}
+
+/// A running node. Dropping it kills it.
+#[derive(Debug)]
+pub(crate) struct Node {
+    pub(crate) raft: RaftConsensus,
+    _server: Task<Result<(), tonic::transport::Error>>,
+    runtime: Option<Runtime>,
+}
+
+impl Node {
+    /// Ends it as `kill -9` ends a process, and waits until its files are free.
+    pub(crate) async fn kill(mut self) {
+        let runtime = self.runtime.take();
+        tokio::task::spawn_blocking(move || {
+            if let Some(runtime) = runtime {
+                runtime.shutdown_timeout(PATIENCE);
+            }
+        })
+        .await
+        .unwrap();
+    }
+
+    /// Runs something on the node.
+    pub(crate) async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(RaftConsensus) -> std::pin::Pin<Box<dyn Future<Output = T> + Send>>,
+    ) -> T {
+        let runtime = self.runtime.as_ref().unwrap();
+        runtime.spawn(work(self.raft.clone())).await.unwrap()
+    }
+
+    pub(crate) async fn propose(&self, command: Command) -> Result<Answer, ProposeError> {
+        self.run(|raft| Box::pin(async move { raft.propose(command).await }))
+            .await
+    }
+
+    pub(crate) async fn wait(
+        &self,
+        what: &str,
+        is_so: impl FnMut(&GroupStatus) -> bool + Send,
+    ) -> GroupStatus {
+        let waited = tokio::time::timeout(PATIENCE, self.raft.wait_until(is_so)).await;
+        let status = self.raft.status();
+        assert!(waited.is_ok(), "{what}: {status:?}");
+        status
+    }
+
+    pub(crate) fn is_leader(&self) -> bool {
+        self.raft.leadership().borrow().is_me
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.raft.identity().name
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// Awaits what must not take long.
+pub(crate) async fn soon<T>(what: &str, work: impl Future<Output = T>) -> T {
+    let done = tokio::time::timeout(PATIENCE, work).await;
+    done.unwrap_or_else(|_| panic!("{what}: not within {PATIENCE:?}"))
+}
+
+async fn run(folder: std::path::PathBuf, listen: SocketAddr, wish: Wish) -> Started {
+    let door = Door::new(&wish.name);
+    let listener = tokio::net::TcpListener::bind(listen).await.unwrap();
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let service = RaftServer::new(RaftService { door: door.clone() });
+    let serving = Server::builder()
+        .add_service(service)
+        .serve_with_incoming(incoming);
+    let server = spawn(TaskKind::Server, "peers", serving);
+    let peers = Peers::default();
+    let store = open(&folder).await?;
+    enter(&store, &wish, &peers).await?;
+    let raft = RaftConsensus::start(store, Pace::default(), peers).await?;
+    door.open(raft.clone());
+    raft.recover().await?;
+    raft.introduce(&wish).await?;
+    Ok((raft, server))
+}
+
+async fn open(folder: &Path) -> Result<Store, RaftError> {
+    let folder = folder.to_owned();
+    let opened = tokio::task::spawn_blocking(move || Store::open(&folder)).await;
+    Ok(opened.unwrap()?)
+}
+
+/// Three nodes that have found each other and all vote.
+pub(crate) async fn three_nodes() -> (Vec<Place>, Vec<Node>) {
+    let places: Vec<Place> = ["n1", "n2", "n3"].map(Place::new).into();
+    let peers = addresses(&places);
+    let starting: Vec<Starting> = places.iter().map(|place| place.start(&peers)).collect();
+    let mut nodes = Vec::new();
+    for starting in starting {
+        nodes.push(starting.ready().await);
+    }
+    for node in &nodes {
+        node.wait("three vote", |status| voters(status) == 3).await;
+    }
+    (places, nodes)
+}
+
+pub(crate) fn addresses(places: &[Place]) -> Vec<String> {
+    places.iter().map(|place| place.address.clone()).collect()
+}
+
+pub(crate) fn voters(status: &GroupStatus) -> usize {
+    status
+        .members
+        .iter()
+        .filter(|member| member.is_voter)
+        .count()
+}
+
+/// Index of the node that leads, once one does.
+pub(crate) async fn leader(nodes: &[Node]) -> usize {
+    let leads = |node: &Node| {
+        let mut leadership = node.raft.leadership();
+        async move { leadership.wait_for(|now| now.is_me).await.map(drop) }
+    };
+    let (_, index, _) = soon(
+        "somebody leads",
+        futures_util::future::select_all(nodes.iter().map(|node| Box::pin(leads(node)))),
+    )
+    .await;
+    index
+}
+
+pub(crate) fn add_source(name: &str) -> Command {
+    Command::AddSource(Box::new(Source {
+        name: name.to_owned(),
+        stream: name.to_owned(),
+        url: format!("postgres://pgcapture@db/{name}"),
+        password: None,
+        slot: format!("{name}_pgcapture"),
+        publication: format!("pgcapture_{name}"),
+        tables: vec!["public.*".to_owned()],
+        exclude: Vec::new(),
+        paused: false,
+        epoch: Epoch(0),
+        created_at: PgTime(1),
+        on_gap: OnGap::Halt,
+        origin: Origin::Command,
+        owns_publication: true,
+    }))
+}
+
+pub(crate) fn assign(name: &str, after: u64) -> Command {
+    Command::Assign {
+        name: name.to_owned(),
+        node: "n1".to_owned(),
+        after: Epoch(after),
+    }
+}
