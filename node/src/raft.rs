@@ -306,13 +306,26 @@ impl RaftConsensus {
             tracing::warn!(%error, code, "the other nodes did not answer; this one starts with what it knows");
         }
         // A node that is new knows nothing, not even itself, until it is told.
+        let id = self.inner.identity.id;
         let mut state = self.inner.store.state();
-        let is_known = state.wait_for(|state| state.last_node > 0);
-        let known = tokio::time::timeout(SNAPSHOT_MAX, is_known).await;
-        known.map(drop).map_err(|_| RaftError::Coded {
-            explanation: &codes::cluster::NO_QUORUM,
-            text: "the cluster did not tell this node what was agreed on".to_owned(),
-        })
+        let is_known = state.wait_for(|state| state.nodes.values().any(|node| node.id == id));
+        if tokio::time::timeout(SNAPSHOT_MAX, is_known).await.is_ok() {
+            return Ok(());
+        }
+        let was_known = state.borrow().last_node >= id;
+        let (explanation, text) = if was_known {
+            (
+                &codes::cluster::REMOVED,
+                "this node was removed from its cluster",
+            )
+        } else {
+            (
+                &codes::cluster::NO_QUORUM,
+                "the cluster did not tell this node what was agreed on",
+            )
+        };
+        let text = text.to_owned();
+        Err(RaftError::Coded { explanation, text })
     }
 
     /// Tells whether nobody else has a vote.

@@ -50,6 +50,11 @@ const TABLE: &[(&str, Code)] = &[
     ("PGC-N15", Code::DataLoss),
     // The node that has to answer is away: try again.
     ("PGC-N18", Code::Unavailable),
+    // The cluster: nobody to agree with, too large, a name that is taken, a change that cannot be.
+    ("PGC-R01", Code::Unavailable),
+    ("PGC-R02", Code::ResourceExhausted),
+    ("PGC-R05", Code::AlreadyExists),
+    ("PGC-R08", Code::FailedPrecondition),
     // Dumps: requests that cannot be, what is in the way, what is not there.
     ("PGC-E02", Code::InvalidArgument),
     ("PGC-E03", Code::InvalidArgument),

@@ -3,7 +3,15 @@
 //! All calls to a node share its one connection (`crate::peers`) and have a deadline. A node of
 //! another cluster or protocol refuses them; that is told, and counts as out of reach.
 
-use std::{future::Future, io, time::Duration};
+use std::{
+    future::Future,
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use openraft::{
     RaftNetworkFactory,
@@ -75,6 +83,8 @@ pub(crate) struct Client {
     envelope: Envelope,
     address: String,
     peers: Peers,
+    /// Whether a refusal was told.
+    is_told: Arc<AtomicBool>,
 }
 
 /// How a forwarded proposal ended.
@@ -103,6 +113,7 @@ impl Client {
             },
             address: node.address.clone(),
             peers: peers.clone(),
+            is_told: Arc::default(),
         }
     }
 
@@ -219,7 +230,8 @@ impl Client {
             error.code(),
             tonic::Code::FailedPrecondition | tonic::Code::Unauthenticated
         );
-        if refused {
+        // Once is enough: it is tried again and again.
+        if refused && !self.is_told.swap(true, Ordering::Relaxed) {
             let (address, text) = (&self.address, error.message());
             tracing::error!(%address, "a peer refuses this node: {text}");
         }

@@ -206,7 +206,7 @@ impl RaftConsensus {
         let mut leadership = self.inner.leadership.subscribe();
         leadership.mark_unchanged();
         // Whatever ends it, the next try looks again.
-        drop(tokio::time::timeout(RETRY_AFTER, leadership.changed()).await);
+        let _woken = tokio::time::timeout(RETRY_AFTER, leadership.changed()).await;
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::{Arc, atomic::Ordering};
 
 use pgcapture_actors::{
     consensus::{Consensus as _, ProposeError},
-    cursors::{Cursor, CursorStore as _, SubscriptionId},
+    cursors::{Cursor, CursorStore, SubscriptionId},
 };
 use pgcapture_engine::{
     checkpoint::Checkpoint,
@@ -34,6 +34,16 @@ async fn on_disk(disk: &Arc<Disk>) -> (TempDir, RaftConsensus) {
         .unwrap();
     raft.recover().await.unwrap();
     (folder, raft)
+}
+
+/// Runs a node as a process does: at its end nothing of it is left, not even the lock on its folder.
+pub(super) async fn life<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> T {
+    let lived = tokio::task::spawn_blocking(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = { runtime }.enable_all().build().unwrap();
+        runtime.block_on(work)
+    });
+    lived.await.unwrap()
 }
 
 fn subscription(consumer: usize) -> SubscriptionId {
@@ -111,7 +121,7 @@ async fn what_was_answered_is_there_after_a_crash() {
     let raft = RaftConsensus::alone(crashed.path(), "n1").await.unwrap();
     assert!(raft.state().borrow().nodes.contains_key("n20"));
     assert_eq!(raft.list().await.unwrap(), saved);
-    raft.remove(&subscription(1)).await.unwrap();
+    CursorStore::remove(&raft, &subscription(1)).await.unwrap();
     assert_eq!(raft.load(&subscription(1)).await.unwrap(), None);
 }
 
@@ -134,23 +144,29 @@ async fn too_much_for_an_entry_is_refused_and_cursors_are_parted() {
 #[tokio::test]
 async fn the_log_is_cut_and_a_snapshot_takes_its_place() {
     let folder = tempfile::tempdir().unwrap();
-    let raft = RaftConsensus::alone(folder.path(), "n1").await.unwrap();
-    for round in 0..6_u64 {
-        let proposals =
-            (0..1_000).map(|n| raft.propose(add_node(20, &format!("a:{}", round * 1_000 + n))));
-        for answer in futures_util::future::join_all(proposals).await {
-            answer.unwrap();
+    let path = folder.path().to_owned();
+    let before = life(async move {
+        let raft = RaftConsensus::alone(&path, "n1").await.unwrap();
+        for round in 0..6_u64 {
+            let address = |n: u64| format!("a:{}", round * 1_000 + n);
+            let proposals = (0..1_000).map(|n| raft.propose(add_node(20, &address(n))));
+            let proposals: Vec<_> = proposals.collect();
+            for answer in futures_util::future::join_all(proposals).await {
+                answer.unwrap();
+            }
         }
-    }
-    let purged = |metrics: &openraft::RaftMetrics<Types>| {
-        metrics.purged.is_some_and(|id| id.index() > 1_000)
-    };
-    let wait = raft.inner.raft.wait(Some(RECOVERY_MAX));
-    wait.metrics(purged, "the log is cut").await.unwrap();
-    let before = raft.hash().await.unwrap();
-    raft.stop().await;
-    drop(raft);
-    let raft = RaftConsensus::alone(folder.path(), "n1").await.unwrap();
-    let after = raft.hash().await.unwrap();
-    assert_eq!(after.sum, before.sum);
+        let is_cut = |metrics: &openraft::RaftMetrics<Types>| {
+            metrics.purged.is_some_and(|id| id.index() > 1_000)
+        };
+        let wait = raft.inner.raft.wait(Some(SNAPSHOT_MAX));
+        wait.metrics(is_cut, "the log is cut").await.unwrap();
+        raft.hash().await.unwrap()
+    })
+    .await;
+    let path = folder.path().to_owned();
+    let after = life(async move {
+        let raft = RaftConsensus::alone(&path, "n1").await.unwrap();
+        raft.hash().await.unwrap()
+    });
+    assert_eq!(after.await.sum, before.sum);
 }

@@ -224,14 +224,9 @@ impl Raft for RaftService {
 }
 
 fn join_refused(refusal: &Refusal) -> Status {
-    let explanation = match refusal {
-        Refusal::NodeExists { name } => {
-            let what = format!(
-                "a node \"{name}\" belongs to the cluster already; if its data is lost: pgcapture cluster remove {name}"
-            );
-            return refused(&codes::cluster::NAME_TAKEN, &what);
-        }
-        _ => &codes::cluster::BAD_CHANGE,
-    };
-    refused(explanation, &refusal.to_string())
+    if let Refusal::NodeExists { name } = refusal {
+        let what = format!("{refusal}; if its data is lost: pgcapture cluster remove {name}");
+        return refused(&codes::cluster::NAME_TAKEN, &what);
+    }
+    refused(&codes::cluster::BAD_CHANGE, &refusal.to_string())
 }

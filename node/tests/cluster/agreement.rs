@@ -77,7 +77,13 @@ async fn a_killed_leader_is_replaced_and_nothing_counts_twice_or_is_lost() {
         };
         let mut proposals = proposals.await;
         let mut state = nodes[asked].raft.state();
-        let under_way = state.wait_for(|state| state.sources["shop"].epoch.0 > epoch + 5);
+        let is_far = |state: &std::sync::Arc<pgcapture_engine::cluster::State>| {
+            state
+                .sources
+                .get("shop")
+                .is_some_and(|source| source.epoch.0 > epoch + 5)
+        };
+        let under_way = state.wait_for(is_far);
         soon("proposals are under way", under_way)
             .await
             .map(drop)
@@ -103,7 +109,12 @@ async fn a_killed_leader_is_replaced_and_nothing_counts_twice_or_is_lost() {
         let place = places.iter().find(|place| place.name == name).unwrap();
         let node = place.start(&addresses(&places)).ready().await;
         let mut state = node.raft.state();
-        let known = state.wait_for(|state| state.sources["shop"].epoch == Epoch(epoch));
+        let known = state.wait_for(|state| {
+            state
+                .sources
+                .get("shop")
+                .is_some_and(|source| source.epoch == Epoch(epoch))
+        });
         soon("it learns what it missed", known)
             .await
             .map(drop)

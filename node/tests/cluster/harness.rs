@@ -91,7 +91,7 @@ impl Starting {
     /// Waits until it says why it cannot be one.
     pub(crate) async fn refused(self) -> RaftError {
         let ended = soon("a node is refused", self.started).await.unwrap();
-        self.runtime.shutdown_background();
+        end(self.runtime).await;
         ended.map(drop).unwrap_err()
     }
 }
@@ -107,14 +107,9 @@ pub(crate) struct Node {
 impl Node {
     /// Ends it as `kill -9` ends a process, and waits until its files are free.
     pub(crate) async fn kill(mut self) {
-        let runtime = self.runtime.take();
-        tokio::task::spawn_blocking(move || {
-            if let Some(runtime) = runtime {
-                runtime.shutdown_timeout(PATIENCE);
-            }
-        })
-        .await
-        .unwrap();
+        if let Some(runtime) = self.runtime.take() {
+            end(runtime).await;
+        }
     }
 
     /// Runs something on the node.
@@ -157,6 +152,12 @@ impl Drop for Node {
             runtime.shutdown_background();
         }
     }
+}
+
+/// Ends everything on a runtime where it is, and waits for that.
+pub(crate) async fn end(runtime: Runtime) {
+    let ended = tokio::task::spawn_blocking(move || runtime.shutdown_timeout(PATIENCE));
+    ended.await.unwrap();
 }
 
 /// Awaits what must not take long.

@@ -2,7 +2,6 @@
 
 use pgcapture_actors::consensus::Consensus as _;
 use pgcapture_engine::cluster::Answer;
-use pgcapture_node::raft::RaftConsensus;
 
 use super::harness::{Place, add_source, addresses, leader, soon, three_nodes, voters};
 
@@ -10,15 +9,10 @@ use super::harness::{Place, add_source, addresses, leader, soon, three_nodes, vo
 async fn a_node_that_was_alone_takes_others_in_with_all_it_had() {
     let first = Place::new("n1");
     // Alone, without a thought of a cluster; what it has is in no log.
-    let alone = RaftConsensus::alone(first.folder.path(), "n1")
-        .await
-        .unwrap();
-    assert_eq!(
-        alone.propose(add_source("shop")).await.unwrap(),
-        Answer::Done
-    );
-    alone.stop().await;
-    drop(alone);
+    let alone = first.start(&[]).ready().await;
+    let added = alone.propose(add_source("shop")).await;
+    assert_eq!(added.unwrap(), Answer::Done);
+    alone.kill().await;
 
     let places = [first, Place::new("n2")];
     let peers = addresses(&places);

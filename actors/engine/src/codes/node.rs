@@ -33,10 +33,10 @@ pub const DATA_DIR_UNWRITABLE: Explanation = Explanation {
 pub const STORE_FAILED: Explanation = Explanation {
     code: "PGC-N04",
     title: "the node's store cannot be written",
-    text: "The disk under the data directory is full or failed. Acknowledgements do not count and \
-           sources cannot be changed until it takes writes again; nothing that was confirmed is \
-           lost.",
-    next: "free space or replace the disk under [node] data_dir, then restart the node",
+    text: "The disk under the data directory is full or failed. What it holds after a write that \
+           failed is not known, so the node ends and never tries again; nothing that was confirmed \
+           is lost.",
+    next: "free space or replace the disk under [node] data_dir, then start the node again",
 };
 
 /// The store's contents are damaged.

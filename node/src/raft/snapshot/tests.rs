@@ -18,12 +18,14 @@ fn add_node(number: u64) -> Command {
 
 /// A store that agreed on something, without what runs on it.
 async fn store(folder: &Path, nodes: std::ops::Range<u64>) -> Store {
-    let raft = RaftConsensus::alone(folder, "n1").await.unwrap();
-    for number in nodes {
-        raft.propose(add_node(number)).await.unwrap();
-    }
-    raft.stop().await;
-    drop(raft);
+    let path = folder.to_owned();
+    crate::raft::tests::life(async move {
+        let raft = RaftConsensus::alone(&path, "n1").await.unwrap();
+        for number in nodes {
+            raft.propose(add_node(number)).await.unwrap();
+        }
+    })
+    .await;
     Store::open(folder).unwrap()
 }
 

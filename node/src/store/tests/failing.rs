@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use redb::{BackendIoError, StorageBackend};
+use redb::StorageBackend;
 
 use super::*;
 
@@ -22,27 +22,27 @@ struct Backend {
 }
 
 impl StorageBackend for Backend {
-    fn len(&self) -> Result<u64, BackendIoError> {
+    fn len(&self) -> Result<u64, io::Error> {
         self.file.len()
     }
 
-    fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), BackendIoError> {
+    fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), io::Error> {
         self.file.read(offset, out)
     }
 
-    fn set_len(&self, len: u64) -> Result<(), BackendIoError> {
+    fn set_len(&self, len: u64) -> Result<(), io::Error> {
         self.file.set_len(len)
     }
 
-    fn sync_data(&self) -> Result<(), BackendIoError> {
+    fn sync_data(&self) -> Result<(), io::Error> {
         if self.disk.is_failing.swap(false, Ordering::SeqCst) {
-            return Err(io::Error::other("the disk is on fire").into());
+            return Err(io::Error::other("the disk is on fire"));
         }
         self.disk.syncs.fetch_add(1, Ordering::SeqCst);
         self.file.sync_data()
     }
 
-    fn write(&self, offset: u64, data: &[u8]) -> Result<(), BackendIoError> {
+    fn write(&self, offset: u64, data: &[u8]) -> Result<(), io::Error> {
         self.file.write(offset, data)
     }
 }
