@@ -4,9 +4,10 @@ use std::{env, error::Error, fs, path::PathBuf};
 
 use prost::Message;
 
-const FILES: [&str; 6] = [
+const FILES: [&str; 7] = [
     "pgcapture.proto",
     "admin.proto",
+    "admin_cluster.proto",
     "raft.proto",
     "liveness.proto",
     "peer_log.proto",

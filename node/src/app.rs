@@ -29,6 +29,7 @@ use self::{
 };
 use crate::{
     config::Config,
+    events,
     homes::Homes,
     http::{self, Pages},
     liveness::Book,
@@ -75,6 +76,8 @@ pub struct Node {
     stop_agents: CancellationToken,
     stop_servers: CancellationToken,
     servers: [Task<()>; 2],
+    // Only watches: it ends with the node.
+    _events: Task<()>,
 }
 
 /// Starts a node; returns when it serves.
@@ -122,6 +125,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Node> {
         gateway: gateway.clone(),
         orders: orders.clone(),
     };
+    let census = book.clone();
     let liveness = LivenessService {
         consensus: Arc::clone(&parts.consensus),
         book,
@@ -155,7 +159,15 @@ pub async fn start(config: &Config) -> anyhow::Result<Node> {
         }),
         homes: homes.clone(),
     };
-    let services = Services::new(admin, readers, peers, stop_dumps.clone());
+    let others = parts.others(&begun.raft, &census);
+    let recording = events::start(
+        config.node.name.clone(),
+        Arc::clone(&parts.consensus),
+        Arc::clone(&parts.sources),
+        others.events.clone(),
+        stop_servers.clone(),
+    );
+    let services = Services::new(admin, others, readers, peers, stop_dumps.clone());
     let (listen, health, grpc) =
         server::serve(grpc_listener, services, credentials, stop_servers.clone()).await?;
     let pages = Pages {
@@ -198,6 +210,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Node> {
         stop_agents,
         stop_servers,
         servers: [grpc, http],
+        _events: recording,
     })
 }
 

@@ -5,6 +5,7 @@
 //! of the table in [`failure`].
 
 mod bench;
+mod cluster;
 mod completion;
 mod config;
 mod connect;
@@ -131,6 +132,9 @@ pub enum Command {
     /// Where existing rows are read from.
     #[command(subcommand)]
     Replica(replica::ReplicaCommand),
+    /// The nodes: who leads, who lives, who owns what.
+    #[command(subcommand)]
+    Cluster(cluster::ClusterCommand),
     /// Measure this machine beside PostgreSQL's own tools.
     Bench(bench::BenchArgs),
     /// Check and show the configuration.
@@ -157,6 +161,7 @@ impl Command {
             | Self::Consumer(_)
             | Self::Dump(_)
             | Self::Replica(_)
+            | Self::Cluster(_)
             | Self::Config(_)
             | Self::Completion(_)
             | Self::Explain(_) => false,
@@ -177,6 +182,7 @@ pub async fn run(cli: Cli) -> ExitCode {
         Command::Consumer(command) => consumer::run(&global, command).await,
         Command::Dump(command) => dump::run(&global, command).await,
         Command::Replica(command) => replica::run(&global, command).await,
+        Command::Cluster(command) => cluster::run(&global, command).await,
         Command::Bench(args) => bench::run(&global, args).await,
         Command::Config(command) => config::run(&global, command),
         Command::Completion(args) => completion::run(&args),
@@ -185,5 +191,15 @@ pub async fn run(cli: Cli) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(&global),
+    }
+}
+
+/// Says which nodes did not answer, under a list that would be longer with them.
+fn tell_unreachable(global: &Global, nodes: &[String], what: &str) {
+    if !nodes.is_empty() && !global.quiet {
+        let nodes = nodes.join(", ");
+        output::talk(&format!(
+            "! no answer from {nodes}: {what}\n  next: pgcapture cluster status\n"
+        ));
     }
 }

@@ -36,6 +36,10 @@ pub mod sources;
 
 pub mod replicas;
 
+pub mod group;
+
+pub mod events;
+
 pub mod rpc;
 
 pub mod http;

@@ -4,6 +4,8 @@
 //! What the leader has heard is soft state: it begins empty with every leadership and is never
 //! agreed on. What follows from it is decided in the engine (`cluster::liveness`).
 
+mod registry;
+
 mod reporter;
 
 use std::{
@@ -15,7 +17,10 @@ use std::{
 use pgcapture_engine::cluster::liveness::{Liveness, NodeReport};
 use tokio::{sync::watch, time::Instant};
 
-pub use self::reporter::{Reachable, Reporter};
+pub use self::{
+    registry::Registry,
+    reporter::{Reachable, Reporter},
+};
 
 /// What this node has heard of all nodes while it leads. Cheap to clone.
 #[derive(Clone)]

@@ -4,6 +4,8 @@
 //! reached like any node: over TLS when this node serves it, with the same token. Knows addresses
 //! only; who is behind one is the business of whoever asks.
 
+mod routes;
+
 use std::{
     collections::BTreeMap,
     fs,
@@ -21,6 +23,8 @@ use tonic::{
     transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
 };
 
+use self::routes::Routes;
+pub(crate) use self::routes::VARIABLE as ROUTES_VARIABLE;
 use crate::config::{Config, read_secret};
 
 /// A peer that does not answer a connection within this time is away for now.
@@ -49,6 +53,7 @@ pub struct Peers {
 struct Inner {
     tls: Option<ClientTlsConfig>,
     token: PeerToken,
+    routes: Routes,
     channels: Mutex<BTreeMap<String, Channel>>,
 }
 
@@ -72,7 +77,7 @@ impl Peers {
     ///
     /// # Errors
     ///
-    /// When a file or the token cannot be read.
+    /// When a file or the token cannot be read, or a detour of `pgcapture dev` is none.
     pub fn new(config: &Config) -> anyhow::Result<Self> {
         let token = config.auth.token.as_ref().map(read_secret).transpose()?;
         let token = token.map(|token| bearer(&token)).transpose()?;
@@ -80,6 +85,7 @@ impl Peers {
             inner: Arc::new(Inner {
                 tls: tls(config)?,
                 token: PeerToken(token),
+                routes: Routes::from_environment()?,
                 channels: Mutex::default(),
             }),
         })
@@ -114,7 +120,12 @@ impl Peers {
 
     fn connect(&self, address: &str) -> Result<Channel, tonic::transport::Error> {
         let scheme = self.inner.tls.as_ref().map_or("http", |_| "https");
-        let endpoint = Endpoint::from_shared(format!("{scheme}://{address}"))?
+        let target = self.inner.routes.target(address);
+        let target = target.unwrap_or_else(|error| {
+            tracing::error!(%error, address, "the detour cannot be found; going straight");
+            address.to_owned()
+        });
+        let endpoint = Endpoint::from_shared(format!("{scheme}://{target}"))?
             .connect_timeout(CONNECT_MAX)
             .http2_keep_alive_interval(KEEPALIVE)
             .keep_alive_timeout(KEEPALIVE)

@@ -18,6 +18,10 @@ pub mod dump_control;
 
 pub mod agent;
 
+pub mod forward;
+
+pub mod cluster;
+
 pub mod raft;
 
 pub mod peer_log;

@@ -51,6 +51,8 @@ const TABLE: &[(&str, Code)] = &[
     ("PGC-N11", Code::AlreadyExists),
     ("PGC-N12", Code::InvalidArgument),
     ("PGC-N15", Code::DataLoss),
+    // The node that has to answer is away: try again.
+    ("PGC-N18", Code::Unavailable),
     // The cluster: nobody to agree with, too large, a name that is taken, a change that cannot be.
     ("PGC-R01", Code::Unavailable),
     ("PGC-R02", Code::ResourceExhausted),

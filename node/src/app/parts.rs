@@ -10,9 +10,13 @@ use pgcapture_actors::{
 };
 use tokio::sync::watch;
 
+use super::server::Others;
 use crate::{
     config::Config,
+    events::Events,
+    group::RaftGroup,
     homes::Homes,
+    liveness::{Book, Registry},
     logs::Logs,
     peer_ranges::{Leadership, PeerRanges},
     peers::Peers,
@@ -20,6 +24,7 @@ use crate::{
     replicas::{self, Replicas},
     resolver::StreamResolver,
     routes::{Known, Routes},
+    rpc::forward::Forward,
     sources::Sources,
 };
 
@@ -102,6 +107,23 @@ impl Parts {
             peers: self.peers.clone(),
             state: Some(self.consensus.state()),
         }))
+    }
+
+    /// The other nodes, as the administration sees them.
+    pub(super) fn others(&self, raft: &RaftConsensus, book: &Book) -> Others {
+        let census = Registry {
+            book: book.clone(),
+            consensus: Arc::clone(&self.consensus),
+        };
+        Others {
+            group: Arc::new(RaftGroup::new(raft.clone(), Some(Arc::new(census)))),
+            forward: Forward {
+                node: self.node.clone(),
+                peers: self.peers.clone(),
+                consensus: Arc::clone(&self.consensus),
+            },
+            events: Events::default(),
+        }
     }
 
     pub(super) fn start_homes(&self, gateway: &GatewayHandle) -> Homes {

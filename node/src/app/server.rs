@@ -12,7 +12,8 @@ use pgcapture_engine::codes;
 use pgcapture_proto::{
     FILE_DESCRIPTOR_SET,
     admin::v1::{
-        admin_server::AdminServer, dumps_server::DumpsServer, replicas_server::ReplicasServer,
+        admin_server::AdminServer, cluster_server::ClusterServer, dumps_server::DumpsServer,
+        replicas_server::ReplicasServer,
     },
     peer::v1::{
         liveness_server::LivenessServer, peer_log_server::PeerLogServer,
@@ -30,6 +31,8 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 
 use crate::{
     config::{Config, read_secret},
+    events::Events,
+    group::Group,
     homes::Homes,
     raft::Door,
     replicas::Replicas,
@@ -38,8 +41,10 @@ use crate::{
         agent::{self, AgentService},
         auth::TokenCheck,
         capture::{self, CaptureService},
+        cluster::{self, ClusterService},
         dump_control::{self, DumpControlService},
         dumps::{self, DumpsService},
+        forward::{Forward, admin::ForwardingAdmin},
         liveness::LivenessService,
         peer_log::{self, PeerLogService},
         peer_ranges::{self, PeerRangesService},
@@ -88,9 +93,21 @@ fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
     fs::read(path).with_context(|| format!("{code}: cannot read {}", path.display()))
 }
 
+/// The other nodes, as the services see them.
+#[derive(Debug)]
+pub(super) struct Others {
+    /// Who belongs to the group.
+    pub(super) group: Arc<dyn Group>,
+    /// The way to them.
+    pub(super) forward: Forward,
+    /// What happened.
+    pub(super) events: Events,
+}
+
 /// Everything that is served beside health and reflection.
 pub(super) struct Services {
-    admin: AdminService,
+    admin: ForwardingAdmin,
+    cluster: ClusterService,
     replicas: ReplicasService,
     dumps: DumpsService,
     control: DumpControlService,
@@ -116,6 +133,7 @@ impl Services {
     /// Makes the services of dumps beside those of the administration; `stop` ends their streams.
     pub(super) fn new(
         admin: AdminService,
+        others: Others,
         (replicas, dumps, reader): (Arc<Replicas>, DumpControllerHandle, Arc<dyn RowReader>),
         peers: PeerServices,
         stop: CancellationToken,
@@ -123,7 +141,18 @@ impl Services {
         let consensus = Arc::clone(&admin.consensus);
         let orders = admin.orders.clone();
         Self {
-            admin,
+            admin: ForwardingAdmin {
+                local: admin,
+                forward: others.forward.clone(),
+                events: others.events.clone(),
+            },
+            cluster: ClusterService {
+                group: others.group,
+                consensus: Arc::clone(&consensus),
+                forward: others.forward,
+                events: others.events,
+                orders: orders.clone(),
+            },
             replicas: ReplicasService {
                 replicas,
                 dumps: dumps.clone(),
@@ -176,6 +205,7 @@ impl Health {
             dump_control::SERVICE_NAME,
             agent::SERVICE_NAME,
             admin::SERVICE_NAME,
+            cluster::SERVICE_NAME,
             replicas::SERVICE_NAME,
             dumps::SERVICE_NAME,
             raft::SERVICE_NAME,
@@ -213,9 +243,11 @@ pub(super) async fn serve(
         ranges,
         homes,
     } = services.peers;
-    let gateway = services.admin.gateway.clone();
+    let gateway = services.admin.local.gateway.clone();
     let capture = CaptureService::with_homes(gateway, homes);
     let admin = AdminServer::new(services.admin).max_decoding_message_size(ADMIN_REQUEST_BYTES_MAX);
+    let cluster = ClusterServer::new(services.cluster);
+    let cluster = cluster.max_decoding_message_size(ADMIN_REQUEST_BYTES_MAX);
     let replicas = ReplicasServer::new(services.replicas);
     let replicas = replicas.max_decoding_message_size(ADMIN_REQUEST_BYTES_MAX);
     let dumps = DumpsServer::new(services.dumps);
@@ -233,6 +265,7 @@ pub(super) async fn serve(
         .add_service(InterceptedService::new(control, check.clone()))
         .add_service(InterceptedService::new(agent, check.clone()))
         .add_service(InterceptedService::new(admin, check.clone()))
+        .add_service(InterceptedService::new(cluster, check.clone()))
         .add_service(InterceptedService::new(replicas, check.clone()))
         .add_service(InterceptedService::new(dumps, check.clone()))
         .add_service(InterceptedService::new(liveness, check.clone()))

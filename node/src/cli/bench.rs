@@ -10,6 +10,7 @@ mod child;
 mod consumer;
 mod database;
 mod dump;
+mod failover;
 mod frames;
 mod holder;
 mod latency;
@@ -64,6 +65,8 @@ enum BenchCommand {
     Remote(log::LogArgs),
     /// Existing rows from a standby to one consumer, beside COPY.
     Dump(dump::DumpArgs),
+    /// From the death of the node that reads a source to the next change at a consumer.
+    Failover(failover::FailoverArgs),
     /// Work in a process of its own; for the other commands.
     #[command(hide = true)]
     Child,
@@ -97,6 +100,7 @@ pub(super) async fn run(global: &Global, args: BenchArgs) -> Result<(), Failure>
             BenchCommand::Dump(args) => dump::run(global, args, &data).await,
             BenchCommand::Log(args) => log::run(global, args, &data).await,
             BenchCommand::Remote(args) => remote::run(global, args, &data).await,
+            BenchCommand::Failover(args) => failover::run(global, args, &data).await,
             BenchCommand::Child => Ok(()),
         }
     };

@@ -5,7 +5,8 @@ use std::{fs, path::Path, time::Duration};
 use pgcapture_engine::codes;
 use pgcapture_proto::{
     admin::v1::{
-        admin_client::AdminClient, dumps_client::DumpsClient, replicas_client::ReplicasClient,
+        admin_client::AdminClient, cluster_client::ClusterClient, dumps_client::DumpsClient,
+        replicas_client::ReplicasClient,
     },
     pgcapture::db_log_gateway_client::DbLogGatewayClient,
 };
@@ -47,6 +48,14 @@ pub(super) async fn admin(global: &Global) -> Result<AdminClient<Authorised>, Fa
     let endpoint = endpoint(global)?.timeout(global.timeout.0);
     let channel = connect(global, &endpoint).await?;
     let client = AdminClient::with_interceptor(channel, token(global)?);
+    Ok(client.max_decoding_message_size(ANSWER_BYTES_MAX))
+}
+
+/// Connects to the administration of the cluster. Every call ends within `--timeout`.
+pub(super) async fn cluster(global: &Global) -> Result<ClusterClient<Authorised>, Failure> {
+    let endpoint = endpoint(global)?.timeout(global.timeout.0);
+    let channel = connect(global, &endpoint).await?;
+    let client = ClusterClient::with_interceptor(channel, token(global)?);
     Ok(client.max_decoding_message_size(ANSWER_BYTES_MAX))
 }
 

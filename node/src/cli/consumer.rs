@@ -163,8 +163,13 @@ async fn list(global: &Global, args: ListArgs) -> Result<(), Failure> {
     watch::show(global, args.watch, false, async || {
         let stream = args.stream.clone().unwrap_or_default();
         let request = ListConsumersRequest { stream };
-        let answer = client.clone().list_consumers(request).await?;
-        let consumers = answer.into_inner().consumers.into_iter();
+        let answer = client.clone().list_consumers(request).await?.into_inner();
+        super::tell_unreachable(
+            global,
+            &answer.unreachable,
+            "its consumers are missing or old",
+        );
+        let consumers = answer.consumers.into_iter();
         Ok(consumers.map(ConsumerView::from).collect())
     })
     .await

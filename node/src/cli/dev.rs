@@ -1,16 +1,23 @@
-//! `pgcapture dev`: a throw-away PostgreSQL, one node, a sample shop, a load.
+//! `pgcapture dev`: a throw-away PostgreSQL, a sample shop, a load, and one node in this process or
+//! several that are processes of their own.
 //!
 //! Everything lies in temporary folders and is gone on exit, however it is asked to end. With
 //! `--pg URL` a running server is used: its slot, publication and sample schema are dropped again.
 
+pub(super) mod cluster;
+mod control;
+mod faults;
+mod links;
 mod load;
 mod servers;
+mod several;
 mod shop;
 mod status;
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
-    path::PathBuf,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
     time::Instant,
 };
 
@@ -19,7 +26,14 @@ use pgcapture_actors::postgres::{self, Caretaker};
 use pgcapture_engine::{cluster::Origin, codes};
 use tokio_util::sync::CancellationToken;
 
-use self::{load::Load, servers::Servers, shop::Shop};
+pub(super) use self::control::NodeView;
+use self::{
+    cluster::NODES_MAX,
+    faults::{NodeArgs, PartitionArgs, Target},
+    load::Load,
+    servers::{Registrar, Servers},
+    shop::Shop,
+};
 use super::{
     Failure, Global, output,
     start::{cannot_start, start_telemetry, terminate},
@@ -39,6 +53,9 @@ const FOREIGN_NAME: &str = "pgcapture_dev";
 /// The port of metrics is this far above the port of clients.
 const METRICS_OFFSET: u16 = 90;
 
+/// Rights of the folder: its user's alone.
+const FOLDER_MODE: u32 = 0o700;
+
 /// At most this many standbys; each is a PostgreSQL of its own.
 const REPLICAS_MAX: i64 = 4;
 
@@ -48,6 +65,10 @@ const REPLICAS_MAX: i64 = 4;
 pub struct DevArgs {
     #[command(subcommand)]
     pub(super) command: Option<DevCommand>,
+    /// Nodes; more than one are processes of their own and form a cluster.
+    #[arg(long, value_name = "N", default_value_t = 1,
+          value_parser = clap::value_parser!(u8).range(1..=i64::from(NODES_MAX)))]
+    nodes: u8,
     /// Write to a table at a rate: orders:500/s
     #[arg(long, value_name = "TABLE:RATE")]
     load: Option<Load>,
@@ -65,7 +86,8 @@ pub struct DevArgs {
     /// Keep the node's files here instead of in a temporary folder.
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
-    /// Port for clients; metrics are 90 above it. 0 takes free ones.
+    /// Port for clients, and the following ones for more nodes; metrics are 90 above. 0 takes free
+    /// ones.
     #[arg(long, default_value_t = crate::config::DEFAULT_PORT)]
     port: u16,
     /// For scripts: accepted and without effect while there is no console.
@@ -74,17 +96,36 @@ pub struct DevArgs {
 }
 
 /// Commands about a running `dev`.
-#[derive(Clone, Copy, Debug, Subcommand)]
+#[derive(Clone, Debug, Subcommand)]
 pub(crate) enum DevCommand {
     /// Print addresses and state; `-o env` for a shell.
-    Status,
+    Status(Target),
+    /// Kill a node, as `kill -9` does.
+    Kill(NodeArgs),
+    /// Stop a node in order, as an init system does.
+    Stop(NodeArgs),
+    /// Freeze a node: it lives and says nothing.
+    Pause(NodeArgs),
+    /// Let a frozen node go on.
+    Resume(NodeArgs),
+    /// Start a dead node again on its data.
+    Start(NodeArgs),
+    /// Start one node more, which joins the cluster.
+    Add(Target),
+    /// Cut the network between groups of nodes: `partition 1 2,3`.
+    Partition(PartitionArgs),
+    /// Make the network whole again.
+    Heal(Target),
 }
 
 pub(super) async fn run(global: &Global, args: DevArgs) -> Result<(), Failure> {
-    if let Some(DevCommand::Status) = args.command {
-        return status::run(global).await;
+    if let Some(command) = args.command {
+        return faults::run(global, command).await;
     }
     start_telemetry(global, "warn");
+    if args.nodes > 1 {
+        return several::run(global, &args).await;
+    }
     let began = Instant::now();
     let mut terminate = terminate()?;
     let dev = tokio::select! {
@@ -120,6 +161,12 @@ pub(super) async fn run(global: &Global, args: DevArgs) -> Result<(), Failure> {
 struct Folder {
     directory: tempfile::TempDir,
     _caretaker: Caretaker,
+}
+
+impl Folder {
+    fn path(&self) -> &Path {
+        self.directory.path()
+    }
 }
 
 /// What `dev` runs.
@@ -221,30 +268,37 @@ impl Dev {
     }
 }
 
-/// Makes the configuration of a node whose files are gone with the returned folder.
-fn node_config(args: &DevArgs) -> Result<(Folder, Config), Failure> {
+/// Makes the folder of everything that the nodes keep.
+fn node_folder(args: &DevArgs) -> Result<Folder, Failure> {
     let unwritable = |error: std::io::Error| {
         let text = format!("no temporary folder: {error}");
         Failure::new(1, &codes::node::DATA_DIR_UNWRITABLE, text)
     };
     let mut builder = tempfile::Builder::new();
     builder.prefix("pgcapture-dev-");
+    // Orders come over a socket that is made in it: nobody else may.
+    builder.permissions(std::fs::Permissions::from_mode(FOLDER_MODE));
     let directory = match &args.data {
         Some(parent) => std::fs::create_dir_all(parent).and_then(|()| builder.tempdir_in(parent)),
         None => builder.tempdir(),
     };
     let directory = directory.map_err(unwritable)?;
     let caretaker = Caretaker::of(directory.path()).map_err(unwritable)?;
-    let folder = Folder {
+    Ok(Folder {
         directory,
         _caretaker: caretaker,
-    };
+    })
+}
+
+/// Makes the configuration of a node whose files are gone with the returned folder.
+fn node_config(args: &DevArgs) -> Result<(Folder, Config), Failure> {
+    let folder = node_folder(args)?;
     let mut config = Config::from_text("dev", "").map_err(|error| {
         output::talk(&format!("{error}\n"));
         Failure::silent(2)
     })?;
     "dev".clone_into(&mut config.node.name);
-    config.node.data_dir = folder.directory.path().to_owned();
+    config.node.data_dir = folder.path().to_owned();
     let loopback = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let metrics_port = match args.port {
         0 => Some(0),
@@ -257,9 +311,8 @@ fn node_config(args: &DevArgs) -> Result<(Folder, Config), Failure> {
     Ok((folder, config))
 }
 
-/// Makes the sample shop and captures it.
-async fn prepare(args: &DevArgs, servers: &mut Servers, node: &Node) -> Result<Shop, Failure> {
-    let is_foreign = servers.primary.is_none();
+/// Makes the sample shop; returns it and the url under which it is captured.
+async fn make_shop(args: &DevArgs, servers: &Servers) -> Result<(Shop, String), Failure> {
     let url = match (&servers.primary, &args.pg) {
         (Some(server), _) => server.url("postgres"),
         (None, Some(url)) => url.clone(),
@@ -267,11 +320,18 @@ async fn prepare(args: &DevArgs, servers: &mut Servers, node: &Node) -> Result<S
     };
     let postgres_failure =
         |error: &postgres::PgError| Failure::new(1, error.explanation(), error.to_string());
-    let shop = Shop::create(&url, is_foreign);
+    let shop = Shop::create(&url, servers.primary.is_none());
     let shop = shop.await.map_err(|error| match &error {
         shop::ShopError::Url(bad) => Failure::new(2, bad.explanation(), bad.to_string()),
         shop::ShopError::Postgres(error) => postgres_failure(error),
     })?;
+    Ok((shop, url))
+}
+
+/// Makes the sample shop and captures it.
+async fn prepare(args: &DevArgs, servers: &mut Servers, node: &Node) -> Result<Shop, Failure> {
+    let (shop, url) = make_shop(args, servers).await?;
+    let is_foreign = servers.primary.is_none();
     let name = if is_foreign { FOREIGN_NAME } else { "" };
     let section = SourceSection {
         url: url.clone(),
@@ -285,7 +345,10 @@ async fn prepare(args: &DevArgs, servers: &mut Servers, node: &Node) -> Result<S
     let definition = Definition::new(STREAM, section, "", Origin::Command);
     let definition = definition.map_err(|error| source_failure(&error))?;
     let captured = match node.sources.add(definition).await {
-        Ok(_) => servers.add_replicas(node, args.replicas, &url).await,
+        Ok(_) => {
+            let at = Registrar::Node(node);
+            servers.add_replicas(at, args.replicas, &url).await
+        }
         Err(error) => Err(source_failure(&error)),
     };
     match captured {

@@ -1,4 +1,6 @@
-//! `pgcapture slot ls|show`: the slots of all sources.
+//! `pgcapture slot ls|show|move|rebalance`: the slots of all sources, and who reads them.
+
+mod place;
 
 use clap::{Args, Subcommand};
 use pgcapture_engine::{codes, lsn::Lsn};
@@ -8,10 +10,10 @@ use serde::Serialize;
 use super::{
     Failure, Global, connect,
     output::{Column, View},
-    source::{SourceView, lag_text, trouble_text},
+    source::{FailoverView, SourceView, failover_text, lag_text, owner_text, trouble_text},
     watch::{self, Awaited, Until, WatchArgs},
 };
-use crate::units::human_bytes;
+use crate::{sources::unix_now_micros, units::human_bytes};
 
 /// Commands about slots.
 #[derive(Debug, Subcommand)]
@@ -20,6 +22,10 @@ pub enum SlotCommand {
     Ls(ListArgs),
     /// Show one slot.
     Show(ShowArgs),
+    /// Let another node read a slot.
+    Move(place::MoveArgs),
+    /// Spread the slots evenly over the nodes, with as few moves as that takes.
+    Rebalance(place::RebalanceArgs),
 }
 
 /// Arguments of `slot ls`.
@@ -42,6 +48,7 @@ pub struct ShowArgs {
 struct SlotView {
     slot: String,
     source: String,
+    owner: String,
     epoch: u64,
     state: String,
     lag_bytes: u64,
@@ -50,6 +57,7 @@ struct SlotView {
     confirmed_lsn: String,
     received_lsn: String,
     server_end_lsn: String,
+    last_failover: Option<FailoverView>,
     #[serde(skip)]
     status: SourceStatus,
     #[serde(skip)]
@@ -64,6 +72,8 @@ impl From<Source> for SlotView {
         Self {
             slot: source_view.slot.clone(),
             source: source_view.name.clone(),
+            owner: source_view.owner.clone(),
+            last_failover: source_view.last_failover.clone(),
             epoch: source_view.epoch,
             state: status.state.clone(),
             lag_bytes: status.lag_bytes,
@@ -82,11 +92,13 @@ impl View for SlotView {
     const COLUMNS: &'static [Column] = &[
         ("SLOT", false),
         ("SOURCE", false),
+        ("OWNER", false),
         ("EPOCH", false),
         ("STATE", false),
         ("LAG", false),
         ("BEHIND", false),
         ("WAL KEPT", false),
+        ("LAST FAILOVER", false),
         ("CONFIRMED", true),
         ("RECEIVED", true),
         ("SERVER END", true),
@@ -97,11 +109,13 @@ impl View for SlotView {
         vec![
             self.slot.clone(),
             self.source.clone(),
+            owner_text(&self.owner),
             self.epoch.to_string(),
             super::source::mark(&self.state),
             lag,
             behind,
             human_bytes(self.wal_retained_bytes),
+            failover_text(self.last_failover.as_ref(), unix_now_micros()),
             self.confirmed_lsn.clone(),
             self.received_lsn.clone(),
             self.server_end_lsn.clone(),
@@ -127,6 +141,8 @@ pub(super) async fn run(global: &Global, command: SlotCommand) -> Result<(), Fai
         Ok::<Vec<SlotView>, Failure>(sources.map(SlotView::from).collect())
     };
     match command {
+        SlotCommand::Move(args) => place::move_slot(global, args, &fetch().await?).await,
+        SlotCommand::Rebalance(args) => place::rebalance(global, args).await,
         SlotCommand::Ls(args) => watch::show(global, args.watch, false, fetch).await,
         SlotCommand::Show(args) => {
             let fetch_one = async || {

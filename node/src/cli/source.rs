@@ -11,7 +11,10 @@ use pgcapture_proto::admin::v1::{
 
 pub(super) use self::{
     add::{check_lines, checks_value, count},
-    view::{SourceView, TroubleView, lag_text, mark, trouble_text},
+    view::{
+        FailoverView, SourceView, TroubleView, failover_text, lag_text, mark, owner_text,
+        trouble_text,
+    },
 };
 use super::{
     Failure, Global, connect, output,

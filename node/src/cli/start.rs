@@ -1,11 +1,14 @@
 //! `pgcapture start`: runs a node until SIGTERM or Ctrl-C.
 
+mod parent;
+
 use std::{net::SocketAddr, path::PathBuf};
 
 use clap::Args;
 use pgcapture_engine::codes::{self, Explanation};
 use tokio::signal::unix::{SignalKind, signal};
 
+use self::parent::Parent;
 use super::{Failure, Global, config::FileArgs, output};
 use crate::{app, raft::RaftError, telemetry};
 
@@ -32,6 +35,9 @@ pub struct StartArgs {
     /// Address for metrics and health, loopback only.
     #[arg(long, value_name = "ADDRESS")]
     metrics: Option<SocketAddr>,
+    /// End at once when stdin does; for the nodes of `dev`.
+    #[arg(long, hide = true)]
+    end_with_stdin: bool,
 }
 
 pub(super) async fn run(global: &Global, args: StartArgs) -> Result<(), Failure> {
@@ -65,9 +71,12 @@ pub(super) async fn run(global: &Global, args: StartArgs) -> Result<(), Failure>
         return Ok(());
     }
     let mut terminate = terminate()?;
-    let node = app::start(&config)
-        .await
-        .map_err(|error| cannot_start(&error))?;
+    let mut parent = Parent::watch(args.end_with_stdin)
+        .map_err(|error| Failure::usage(format!("--end-with-stdin needs a pipe: {error}")))?;
+    let node = tokio::select! {
+        node = app::start(&config) => node.map_err(|error| cannot_start(&error))?,
+        () = parent.gone() => return Err(Failure::interrupted()),
+    };
     if !global.quiet {
         output::talk(&format!(
             "node {} is ready: gRPC {}, metrics http://{}/metrics\n",
@@ -77,6 +86,8 @@ pub(super) async fn run(global: &Global, args: StartArgs) -> Result<(), Failure>
     tokio::select! {
         _ = terminate.recv() => (),
         _ = tokio::signal::ctrl_c() => (),
+        // Whatever was to be saved is thrown away with the parent's folder.
+        () = parent.gone() => return Err(Failure::interrupted()),
         // What the disk holds is not known any more: nothing that a drain would save could be
         // trusted. The next start finds out.
         reason = node.failed() => {

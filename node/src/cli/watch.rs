@@ -16,10 +16,10 @@ use crate::units::Span;
 pub(super) struct WatchArgs {
     /// Show again every so often, until Ctrl-C.
     #[arg(long, value_name = "TIME", num_args = 0..=1, require_equals = true, default_missing_value = "2s")]
-    watch: Option<Span>,
+    pub(super) watch: Option<Span>,
     /// Wait for this, at most --timeout; exit code 6 when it does not come.
     #[arg(long, value_enum)]
-    until: Option<Until>,
+    pub(super) until: Option<Until>,
 }
 
 /// What can be waited for.
@@ -40,7 +40,7 @@ pub(super) trait Awaited: View {
 }
 
 /// How often `--until` asks. A person does not notice the wait, a node does not notice the load.
-const UNTIL_INTERVAL: Span = Span(std::time::Duration::from_millis(200));
+pub(super) const UNTIL_INTERVAL: Span = Span(std::time::Duration::from_millis(200));
 
 /// Shows what `fetch` returns as the flags say; `is_one` shows the first as a single thing.
 pub(super) async fn show<T: Awaited>(

@@ -149,7 +149,11 @@ impl Admin for AdminService {
         let sources = state.sources.values();
         let sources = sources.map(|source| answer::source(&self.sources, &state, source));
         let sources = sources.collect();
-        Ok(Response::new(ListSourcesResponse { sources }))
+        let unreachable = Vec::new();
+        Ok(Response::new(ListSourcesResponse {
+            sources,
+            unreachable,
+        }))
     }
 
     async fn get_source(
@@ -213,7 +217,11 @@ impl Admin for AdminService {
         let streams = state.sources.values();
         let streams = streams.map(|source| answer::stream(&self.logs, source, &counts));
         let streams = streams.collect();
-        Ok(Response::new(ListStreamsResponse { streams }))
+        let unreachable = Vec::new();
+        Ok(Response::new(ListStreamsResponse {
+            streams,
+            unreachable,
+        }))
     }
 
     async fn get_stream(
@@ -238,7 +246,11 @@ impl Admin for AdminService {
     ) -> Result<Response<ListConsumersResponse>, Status> {
         let stream = request.into_inner().stream;
         let consumers = consumers::list(&self.gateway, &self.state(), &stream).await?;
-        Ok(Response::new(ListConsumersResponse { consumers }))
+        let unreachable = Vec::new();
+        Ok(Response::new(ListConsumersResponse {
+            consumers,
+            unreachable,
+        }))
     }
 
     async fn get_consumer(

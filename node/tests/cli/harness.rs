@@ -39,8 +39,18 @@ impl Ended {
 }
 
 /// Runs a command to its end; `endpoint` may be empty.
+#[allow(
+    dead_code,
+    reason = "not every test that shares this uses the common folder"
+)]
 pub(crate) fn run(endpoint: &str, args: &[&str]) -> Ended {
+    run_in(&std::env::temp_dir(), endpoint, args)
+}
+
+/// The same with another folder for everything temporary.
+pub(crate) fn run_in(temporary: &Path, endpoint: &str, args: &[&str]) -> Ended {
     let mut command = StdCommand::new(env!("CARGO_BIN_EXE_pgcapture"));
+    command.env("TMPDIR", temporary);
     if !endpoint.is_empty() {
         command.env("PGCAPTURE_ENDPOINT", endpoint);
     }
@@ -67,6 +77,10 @@ pub(crate) struct Running {
 }
 
 impl Running {
+    #[allow(
+        dead_code,
+        reason = "not every test that shares this uses the common folder"
+    )]
     pub(crate) fn start(args: &[&str]) -> Self {
         Self::start_in(&std::env::temp_dir(), args)
     }

@@ -42,6 +42,32 @@ pub struct NodeReport {
     pub unreachable: BTreeSet<String>,
 }
 
+/// Whether a node lives, as the leader concludes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Life {
+    /// It reports.
+    Alive,
+    /// It has not been heard for too long.
+    Silent,
+    /// Its process is known to be gone.
+    Gone,
+    /// It wants to stop.
+    Draining,
+}
+
+impl Life {
+    /// Returns the stable word.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Alive => "alive",
+            Self::Silent => "silent",
+            Self::Gone => "gone",
+            Self::Draining => "draining",
+        }
+    }
+}
+
 /// What the leader knows of all nodes. Times are since any fixed moment.
 #[derive(Clone, Debug)]
 pub struct Liveness {
@@ -97,6 +123,18 @@ impl Liveness {
         };
         let heard = seen.heard.unwrap_or(self.began);
         !seen.is_gone && now.saturating_sub(heard) < SILENCE_MAX
+    }
+
+    /// Returns how a node is.
+    #[must_use]
+    pub fn life(&self, node: &str, now: Duration) -> Life {
+        let seen = self.nodes.get(node);
+        match seen {
+            Some(seen) if seen.is_gone => Life::Gone,
+            _ if !self.is_alive(node, now) => Life::Silent,
+            Some(seen) if seen.report.is_draining => Life::Draining,
+            _ => Life::Alive,
+        }
     }
 
     /// Tells whether a node may be given a source: it lives, has reported, stays, and reaches the

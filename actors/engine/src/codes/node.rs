@@ -138,6 +138,42 @@ pub const LOG_DAMAGED: Explanation = Explanation {
            again, which begins a new log",
 };
 
+/// No cluster of `pgcapture dev` to control.
+pub const NO_DEV: Explanation = Explanation {
+    code: "PGC-N16",
+    title: "no cluster of `pgcapture dev` runs there",
+    text: "`pgcapture dev --nodes 3` listens on a socket in the temporary folder, named after the port \
+           of its first node. There is none for that port, or another user owns it.",
+    next: "run `pgcapture dev --nodes 3`, or name the port of the first node with --port",
+};
+
+/// A node of `pgcapture dev` that is not as it must be.
+pub const DEV_NODE: Explanation = Explanation {
+    code: "PGC-N17",
+    title: "a node of `pgcapture dev` is not as it must be for that",
+    text: "There is no such node, it is dead, frozen or alive already, or it did not start.",
+    next: "`pgcapture dev status` shows all nodes",
+};
+
+/// The node that owns the source is away.
+pub const OWNER_AWAY: Explanation = Explanation {
+    code: "PGC-N18",
+    title: "the node that has to answer cannot be reached",
+    text: "What is asked for is known to one node only: the one that runs the source's agent, or the \
+           leader of the cluster. It did not answer the node that was asked. If it is gone, its work \
+           goes to another node within seconds.",
+    next: "try again in some seconds; `pgcapture cluster status` shows which nodes live",
+};
+
+/// The cluster is not healthy.
+pub const NOT_HEALTHY: Explanation = Explanation {
+    code: "PGC-N19",
+    title: "the cluster is not healthy",
+    text: "Healthy means: a leader is known, every member lives, and every source that is not paused \
+           is read by its owner.",
+    next: "look at the lines above; wait for it with `pgcapture cluster health --until healthy`",
+};
+
 /// Every code of the family.
 pub const ALL: &[&Explanation] = &[
     &DATA_DIR_IN_USE,
@@ -155,4 +191,8 @@ pub const ALL: &[&Explanation] = &[
     &NO_POSTGRES,
     &UNCLEAN_STOP,
     &LOG_DAMAGED,
+    &NO_DEV,
+    &DEV_NODE,
+    &OWNER_AWAY,
+    &NOT_HEALTHY,
 ];

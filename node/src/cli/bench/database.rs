@@ -62,6 +62,17 @@ pub(super) struct DatabaseArgs {
     socket: Socket,
 }
 
+impl DatabaseArgs {
+    /// An own server, reached over TCP.
+    pub(super) const fn own(pg_bin: Option<PathBuf>) -> Self {
+        Self {
+            url: None,
+            pg_bin,
+            socket: Socket::Tcp,
+        }
+    }
+}
+
 /// A server to measure.
 #[derive(Debug)]
 pub(super) struct Database {
@@ -149,17 +160,36 @@ impl Database {
         Connection::connect(&self.config, Replication::Off).await
     }
 
-    /// Makes the table, the publication and the base slot.
-    pub(super) async fn prepare(&self, table: Table) -> anyhow::Result<()> {
-        self.drop_slot(RUN_SLOT).await?;
-        self.drop_slot(BASE_SLOT).await?;
+    /// Makes the table and the publication.
+    pub(super) async fn make_table(&self, table: Table) -> anyhow::Result<()> {
         let mut connection = self.connect().await?;
         for statement in table.setup() {
             connection.query(&statement).await?;
         }
+        Ok(())
+    }
+
+    /// Makes the table, the publication and the base slot.
+    pub(super) async fn prepare(&self, table: Table) -> anyhow::Result<()> {
+        self.drop_slot(RUN_SLOT).await?;
+        self.drop_slot(BASE_SLOT).await?;
+        self.make_table(table).await?;
+        let mut connection = self.connect().await?;
         let sql = format!("SELECT pg_create_logical_replication_slot('{BASE_SLOT}', 'pgoutput')");
         connection.query(&sql).await?;
         Ok(())
+    }
+
+    /// The keys of all rows, once the writer's sessions are gone: what they commit last counts.
+    pub(super) async fn settled_ids(&self) -> anyhow::Result<Vec<i64>> {
+        let mut connection = self.connect().await?;
+        // A lock that conflicts with every writer: it is given when the last one has ended.
+        let sql = format!(
+            "BEGIN; LOCK TABLE {SCHEMA}.t IN SHARE MODE; SELECT id FROM {SCHEMA}.t; COMMIT"
+        );
+        let rows = connection.query(&sql).await?;
+        let ids = rows.into_iter().flatten().flatten();
+        ids.map(|id| Ok(id.parse()?)).collect()
     }
 
     /// Position of the end of WAL.

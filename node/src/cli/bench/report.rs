@@ -80,6 +80,9 @@ pub(super) struct Report {
     /// Without a dump over without a dump: what the machine alone does to the ratio.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) p99_noise: Option<Spread>,
+    /// Changes that came more than once, as those that were not acknowledged do.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) redelivered: Option<u64>,
     /// Resident memory of the node at the end.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) rss_mib: Option<f64>,
@@ -129,6 +132,9 @@ pub(super) struct What {
     /// `standby` or `source`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) from: Option<&'static str>,
+    /// Whether the node that failed led the Raft group as well.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) with_raft_leader: Option<bool>,
     /// Sessions.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) sessions: Option<u64>,
@@ -225,6 +231,8 @@ impl Report {
         let limit = what.limit_mib;
         words.extend(limit.map(|mib| format!("at most {mib} MiB/s")));
         words.extend(what.from.map(|from| format!("from the {from}")));
+        let leader = what.with_raft_leader.filter(|leads| *leads);
+        words.extend(leader.map(|_| "the Raft leader as well".to_owned()));
         words.extend(what.sessions.map(|count| format!("{count} sessions")));
         words.extend(what.socket.map(|socket| format!("socket {socket}")));
         let version = what.server_version.as_ref();
@@ -271,6 +279,7 @@ impl Report {
             of_spread("p50 ratio", self.p50_ratio, 2),
             of_spread("p99 ratio", self.p99_ratio, 2),
             of_spread("p99 ratio of nothing", self.p99_noise, 2),
+            of_value("redelivered", self.redelivered.map(|count| count as f64)),
             of_value("RSS MiB before", self.rss_before_mib),
             of_value("RSS MiB", self.rss_mib),
         ];

@@ -1,5 +1,7 @@
 //! The throw-away servers of `dev`: a PostgreSQL, and standbys that existing rows are read from.
 
+use std::net::SocketAddr;
+
 use pgcapture_actors::postgres::{
     LocalServer, LocalServerError, LocalServerOptions, StandbyOptions, StopMode,
 };
@@ -7,8 +9,9 @@ use pgcapture_engine::{
     cluster::{DEFAULT_LAG_MAX, DEFAULT_RANGES_MAX, ReplicaKind},
     codes,
 };
+use pgcapture_proto::admin::v1 as proto;
 
-use super::{DevArgs, STREAM, source_failure};
+use super::{DevArgs, STREAM, cluster::api, source_failure};
 use crate::{
     app::Node,
     cli::Failure,
@@ -19,6 +22,15 @@ use crate::{
 
 /// Name of the replica that is the source itself, when there is no standby.
 const SELF_NAME: &str = "self";
+
+/// Where replicas are registered.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Registrar<'a> {
+    /// The node in this process.
+    Node(&'a Node),
+    /// A node of a cluster.
+    Address(SocketAddr),
+}
 
 /// The servers that are ours.
 #[derive(Debug, Default)]
@@ -48,12 +60,12 @@ impl Servers {
     /// Starts standbys of the source and registers them; without any, the source itself.
     pub(super) async fn add_replicas(
         &mut self,
-        node: &Node,
+        at: Registrar<'_>,
         count: u8,
         source_url: &str,
     ) -> Result<(), Failure> {
         if count == 0 {
-            return register(node, SELF_NAME, source_url, ReplicaKind::Source).await;
+            return register(at, SELF_NAME, source_url, ReplicaKind::Source).await;
         }
         for number in 1..=count {
             let Some(primary) = &self.primary else {
@@ -67,7 +79,7 @@ impl Servers {
             let standby = standby.map_err(|error| server_failure(&error))?;
             let url = standby.url("postgres");
             self.standbys.push(standby);
-            register(node, &format!("r{number}"), &url, ReplicaKind::Standby).await?;
+            register(at, &format!("r{number}"), &url, ReplicaKind::Standby).await?;
         }
         Ok(())
     }
@@ -101,7 +113,25 @@ fn server_failure(error: &LocalServerError) -> Failure {
     Failure::new(1, &codes::node::NO_POSTGRES, text)
 }
 
-async fn register(node: &Node, name: &str, url: &str, kind: ReplicaKind) -> Result<(), Failure> {
+async fn register(
+    at: Registrar<'_>,
+    name: &str,
+    url: &str,
+    kind: ReplicaKind,
+) -> Result<(), Failure> {
+    let node = match at {
+        Registrar::Node(node) => node,
+        Registrar::Address(address) => {
+            let definition = proto::ReplicaDefinition {
+                name: name.to_owned(),
+                source: STREAM.to_owned(),
+                url: url.to_owned(),
+                kind: kind.as_str().to_owned(),
+                ..proto::ReplicaDefinition::default()
+            };
+            return api::add_replica(address, definition).await;
+        }
+    };
     let section = ReplicaSection {
         source: STREAM.to_owned(),
         url: url.to_owned(),

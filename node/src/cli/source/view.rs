@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use pgcapture_engine::lsn::Lsn;
-use pgcapture_proto::admin::v1::{Source, SourceStatus, Trouble};
+use pgcapture_proto::admin::v1::{Failover, Source, SourceStatus, Trouble};
 use serde::Serialize;
 
 use crate::{
@@ -11,6 +11,7 @@ use crate::{
         output::{Column, View, joined},
         watch::{Awaited, Until},
     },
+    sources::unix_now_micros,
     units::{human_bytes, human_duration},
 };
 
@@ -30,6 +31,8 @@ pub(crate) struct SourceView {
     exclude: Vec<String>,
     paused: bool,
     pub(crate) epoch: u64,
+    pub(crate) owner: String,
+    pub(crate) last_failover: Option<FailoverView>,
     received_lsn: String,
     durable_lsn: String,
     confirmed_lsn: String,
@@ -63,6 +66,43 @@ impl From<Trouble> for TroubleView {
     }
 }
 
+/// The last time that another node took the source over.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct FailoverView {
+    /// Microseconds since 1970.
+    at: i64,
+    from: String,
+    to: String,
+    took_seconds: f64,
+}
+
+impl From<Failover> for FailoverView {
+    fn from(failover: Failover) -> Self {
+        let took = Duration::from_micros(failover.took_micros.unsigned_abs());
+        Self {
+            at: failover.at,
+            from: failover.from,
+            to: failover.to,
+            took_seconds: took.as_secs_f64(),
+        }
+    }
+}
+
+/// Returns the last take-over for people.
+pub(crate) fn failover_text(failover: Option<&FailoverView>, now_micros: i64) -> String {
+    let Some(failover) = failover else {
+        return "–".to_owned();
+    };
+    let ago = now_micros.saturating_sub(failover.at).max(0);
+    let ago = Duration::from_micros(ago.unsigned_abs());
+    let took = human_duration(Duration::from_secs_f64(failover.took_seconds));
+    format!(
+        "{} ago, {took} (from {})",
+        human_duration(ago),
+        failover.from
+    )
+}
+
 #[derive(Clone, Debug, Serialize)]
 struct GapView {
     from_lsn: String,
@@ -86,6 +126,8 @@ impl From<Source> for SourceView {
             exclude: definition.exclude,
             paused: source.paused,
             epoch: source.epoch,
+            owner: source.owner,
+            last_failover: source.last_failover.map(FailoverView::from),
             received_lsn: lsn(status.received_lsn),
             durable_lsn: lsn(status.durable_lsn),
             confirmed_lsn: lsn(status.confirmed_lsn),
@@ -117,6 +159,7 @@ impl View for SourceView {
     const COLUMNS: &'static [Column] = &[
         ("SOURCE", false),
         ("STREAM", false),
+        ("OWNER", false),
         ("STATE", false),
         ("LAG", false),
         ("BEHIND", false),
@@ -131,6 +174,7 @@ impl View for SourceView {
         ("REBUILDS", true),
         ("URL", true),
         ("REPLICAS", true),
+        ("LAST FAILOVER", true),
     ];
 
     fn cells(&self) -> Vec<String> {
@@ -138,6 +182,7 @@ impl View for SourceView {
         vec![
             self.name.clone(),
             self.stream.clone(),
+            owner_text(&self.owner),
             mark(&self.state),
             lag,
             behind,
@@ -152,6 +197,7 @@ impl View for SourceView {
             self.rebuilds.to_string(),
             self.url.clone(),
             joined(&self.replicas),
+            failover_text(self.last_failover.as_ref(), unix_now_micros()),
         ]
     }
 
@@ -170,10 +216,15 @@ impl Awaited for SourceView {
     }
 }
 
+/// Returns who owns it.
+pub(crate) fn owner_text(owner: &str) -> String {
+    if owner.is_empty() { "–" } else { owner }.to_owned()
+}
+
 /// Marks a state that needs attention.
 pub(crate) fn mark(state: &str) -> String {
     match state {
-        "blocked" | "halted" | "retrying" => format!("! {state}"),
+        "blocked" | "halted" | "retrying" | "unreachable" => format!("! {state}"),
         _ => state.to_owned(),
     }
 }
@@ -194,4 +245,24 @@ pub(crate) fn trouble_text(name: &str, trouble: Option<&Trouble>) -> Option<Stri
         "! {name}: {} {}\n  next: {}",
         trouble.code, trouble.text, trouble.next
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failover_is_told_with_its_age_its_time_and_whence() {
+        let view = FailoverView::from(Failover {
+            at: 1_000_000,
+            from: "n1".to_owned(),
+            to: "n2".to_owned(),
+            took_micros: 310_000,
+        });
+        let text = failover_text(Some(&view), 181_000_000);
+        assert_eq!(text, "3m0s ago, 310ms (from n1)");
+        assert_eq!(failover_text(None, 0), "–");
+        // A clock that was set back.
+        assert!(failover_text(Some(&view), 0).starts_with("0ms ago"));
+    }
 }

@@ -54,6 +54,9 @@ pub(in crate::rpc) fn source(
             .replicas_of(&source.name)
             .map(|replica| replica.name.clone())
             .collect(),
+        owner: state.owner(&source.name).unwrap_or_default().to_owned(),
+        // What the node remembers is added by who has the memory.
+        last_failover: None,
     }
 }
 

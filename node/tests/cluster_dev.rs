@@ -1,0 +1,149 @@
+//! `pgcapture dev --nodes 3` as its user sees it: real nodes, broken and mended by other commands.
+
+#[path = "cli/harness.rs"]
+mod harness;
+
+use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, time::Duration};
+
+use harness::{Ended, PATIENCE, Running, free_directory, run_in};
+use rustix::process::{Pid, Signal, test_kill_process};
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// Between two looks at a fact that nothing announces.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// A running cluster in a temporary folder of its own, which also holds its socket.
+struct Dev {
+    running: Running,
+    folder: TempDir,
+    endpoint: String,
+}
+
+impl Dev {
+    async fn start(more: &[&str]) -> Self {
+        let folder = free_directory();
+        // The server's user passes through.
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let mut args = vec!["dev", "--nodes", "3", "--port", "0"];
+        args.extend(more);
+        let mut running = Running::start_in(folder.path(), &args);
+        let said = running.wait_for("NOT FOR PRODUCTION").await;
+        assert!(said.contains("dev cluster, 3 nodes"), "{said}");
+        assert!(said.contains("pgcapture dev kill 2"), "{said}");
+        let endpoint = running.endpoint();
+        Self {
+            running,
+            folder,
+            endpoint,
+        }
+    }
+
+    fn ask(&self, args: &[&str]) -> Ended {
+        run_in(self.folder.path(), &self.endpoint, args)
+    }
+
+    /// What `dev status` says of all nodes.
+    fn nodes(&self) -> Vec<Value> {
+        let status = self.ask(&["dev", "status", "-o", "json"]).expect(0);
+        let status: Value = serde_json::from_str(&status).unwrap();
+        status["nodes"].as_array().unwrap().clone()
+    }
+
+    fn states(&self) -> Vec<String> {
+        let nodes = self.nodes().into_iter();
+        nodes
+            .map(|node| node["state"].as_str().unwrap().to_owned())
+            .collect()
+    }
+
+    fn processes(&self) -> Vec<Pid> {
+        let nodes = self.nodes().into_iter();
+        let pids = nodes.filter_map(|node| node["pid"].as_i64());
+        pids.map(|pid| Pid::from_raw(i32::try_from(pid).unwrap()).unwrap())
+            .collect()
+    }
+}
+
+/// Whether a process does anything yet: one that is dead and not waited for does not.
+fn lives(pid: Pid) -> bool {
+    let status = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero()));
+    let is_dead = status.is_ok_and(|text| text.contains(") Z "));
+    !is_dead && test_kill_process(pid).is_ok()
+}
+
+async fn eventually(what: &str, is_so: impl Fn() -> bool) {
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while !is_so() {
+        assert!(tokio::time::Instant::now() < deadline, "never: {what}");
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+fn entries(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).unwrap().flatten();
+    entries
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_are_broken_and_mended_and_leave_nothing_behind() {
+    let mut dev = Dev::start(&[]).await;
+    assert_eq!(dev.states(), ["running"; 3]);
+    let table = dev.ask(&["dev", "status"]).expect(0);
+    assert!(table.starts_with("NODE  NAME  STATE"), "{table}");
+
+    let killed = dev.ask(&["dev", "kill", "2"]);
+    assert!(killed.talk.contains("killed n2"), "{}", killed.talk);
+    killed.expect(0);
+    assert_eq!(dev.states(), ["running", "dead", "running"]);
+    let refused = dev.ask(&["dev", "kill", "2"]);
+    assert!(
+        refused.talk.contains("next: pgcapture dev start 2"),
+        "{}",
+        refused.talk
+    );
+    refused.expect(7);
+    dev.ask(&["dev", "start", "n2"]).expect(0);
+    dev.ask(&["dev", "start", "2"]).expect(7);
+
+    dev.ask(&["dev", "pause", "3"]).expect(0);
+    assert_eq!(dev.states(), ["running", "running", "paused"]);
+    dev.ask(&["dev", "resume", "3"]).expect(0);
+    dev.ask(&["dev", "kill", "9"]).expect(4);
+    dev.ask(&["dev", "kill", "none"]).expect(2);
+
+    dev.ask(&["dev", "partition", "1|2,3"]).expect(0);
+    let cut: Vec<Value> = dev
+        .nodes()
+        .iter()
+        .map(|it| it["cut_off_from"].clone())
+        .collect();
+    assert_eq!(Value::from(cut), serde_json::json!([[2, 3], [1], [1]]));
+    dev.ask(&["dev", "heal"]).expect(0);
+
+    let processes = dev.processes();
+    assert_eq!(processes.len(), 3);
+    assert_eq!(dev.running.stop().await, Some(0));
+    assert!(!processes.into_iter().any(lives));
+    assert_eq!(entries(dev.folder.path()), Vec::<String>::new());
+    dev.ask(&["dev", "kill", "1"]).expect(6);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_dev_takes_its_nodes_along_even_a_frozen_one() {
+    let dev = Dev::start(&[]).await;
+    dev.ask(&["dev", "pause", "3"]).expect(0);
+    let processes = dev.processes();
+    assert!(processes.iter().all(|pid| lives(*pid)));
+    dev.running.signal(Signal::KILL);
+    eventually("the end of the nodes", || {
+        !processes.iter().any(|pid| lives(*pid))
+    })
+    .await;
+    eventually("the end of the files", || {
+        entries(dev.folder.path()).is_empty()
+    })
+    .await;
+}
