@@ -11,7 +11,7 @@ use std::{
 
 use async_trait::async_trait;
 use pgcapture_actors::{
-    consensus::{Consensus, ProposeError},
+    consensus::{Consensus, Leadership, ProposeError},
     dump::NoRanges,
     gateway::{GatewayHandle, GatewayLimits},
     log::memory::{MemoryLog, MemoryLogOptions},
@@ -50,6 +50,14 @@ impl Consensus for Agreement {
 
     fn state(&self) -> watch::Receiver<Arc<State>> {
         self.state.subscribe()
+    }
+
+    fn leadership(&self) -> watch::Receiver<Leadership> {
+        watch::channel(Leadership::alone("n1")).1
+    }
+
+    async fn confirm_leadership(&self) -> Result<(), ProposeError> {
+        Ok(())
     }
 }
 

@@ -14,8 +14,9 @@ use pgcapture_engine::{
     },
     lsn::PgTime,
 };
-use pgcapture_node::rpc::{
-    agent::AgentService, dump_control::DumpControlService, dumps::DumpsService,
+use pgcapture_node::{
+    raft::RaftConsensus,
+    rpc::{agent::AgentService, dump_control::DumpControlService, dumps::DumpsService},
 };
 use pgcapture_proto::{
     admin::v1::{

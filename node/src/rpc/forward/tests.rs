@@ -33,6 +33,10 @@ impl Consensus for Fixed {
     fn leadership(&self) -> watch::Receiver<Leadership> {
         watch::channel(Leadership::alone("n1")).1
     }
+
+    async fn confirm_leadership(&self) -> Result<(), ProposeError> {
+        Ok(())
+    }
 }
 
 /// `n1`, which knows `n2` at `address`; `n2` owns shop, `n1` owns audit, `gone` owns old.
