@@ -171,6 +171,10 @@ impl Cluster {
         if number > NODES_MAX {
             return Err(refused(format!("dev has at most {NODES_MAX} nodes")));
         }
+        if !self.groups.is_empty() {
+            let text = "a node that is in no group reaches nobody and cannot join".to_owned();
+            return Err(refused(text).next("pgcapture dev heal"));
+        }
         let addresses = self
             .ports
             .of(number)
