@@ -112,17 +112,13 @@ pub async fn start(config: &Config) -> anyhow::Result<Node> {
         orders: orders.clone(),
     };
     let stop_dumps = CancellationToken::new();
-    let reader = Arc::clone(&parts.reader);
-    let readers = (Arc::clone(&parts.replicas), dumps.clone(), reader);
-    let others = begun.others(config, &parts.consensus);
-    let stop_servers = CancellationToken::new();
-    let watching = events::start(
-        config.node.name.clone(),
-        Arc::clone(&parts.consensus),
-        Arc::clone(&parts.sources),
-        others.events.clone(),
-        stop_servers.clone(),
+    let readers = (
+        Arc::clone(&parts.replicas),
+        dumps.clone(),
+        Arc::clone(&parts.reader),
     );
+    let stop_servers = CancellationToken::new();
+    let (others, watching) = begun.others(config, &parts, stop_servers.clone());
     let services = Services::new(admin, others, readers, door.clone(), stop_dumps.clone());
     let (listen, health, grpc) =
         server::serve(grpc_listener, services, credentials, stop_servers.clone()).await?;
@@ -136,13 +132,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Node> {
     add_configured(config, &parts.sources, &parts.replicas, &orders);
     health.serving().await;
     ready.send_replace(true);
-    tracing::info!(
-        node = config.node.name,
-        %listen,
-        %metrics,
-        data_dir = %config.node.data_dir.display(),
-        "ready"
-    );
+    tell_ready(config, listen, metrics);
     Ok(Node {
         listen,
         metrics,
@@ -165,6 +155,16 @@ pub async fn start(config: &Config) -> anyhow::Result<Node> {
         servers: [grpc, http],
         _events: watching,
     })
+}
+
+fn tell_ready(config: &Config, listen: SocketAddr, metrics: SocketAddr) {
+    tracing::info!(
+        node = config.node.name,
+        %listen,
+        %metrics,
+        data_dir = %config.node.data_dir.display(),
+        "ready"
+    );
 }
 
 impl Node {
@@ -279,17 +279,31 @@ impl Begun {
         })
     }
 
-    /// The other nodes, as the services see them.
-    fn others(&self, config: &Config, consensus: &Arc<dyn Consensus>) -> Others {
-        Others {
+    /// The other nodes, as the services see them, and the memory of what happens to them.
+    fn others(
+        &self,
+        config: &Config,
+        parts: &Parts,
+        stop: CancellationToken,
+    ) -> (Others, Task<()>) {
+        let events = Events::default();
+        let watching = events::start(
+            config.node.name.clone(),
+            Arc::clone(&parts.consensus),
+            Arc::clone(&parts.sources),
+            events.clone(),
+            stop,
+        );
+        let others = Others {
             group: Arc::new(RaftGroup::new(self.raft.clone(), None)),
             forward: Forward {
                 node: config.node.name.clone(),
                 peers: self.channels.clone(),
-                consensus: Arc::clone(consensus),
+                consensus: Arc::clone(&parts.consensus),
             },
-            events: Events::default(),
-        }
+            events,
+        };
+        (others, watching)
     }
 }
 

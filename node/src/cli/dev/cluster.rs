@@ -255,10 +255,8 @@ impl Cluster {
         }
         self.members.insert(number, new);
         // Before the new one listens: nobody may reach it by another way first.
-        let members = self.members.values();
-        members
-            .map(|member| member.write_routes(&links.routes(member.number)))
-            .collect()
+        let mut members = self.members.values();
+        members.try_for_each(|member| member.write_routes(&links.routes(member.number)))
     }
 
     /// Waits until a node answers that it is ready.
