@@ -64,6 +64,9 @@ contract!(
     a_reader_starts_where_it_is_told
     many_readers_see_the_same_entries
     the_order_survives_a_change_of_epoch
+    a_log_started_anew_refuses_what_was_before
+    readers_of_a_log_started_anew_are_told_or_go_on
+    a_log_is_started_anew_only_ahead_and_by_its_writer
 );
 
 /// A routed log and the hand that moves it.

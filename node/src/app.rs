@@ -29,7 +29,7 @@ use self::{
 };
 use crate::{
     config::Config,
-    events,
+    events::{self, Events},
     homes::Homes,
     http::{self, Pages},
     liveness::Book,
@@ -106,9 +106,9 @@ pub async fn start(config: &Config) -> anyhow::Result<Node> {
     let gateway = parts.start_gateway(config, ranges);
     let homes = parts.start_homes(&gateway);
 
-    let book = Book::default();
+    let (book, events) = (Book::default(), Events::default());
     let stop_part = CancellationToken::new();
-    let (lease, mut part) = take_part(&config.node.name, &parts, &book, &stop_part);
+    let (lease, mut part) = take_part(&parts, &book, &events, &stop_part);
     part.push(watching);
     let stop_agents = CancellationToken::new();
     let reconciler = parts.sources.start(lease, stop_agents.clone());
@@ -159,14 +159,14 @@ pub async fn start(config: &Config) -> anyhow::Result<Node> {
         }),
         homes: homes.clone(),
     };
-    let others = parts.others(&begun.raft, &census);
     let recording = events::start(
         config.node.name.clone(),
         Arc::clone(&parts.consensus),
         Arc::clone(&parts.sources),
-        others.events.clone(),
+        events.clone(),
         stop_servers.clone(),
     );
+    let others = parts.others(&begun.raft, &census, events);
     let services = Services::new(admin, others, readers, peers, stop_dumps.clone());
     let (listen, health, grpc) =
         server::serve(grpc_listener, services, credentials, stop_servers.clone()).await?;
@@ -180,13 +180,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Node> {
     add_configured(config, &parts.sources, &parts.replicas, &orders);
     health.serving().await;
     ready.send_replace(true);
-    tracing::info!(
-        node = config.node.name,
-        %listen,
-        %metrics,
-        data_dir = %config.node.data_dir.display(),
-        "ready"
-    );
+    tell_ready(config, listen, metrics);
     Ok(Node {
         listen,
         metrics,
@@ -212,6 +206,16 @@ pub async fn start(config: &Config) -> anyhow::Result<Node> {
         servers: [grpc, http],
         _events: recording,
     })
+}
+
+fn tell_ready(config: &Config, listen: SocketAddr, metrics: SocketAddr) {
+    tracing::info!(
+        node = config.node.name,
+        %listen,
+        %metrics,
+        data_dir = %config.node.data_dir.display(),
+        "ready"
+    );
 }
 
 impl Node {

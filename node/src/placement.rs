@@ -4,18 +4,18 @@
 //! what is due, and looks again when the next node would be given up. It never starts an agent: the
 //! node that owns a source does that itself.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use futures_util::StreamExt as _;
 use pgcapture_actors::{
     consensus::{Consensus, ProposeError},
     supervise::{Task, TaskKind, spawn},
 };
-use pgcapture_engine::cluster::{Answer, Command, placement};
+use pgcapture_engine::cluster::{Answer, Command, State, liveness::Life, placement};
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use crate::liveness::Book;
+use crate::{events::Events, liveness::Book};
 
 /// Assignments under way at once: they share the syncs of the Raft log.
 const ASSIGNMENTS_MAX: usize = 64;
@@ -25,16 +25,21 @@ const RETRY_AFTER: std::time::Duration = std::time::Duration::from_millis(200);
 
 /// Starts the reconciler; it ends after `stop`.
 #[must_use]
-pub fn start(consensus: Arc<dyn Consensus>, book: Book, stop: CancellationToken) -> Task<()> {
+pub fn start(
+    consensus: Arc<dyn Consensus>,
+    book: Book,
+    events: Events,
+    stop: CancellationToken,
+) -> Task<()> {
     spawn(TaskKind::Placement, "placement", async move {
         tokio::select! {
-            () = run(consensus.as_ref(), &book) => (),
+            () = run(consensus.as_ref(), &book, &events) => (),
             () = stop.cancelled() => (),
         }
     })
 }
 
-async fn run(consensus: &dyn Consensus, book: &Book) {
+async fn run(consensus: &dyn Consensus, book: &Book, events: &Events) {
     let mut leadership = consensus.leadership();
     loop {
         book.close();
@@ -44,7 +49,7 @@ async fn run(consensus: &dyn Consensus, book: &Book) {
         book.open();
         tracing::info!("this node leads: placing sources");
         tokio::select! {
-            () = lead(consensus, book) => (),
+            () = lead(consensus, book, events) => (),
             ended = leadership.wait_for(|now| !now.is_me) => if ended.is_err() { return },
         }
         tracing::info!("this node does not lead any more");
@@ -52,12 +57,14 @@ async fn run(consensus: &dyn Consensus, book: &Book) {
 }
 
 /// Proposes what is due, for as long as this node leads.
-async fn lead(consensus: &dyn Consensus, book: &Book) {
+async fn lead(consensus: &dyn Consensus, book: &Book, events: &Events) {
+    let mut lives = BTreeMap::new();
     let (mut state, mut changes) = (consensus.state(), book.changes());
     loop {
         let agreed = Arc::clone(&state.borrow_and_update());
         changes.borrow_and_update();
         let decided = book.read(|liveness, now| {
+            note_lives(&mut lives, &agreed, events, |node| liveness.life(node, now));
             let next = liveness.next_look(&agreed, now);
             (placement::due(&agreed, liveness, now), next)
         });
@@ -76,6 +83,27 @@ async fn lead(consensus: &dyn Consensus, book: &Book) {
             () = next_look => (),
             changed = state.changed() => if changed.is_err() { return },
             changed = changes.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+/// Tells of nodes that went and came back since the last look.
+fn note_lives(
+    lives: &mut BTreeMap<String, Life>,
+    state: &State,
+    events: &Events,
+    life: impl Fn(&str) -> Life,
+) {
+    lives.retain(|node, _| state.nodes.contains_key(node));
+    for node in state.nodes.keys() {
+        let now = life(node);
+        let before = lives.insert(node.clone(), now);
+        let was_there = before.is_none_or(|before| before.is_there());
+        match now {
+            Life::Gone if was_there => events.node_gone(node, "nobody listens at its address"),
+            Life::Silent if was_there => events.node_gone(node, "it was silent for too long"),
+            Life::Alive if !was_there => events.node_back(node),
+            Life::Alive | Life::Silent | Life::Gone | Life::Draining => {}
         }
     }
 }

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::parts::Parts;
 use crate::{
+    events::Events,
     liveness::{Book, Reporter},
     placement,
 };
@@ -18,13 +19,13 @@ use crate::{
 /// Begins what this node does for its cluster: it tells that it lives, looks which sources it
 /// reaches, and gives sources to nodes while it leads.
 pub(super) fn take_part(
-    node: &str,
     parts: &Parts,
     book: &Book,
+    events: &Events,
     stop: &CancellationToken,
 ) -> (watch::Receiver<bool>, Vec<Task<()>>) {
     let reporter = Reporter::new(
-        node.to_owned(),
+        parts.node.clone(),
         Arc::clone(&parts.consensus),
         parts.peers.clone(),
         book.clone(),
@@ -36,7 +37,12 @@ pub(super) fn take_part(
     part.push(spawn(TaskKind::Liveness, "reach", async move {
         sources.look_around(until).await;
     }));
-    let placing = placement::start(Arc::clone(&parts.consensus), book.clone(), stop.clone());
+    let placing = placement::start(
+        Arc::clone(&parts.consensus),
+        book.clone(),
+        events.clone(),
+        stop.clone(),
+    );
     part.push(placing);
     (lease, part)
 }

@@ -40,7 +40,7 @@ pub(super) struct Parts {
     /// The cluster that this node belongs to.
     pub(super) cluster: String,
     routes: Routes,
-    node: String,
+    pub(super) node: String,
     address: String,
 }
 
@@ -110,7 +110,7 @@ impl Parts {
     }
 
     /// The other nodes, as the administration sees them.
-    pub(super) fn others(&self, raft: &RaftConsensus, book: &Book) -> Others {
+    pub(super) fn others(&self, raft: &RaftConsensus, book: &Book, events: Events) -> Others {
         let census = Registry {
             book: book.clone(),
             consensus: Arc::clone(&self.consensus),
@@ -122,7 +122,7 @@ impl Parts {
                 peers: self.peers.clone(),
                 consensus: Arc::clone(&self.consensus),
             },
-            events: Events::default(),
+            events,
         }
     }
 

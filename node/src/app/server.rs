@@ -3,7 +3,6 @@
 use std::{fs, net::SocketAddr, path::Path, sync::Arc};
 
 use anyhow::Context as _;
-use futures_util::StreamExt as _;
 use pgcapture_actors::{
     dump::{DumpControllerHandle, RowReader},
     supervise::{Task, TaskKind, spawn},
@@ -291,7 +290,7 @@ pub(super) async fn serve(
 }
 
 /// Serves other nodes alone, on the listener that everything is served on later, until `stop`: this
-/// node needs them before it can serve anything. Connections stay open after that.
+/// node needs them before it can serve anything. Calls that run then run on.
 pub(super) fn serve_peers(
     listener: TcpListener,
     door: Door,
@@ -301,9 +300,11 @@ pub(super) fn serve_peers(
     let service = InterceptedService::new(raft_server(door), credentials.check);
     let router = builder(credentials.tls)?.add_service(service);
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-    let incoming = incoming.take_until(stop.cancelled_owned());
     Ok(spawn(TaskKind::Server, "peers", async move {
-        if let Err(error) = router.serve_with_incoming(incoming).await {
+        // A connection that was made here knows nothing of what is served later: it is told to go
+        // (GOAWAY), what runs on it runs on, and the next call makes another one.
+        let served = router.serve_with_incoming_shutdown(incoming, stop.cancelled_owned());
+        if let Err(error) = served.await {
             tracing::error!(%error, "the listener for other nodes failed");
         }
     }))

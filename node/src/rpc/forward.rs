@@ -142,17 +142,23 @@ impl Target {
     fn away(&self, answer: Status) -> Status {
         let is_lost = matches!(
             answer.code(),
-            Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unknown
+            Code::Unavailable
+                | Code::DeadlineExceeded
+                | Code::Cancelled
+                | Code::Unknown
+                | Code::Unimplemented
         );
         if !is_lost || answer.metadata().get(CODE_KEY).is_some() {
             return answer;
         }
         let away = &codes::node::OWNER_AWAY;
+        let why = match answer.message() {
+            "" => answer.code().description(),
+            message => message,
+        };
         let what = format!(
-            "node {} at {} does not answer: {}",
-            self.name,
-            self.address,
-            answer.message()
+            "node {} at {} does not answer: {why}",
+            self.name, self.address
         );
         status(away.code, what, away.next)
     }

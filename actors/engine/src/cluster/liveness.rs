@@ -56,6 +56,12 @@ pub enum Life {
 }
 
 impl Life {
+    /// Tells whether the node still does its work.
+    #[must_use]
+    pub const fn is_there(self) -> bool {
+        matches!(self, Self::Alive | Self::Draining)
+    }
+
     /// Returns the stable word.
     #[must_use]
     pub const fn as_str(self) -> &'static str {

@@ -10,6 +10,7 @@ use pgcapture_engine::{
     batch::Batch,
     checkpoint::Epoch,
     decoder::{Decoder as PgoutputDecoder, DecoderOptions},
+    fence::{AgentName, ClusterId},
     progress::Progress,
     slot_mode::{SlotModeOptions, SlotModeSwitch},
 };
@@ -21,8 +22,8 @@ use super::{
     *,
 };
 use crate::{
-    agent::{AgentLimits, AgentSpec, AgentStatus},
-    decoder::{asked::Asked, meter::DecodeMeter},
+    agent::{AgentLimits, AgentSpec, AgentStatus, Durability, Lease},
+    decoder::{asked::Asked, meter::DecodeMeter, slot_reader::Probe},
     log::{
         ChangeLog as _, LogReader, Start,
         memory::{MemoryLog, MemoryLogOptions},
@@ -70,7 +71,7 @@ impl World {
         let log = MemoryLog::new(MemoryLogOptions::default());
         let writer = log.open_writer(Epoch(1)).await.unwrap();
         let (alive, _gone) = Alive::pair();
-        let publisher = Publisher::start(&Arbiter::current(), writer, alive);
+        let publisher = Publisher::start(&Arbiter::current(), writer, Lease::permanent(), alive);
         let options = DecoderOptions {
             row_bytes_max: 1 << 20,
         };
@@ -91,6 +92,10 @@ impl World {
             drain: drain.clone(),
             started: Instant::now(),
             server_end: Lsn::ZERO,
+            name: Arc::new(AgentName::new("n1", Epoch(1), ClusterId::default())),
+            walsender: None,
+            began: Instant::now(),
+            probe: Probe::default(),
             spec: Arc::new(spec()),
             config: listening.config.clone(),
         };
@@ -156,6 +161,10 @@ fn spec() -> AgentSpec {
         publication: "p".to_owned(),
         is_binary: true,
         accepts_gap: false,
+        cluster: ClusterId::default(),
+        durability: Durability::Log,
+        lease: Lease::permanent(),
+        wal_guard: None,
         limits: AgentLimits::default(),
     }
 }

@@ -33,7 +33,7 @@ impl HealthView {
     fn new(
         cluster: &ClusterStatus,
         sources: &ListSourcesResponse,
-        consumers: &ListConsumersResponse,
+        consumers: Result<&ListConsumersResponse, &tonic::Status>,
     ) -> Self {
         let mut problems = Vec::new();
         if cluster.leader.is_empty() {
@@ -68,6 +68,13 @@ impl HealthView {
                 }),
             }
         }
+        // Without a majority nobody can say: that is a state of the cluster, and no failure to look.
+        if let Err(status) = &consumers {
+            problems.push(format!(
+                "consumers: {}",
+                Failure::from((*status).clone()).text
+            ));
+        }
         Self {
             healthy: problems.is_empty(),
             nodes: cluster.members.len(),
@@ -76,7 +83,7 @@ impl HealthView {
             term: cluster.term,
             slots: sources.sources.len(),
             slots_streaming: streaming,
-            consumers: consumers.consumers.len(),
+            consumers: consumers.map_or(0, |list| list.consumers.len()),
             problems,
             paused,
         }
@@ -134,9 +141,9 @@ pub(super) async fn run(global: &Global, args: WatchArgs) -> Result<(), Failure>
             .list_sources(ListSourcesRequest {})
             .await?
             .into_inner();
-        let consumers = ListConsumersRequest::default();
-        let consumers = admin.list_consumers(consumers).await?.into_inner();
-        Ok::<_, Failure>(HealthView::new(&members, &sources, &consumers))
+        let consumers = admin.list_consumers(ListConsumersRequest::default()).await;
+        let consumers = consumers.map(tonic::Response::into_inner);
+        Ok::<_, Failure>(HealthView::new(&members, &sources, consumers.as_ref()))
     };
     // Here an error is a state to be waited through, so that `watch::show` is not enough.
     let deadline = began + global.timeout.0;
@@ -233,7 +240,11 @@ mod tests {
     }
 
     fn health(cluster: &ClusterStatus, states: &[&str]) -> HealthView {
-        HealthView::new(cluster, &sources(states), &ListConsumersResponse::default())
+        HealthView::new(
+            cluster,
+            &sources(states),
+            Ok(&ListConsumersResponse::default()),
+        )
     }
 
     #[test]
@@ -258,6 +269,9 @@ mod tests {
             ]
         );
         assert!(view.line().starts_with("! not healthy: 1/2 nodes"));
+        let unknown = tonic::Status::unavailable("no majority");
+        let view = HealthView::new(&cluster(&["alive"]), &sources(&[]), Err(&unknown));
+        assert_eq!(view.problems, ["consumers: no majority"]);
         let mut old = cluster(&["unknown", "unknown"]);
         old.stale = true;
         assert_eq!(health(&old, &[]).problems, ["leader n1 does not answer"]);

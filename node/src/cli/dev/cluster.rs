@@ -171,6 +171,10 @@ impl Cluster {
         if number > NODES_MAX {
             return Err(refused(format!("dev has at most {NODES_MAX} nodes")));
         }
+        if !self.groups.is_empty() {
+            let text = "a node that is in no group reaches nobody and cannot join".to_owned();
+            return Err(refused(text).next("pgcapture dev heal"));
+        }
         let addresses = self
             .ports
             .of(number)
@@ -251,10 +255,8 @@ impl Cluster {
         }
         self.members.insert(number, new);
         // Before the new one listens: nobody may reach it by another way first.
-        let members = self.members.values();
-        members
-            .map(|member| member.write_routes(&links.routes(member.number)))
-            .collect()
+        let mut members = self.members.values();
+        members.try_for_each(|member| member.write_routes(&links.routes(member.number)))
     }
 
     /// Waits until a node answers that it is ready.

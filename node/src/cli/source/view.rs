@@ -260,7 +260,7 @@ mod tests {
             took_micros: 310_000,
         });
         let text = failover_text(Some(&view), 181_000_000);
-        assert_eq!(text, "3m0s ago, 310ms (from n1)");
+        assert_eq!(text, "3m00s ago, 310ms (from n1)");
         assert_eq!(failover_text(None, 0), "–");
         // A clock that was set back.
         assert!(failover_text(Some(&view), 0).starts_with("0ms ago"));

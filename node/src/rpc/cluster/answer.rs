@@ -10,8 +10,8 @@ use crate::{
     group::{GroupError, Life, Member, Standing},
 };
 
-/// Elections and assignments that two nodes remember within this time are one: every node sees the
-/// same entry of the common log, a little earlier or later.
+/// Assignments and joins that two nodes remember within this time are one: every node sees the same
+/// entry of the common log, a little earlier or later.
 const SAME_WITHIN: Duration = Duration::from_secs(5);
 
 /// The cluster as the node knows it; `lives` only when it leads.
@@ -107,10 +107,10 @@ pub(super) fn merged(mut events: Vec<ClusterEvent>, limit: u32) -> Vec<ClusterEv
     let mut kept: Vec<ClusterEvent> = Vec::new();
     for event in events {
         let is_own = own_kinds.iter().any(|kind| kind.as_str() == event.kind);
-        let recent = kept
-            .iter()
-            .rev()
-            .take_while(|it| event.at - it.at <= within);
+        // One node leads in a term: whoever hears of it late says nothing new.
+        let is_elected = event.kind == EventKind::Elected.as_str();
+        let is_recent = |it: &&ClusterEvent| is_elected || event.at - it.at <= within;
+        let recent = kept.iter().rev().take_while(is_recent);
         let is_known = !is_own
             && recent
                 .into_iter()

@@ -104,6 +104,8 @@ fn what_every_node_saw_is_told_once_and_what_one_did_is_kept() {
         event(3 * second, "n2", "taken_over", "took shop over from n1"),
         event(3 * second, "n3", "taken_over", "took shop over from n1"),
         event(60 * second, "n3", "elected", "n1 leads in term 3"),
+        event(4 * second, "n1", "assigned", "shop goes to n2, epoch 4"),
+        event(60 * second, "n3", "assigned", "shop goes to n2, epoch 4"),
     ];
     let told = |limit| {
         let merged = answer::merged(events.clone(), limit).into_iter();
@@ -117,7 +119,7 @@ fn what_every_node_saw_is_told_once_and_what_one_did_is_kept() {
     };
     assert_eq!(
         told(0),
-        named(&[(1, "n1"), (3, "n2"), (3, "n3"), (60, "n3")])
+        named(&[(1, "n1"), (3, "n2"), (3, "n3"), (4, "n1"), (60, "n3")])
     );
-    assert_eq!(told(2), named(&[(3, "n3"), (60, "n3")]));
+    assert_eq!(told(2), named(&[(4, "n1"), (60, "n3")]));
 }

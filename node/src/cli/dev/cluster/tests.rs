@@ -3,7 +3,7 @@
 use super::*;
 
 /// Three nodes that do not run.
-async fn placed() -> (tempfile::TempDir, Cluster) {
+fn placed() -> (tempfile::TempDir, Cluster) {
     let folder = tempfile::tempdir().unwrap();
     let mut cluster = Cluster {
         folder: folder.path().to_owned(),
@@ -35,7 +35,7 @@ fn cut_off(cluster: &Cluster) -> Vec<Vec<u8>> {
 
 #[tokio::test]
 async fn every_node_has_a_detour_to_every_other() {
-    let (folder, cluster) = placed().await;
+    let (folder, cluster) = placed();
     for number in 1..=3_u8 {
         let file = folder.path().join(name(number)).join("routes");
         let routes = std::fs::read_to_string(file).unwrap();
@@ -49,7 +49,7 @@ async fn every_node_has_a_detour_to_every_other() {
 
 #[tokio::test]
 async fn a_partition_holds_between_groups_only_and_heals() {
-    let (_folder, mut cluster) = placed().await;
+    let (_folder, mut cluster) = placed();
     let said = cluster.partition(groups(&[&[1], &[2, 3]])).unwrap();
     assert!(said.ends_with("n1 | n2,n3"), "{said}");
     assert_eq!(cut_off(&cluster), [vec![2, 3], vec![1], vec![1]]);
@@ -62,7 +62,7 @@ async fn a_partition_holds_between_groups_only_and_heals() {
 
 #[tokio::test]
 async fn a_partition_that_is_none_is_refused_and_changes_nothing() {
-    let (_folder, mut cluster) = placed().await;
+    let (_folder, mut cluster) = placed();
     for (bad, exit) in [
         (groups(&[&[1, 2, 3]]), 2),
         (groups(&[&[1], &[1, 2]]), 2),
@@ -78,7 +78,7 @@ async fn a_partition_that_is_none_is_refused_and_changes_nothing() {
 
 #[tokio::test]
 async fn nobody_joins_a_cluster_in_parts() {
-    let (_folder, mut cluster) = placed().await;
+    let (_folder, mut cluster) = placed();
     cluster.partition(groups(&[&[1]])).unwrap();
     let failure = cluster.add().await.unwrap_err();
     assert_eq!(failure.next, "pgcapture dev heal");
@@ -87,7 +87,7 @@ async fn nobody_joins_a_cluster_in_parts() {
 
 #[tokio::test]
 async fn what_is_dead_or_unknown_is_told_with_what_to_do() {
-    let (_folder, mut cluster) = placed().await;
+    let (_folder, mut cluster) = placed();
     let failure = cluster.kill(2).await.unwrap_err();
     assert_eq!((failure.exit, failure.code.as_str()), (7, "PGC-N17"));
     assert_eq!(failure.text, "n2 is dead");
