@@ -197,3 +197,52 @@ async fn two_nodes_on_one_directory_are_refused() {
     assert!(refused.talk.contains("PGC-N03"), "{}", refused.talk);
     refused.expect(1);
 }
+
+#[test]
+fn bench_capture_prints_its_figures_and_what_was_run() {
+    let directory = free_directory();
+    let data = directory.path().to_str().unwrap();
+    let args = [
+        "bench", "capture", "--runs", "1", "--rows", "2000", "-o", "json",
+    ];
+    let printed = run("", &[&args[..], &["--data", data]].concat()).expect(0);
+    let report: serde_json::Value = serde_json::from_str(&printed).unwrap();
+    let report = report.as_object().unwrap();
+    let number = |name: &str| report[name].as_f64().unwrap();
+    assert!(number("rate") > 0.0 && number("rss_mib") > 0.0);
+    assert!((number("ratio") - number("rate") / number("peer_rate")).abs() < 1e-9);
+    let run = [
+        "rows",
+        "transaction_rows",
+        "wal_bytes",
+        "runs",
+        "processors",
+    ];
+    assert!(run.iter().all(|name| report[*name].as_u64().is_some()));
+    let words = [
+        "benchmark",
+        "mode",
+        "table",
+        "socket",
+        "server_version",
+        "peer",
+    ];
+    assert!(words.iter().all(|name| report[*name].is_string()));
+    let figures = [
+        "rate",
+        "peer_rate",
+        "ratio",
+        "cpu_seconds_per_million",
+        "peer_cpu_seconds_per_million",
+        "rss_mib",
+        "debug_build",
+    ];
+    assert_eq!(
+        report.len(),
+        run.len() + words.len() + figures.len(),
+        "{printed}"
+    );
+    assert!(figures.iter().all(|name| report.contains_key(*name)));
+    let left = std::fs::read_dir(directory.path()).unwrap();
+    assert_eq!(left.count(), 0, "everything is removed again");
+}

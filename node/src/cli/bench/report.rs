@@ -6,7 +6,8 @@ use serde::Serialize;
 
 use super::{Format, Global, measure::Spread, output, output::View};
 
-/// The result of a measurement. Fields that do not apply are left out.
+/// The result of a measurement. Fields that do not apply are left out. Spreads are for people: they
+/// stand in the table only, so that a program finds one number a figure.
 #[derive(Clone, Debug, Default, Serialize)]
 pub(super) struct Report {
     /// Which measurement.
@@ -18,7 +19,7 @@ pub(super) struct Report {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) rate: Option<f64>,
     /// The same with its spread.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip)]
     pub(super) rate_spread: Option<Spread>,
     /// What was measured beside it.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -27,13 +28,13 @@ pub(super) struct Report {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) peer_rate: Option<f64>,
     /// The same with its spread.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip)]
     pub(super) peer_rate_spread: Option<Spread>,
     /// Ours over the peer's of the same round, median.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) ratio: Option<f64>,
     /// The same with its spread.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip)]
     pub(super) ratio_spread: Option<Spread>,
     /// Processor seconds of the node, all threads, for a million changes; median.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -298,5 +299,52 @@ mod tests {
         let json = serde_json::to_value(&report).unwrap();
         assert_eq!(json["peer_rate"], 2.0);
         assert!(json.get("p50_ms").is_none());
+    }
+
+    #[test]
+    fn a_program_finds_the_figures_and_what_was_run_and_nothing_else() {
+        let one = Some(1.0);
+        let report = Report {
+            peer: Some("peer"),
+            cpu_seconds_per_million: one,
+            peer_cpu_seconds_per_million: one,
+            p50_ms: one,
+            p99_ms: one,
+            rss_mib: one,
+            what: What {
+                rows: Some(1),
+                transaction_rows: Some(1),
+                server_version: Some("15".to_owned()),
+                ..What::of_runs(1)
+            },
+            ..Report::default()
+        };
+        let json = serde_json::to_value(report.with_rates(&[2.0], &[1.0])).unwrap();
+        let names: Vec<&str> = json
+            .as_object()
+            .unwrap()
+            .keys()
+            .map(String::as_str)
+            .collect();
+        let (figures, run) = names.split_at(names.len() - 1);
+        assert_eq!(run, ["debug_build"]);
+        let expected = [
+            "benchmark",
+            "rows",
+            "transaction_rows",
+            "server_version",
+            "runs",
+            "processors",
+            "rate",
+            "peer",
+            "peer_rate",
+            "ratio",
+            "cpu_seconds_per_million",
+            "peer_cpu_seconds_per_million",
+            "p50_ms",
+            "p99_ms",
+            "rss_mib",
+        ];
+        assert_eq!(figures, expected);
     }
 }
