@@ -8,6 +8,7 @@ mod exposure;
 mod membership;
 mod parts;
 mod server;
+mod started;
 
 use std::{
     net::SocketAddr,
@@ -16,32 +17,26 @@ use std::{
 };
 
 use anyhow::Context as _;
-use pgcapture_actors::{dump::DumpControllerHandle, gateway::GatewayHandle, supervise::Task};
+use pgcapture_actors::supervise::Task;
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::task::TaskTracker;
 
 pub use self::exposure::refuse_open_listener;
 use self::{
     begin::Begun,
     membership::{take_part, watch_leader},
     parts::Parts,
-    server::{PeerServices, Services},
+    server::Services,
+    started::Started,
 };
 use crate::{
     config::Config,
-    events::{self, Events},
-    homes::Homes,
+    events,
     http::{self, Pages},
-    liveness::Book,
     logs::Logs,
     raft::{Door, RaftConsensus},
     replicas::Replicas,
-    rpc::{
-        admin::{AdminService, NodeInfo},
-        liveness::LivenessService,
-        peer_log::PeerLogService,
-        peer_ranges::{Controller, PeerRangesService},
-    },
+    rpc::admin::{AdminService, NodeInfo},
     sources::{Sources, unix_now_micros},
 };
 
@@ -57,27 +52,16 @@ pub struct Node {
     /// Where existing rows of its sources are read from.
     pub replicas: Arc<Replicas>,
     raft: RaftConsensus,
-    door: Door,
-    /// Connections of other nodes that were made before everything was served.
     _peers: Option<Task<()>>,
-    dumps: DumpControllerHandle,
     deadline: Duration,
     logs: Arc<Logs>,
-    gateway: GatewayHandle,
-    homes: Homes,
-    orders: TaskTracker,
+    started: Started,
     reconciler: JoinHandle<()>,
     /// What this node does for the cluster.
     part: Vec<Task<()>>,
     ready: watch::Sender<bool>,
     health: server::Health,
-    stop_part: CancellationToken,
-    stop_dumps: CancellationToken,
-    stop_agents: CancellationToken,
-    stop_servers: CancellationToken,
     servers: [Task<()>; 2],
-    // Only watches: it ends with the node.
-    _events: Task<()>,
 }
 
 /// Starts a node; returns when it serves.
@@ -98,23 +82,16 @@ pub async fn start(config: &Config) -> anyhow::Result<Node> {
 
     let door = Door::new(&config.node.name);
     let begun = Begun::begin(config, &grpc_listener, &door, &credentials).await?;
-    let address = begun.address.clone();
-    let parts = Parts::open(config, begun.raft.clone(), address.clone()).await?;
+    let parts = Parts::open(config, &begun).await?;
     let (leader, watching) = watch_leader(&parts.consensus);
-    let dumps = parts.start_dumps();
-    let ranges = parts.start_ranges(&dumps, leader.clone());
-    let gateway = parts.start_gateway(config, ranges);
-    let homes = parts.start_homes(&gateway);
+    let started = Started::start(config, &parts, leader, door);
+    let stops = &started.stops;
 
-    let (book, events) = (Book::default(), Events::default());
-    let stop_part = CancellationToken::new();
-    let (lease, mut part) = take_part(&parts, &book, &events, &stop_part);
+    let (lease, mut part) = take_part(&parts, &started);
     part.push(watching);
-    let stop_agents = CancellationToken::new();
-    let reconciler = parts.sources.start(lease, stop_agents.clone());
+    let reconciler = parts.sources.start(lease, stops.agents.clone());
 
     let (ready, is_ready) = watch::channel(false);
-    let orders = TaskTracker::new();
     let addresses = (grpc_listener.local_addr()?, http_listener.local_addr()?);
     let admin = AdminService {
         info: Arc::new(node_info(config, addresses)),
@@ -122,62 +99,34 @@ pub async fn start(config: &Config) -> anyhow::Result<Node> {
         consensus: Arc::clone(&parts.consensus),
         sources: Arc::clone(&parts.sources),
         logs: Arc::clone(&parts.logs),
-        gateway: gateway.clone(),
-        orders: orders.clone(),
+        gateway: started.gateway.clone(),
+        orders: started.orders.clone(),
     };
-    let census = book.clone();
-    let liveness = LivenessService {
-        consensus: Arc::clone(&parts.consensus),
-        book,
-        orders: orders.clone(),
-        stop: stop_part.clone(),
-    };
-    let stop_dumps = CancellationToken::new();
-    let readers = (
-        Arc::clone(&parts.replicas),
-        dumps.clone(),
-        Arc::clone(&parts.reader),
-    );
-    let stop_servers = CancellationToken::new();
-    let peers = PeerServices {
-        door: door.clone(),
-        liveness,
-        log: PeerLogService {
-            node: config.node.name.clone(),
-            cluster: parts.cluster.clone(),
-            state: parts.consensus.state(),
-            logs: Arc::clone(&parts.logs),
-            stop: stop_servers.clone(),
-        },
-        ranges: PeerRangesService::new(Controller {
-            cluster: parts.cluster.clone(),
-            address,
-            leader,
-            ranges: Arc::new(dumps.clone()),
-            orders: orders.clone(),
-            stop: stop_dumps.clone(),
-        }),
-        homes: homes.clone(),
-    };
-    let recording = events::start(
+    part.push(events::start(
         config.node.name.clone(),
         Arc::clone(&parts.consensus),
         Arc::clone(&parts.sources),
-        events.clone(),
-        stop_servers.clone(),
+        started.events.clone(),
+        stops.part.clone(),
+    ));
+    let readers = (
+        Arc::clone(&parts.replicas),
+        started.dumps.clone(),
+        Arc::clone(&parts.reader),
     );
-    let others = parts.others(&begun.raft, &census, events);
-    let services = Services::new(admin, others, readers, peers, stop_dumps.clone());
+    let others = started.others(&parts, &begun.raft);
+    let peers = started.peer_services(&parts);
+    let services = Services::new(admin, others, readers, peers, stops.dumps.clone());
     let (listen, health, grpc) =
-        server::serve(grpc_listener, services, credentials, stop_servers.clone()).await?;
+        server::serve(grpc_listener, services, credentials, stops.servers.clone()).await?;
     let pages = Pages {
         ready: is_ready,
         sources: Arc::clone(&parts.sources),
     };
-    let (metrics, http) = http::serve(http_listener, pages, stop_servers.clone())?;
+    let (metrics, http) = http::serve(http_listener, pages, stops.servers.clone())?;
 
     begun.stop_peers.cancel();
-    add_configured(config, &parts.sources, &parts.replicas, &orders);
+    add_configured(config, &parts.sources, &parts.replicas, &started.orders);
     health.serving().await;
     ready.send_replace(true);
     tell_ready(config, listen, metrics);
@@ -188,23 +137,14 @@ pub async fn start(config: &Config) -> anyhow::Result<Node> {
         replicas: parts.replicas,
         raft: begun.raft,
         _peers: begun.peers,
-        door,
-        dumps,
         deadline: config.node.drain_timeout.0,
         logs: parts.logs,
-        gateway,
-        homes,
-        orders,
+        started,
         reconciler,
         part,
         ready,
         health,
-        stop_part,
-        stop_dumps,
-        stop_agents,
-        stop_servers,
         servers: [grpc, http],
-        _events: recording,
     })
 }
 
@@ -252,28 +192,28 @@ impl Node {
     async fn drain(mut self) -> bool {
         let mut is_clean = true;
         self.raft.step_aside().await;
-        self.stop_dumps.cancel();
-        self.homes.stop().cancel();
-        if let Err(error) = self.gateway.drain().await {
+        self.started.stops.dumps.cancel();
+        self.started.homes.stop().cancel();
+        if let Err(error) = self.started.gateway.drain().await {
             tracing::error!(%error, "the last acknowledgements could not be saved");
             is_clean = false;
         }
         self.sources.hand_over().await;
-        self.stop_part.cancel();
-        if let Err(error) = self.homes.drain().await {
+        self.started.stops.part.cancel();
+        if let Err(error) = self.started.homes.drain().await {
             tracing::warn!(%error, "the homes of subscriptions were not given back");
         }
-        self.orders.close();
-        self.orders.wait().await;
-        self.dumps.drain().await;
-        self.stop_agents.cancel();
+        self.started.orders.close();
+        self.started.orders.wait().await;
+        self.started.dumps.drain().await;
+        self.started.stops.agents.cancel();
         is_clean &= self.reconciler.await.is_ok();
         for task in &mut self.part {
             is_clean &= task.join().await.is_ok();
         }
         self.logs.close().await;
-        self.door.close();
-        self.stop_servers.cancel();
+        self.started.door.close();
+        self.started.stops.servers.cancel();
         for server in &mut self.servers {
             is_clean &= server.join().await.is_ok();
         }

@@ -234,7 +234,7 @@ impl RaftConsensus {
                 async move { attending.attend().await },
             ),
             spawn(TaskKind::Raft, "members", async move {
-                keeping.keep_members().await
+                keeping.keep_members().await;
             }),
         ];
         Ok(Self {

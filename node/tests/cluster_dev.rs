@@ -3,6 +3,12 @@
 #[path = "cli/harness.rs"]
 mod harness;
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "helpers of tests: a panic is a failure"
+)]
+
 use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, time::Duration};
 
 use harness::{Ended, PATIENCE, Running, free_directory, run_in};

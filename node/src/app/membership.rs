@@ -7,23 +7,17 @@ use pgcapture_actors::{
     supervise::{Task, TaskKind, spawn},
 };
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
 
-use super::parts::Parts;
-use crate::{
-    events::Events,
-    liveness::{Book, Reporter},
-    placement,
-};
+use super::{parts::Parts, started::Started};
+use crate::{liveness::Reporter, placement};
 
 /// Begins what this node does for its cluster: it tells that it lives, looks which sources it
 /// reaches, and gives sources to nodes while it leads.
 pub(super) fn take_part(
     parts: &Parts,
-    book: &Book,
-    events: &Events,
-    stop: &CancellationToken,
+    started: &Started,
 ) -> (watch::Receiver<bool>, Vec<Task<()>>) {
+    let (book, stop) = (&started.book, &started.stops.part);
     let reporter = Reporter::new(
         parts.node.clone(),
         Arc::clone(&parts.consensus),
@@ -40,7 +34,7 @@ pub(super) fn take_part(
     let placing = placement::start(
         Arc::clone(&parts.consensus),
         book.clone(),
-        events.clone(),
+        started.events.clone(),
         stop.clone(),
     );
     part.push(placing);

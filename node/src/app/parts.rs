@@ -10,21 +10,16 @@ use pgcapture_actors::{
 };
 use tokio::sync::watch;
 
-use super::server::Others;
+use super::begin::Begun;
 use crate::{
     config::Config,
-    events::Events,
-    group::RaftGroup,
     homes::Homes,
-    liveness::{Book, Registry},
     logs::Logs,
     peer_ranges::{Leadership, PeerRanges},
     peers::Peers,
-    raft::RaftConsensus,
     replicas::{self, Replicas},
     resolver::StreamResolver,
     routes::{Known, Routes},
-    rpc::forward::Forward,
     sources::Sources,
 };
 
@@ -41,16 +36,13 @@ pub(super) struct Parts {
     pub(super) cluster: String,
     routes: Routes,
     pub(super) node: String,
-    address: String,
+    pub(super) address: String,
 }
 
 impl Parts {
     /// Opens the logs.
-    pub(super) async fn open(
-        config: &Config,
-        raft: RaftConsensus,
-        address: String,
-    ) -> anyhow::Result<Self> {
+    pub(super) async fn open(config: &Config, begun: &Begun) -> anyhow::Result<Self> {
+        let (raft, address) = (begun.raft.clone(), begun.address.clone());
         let node = config.node.name.clone();
         let cluster = raft.identity().cluster;
         let consensus: Arc<dyn Consensus> = Arc::new(raft.clone());
@@ -107,23 +99,6 @@ impl Parts {
             peers: self.peers.clone(),
             state: Some(self.consensus.state()),
         }))
-    }
-
-    /// The other nodes, as the administration sees them.
-    pub(super) fn others(&self, raft: &RaftConsensus, book: &Book, events: Events) -> Others {
-        let census = Registry {
-            book: book.clone(),
-            consensus: Arc::clone(&self.consensus),
-        };
-        Others {
-            group: Arc::new(RaftGroup::new(raft.clone(), Some(Arc::new(census)))),
-            forward: Forward {
-                node: self.node.clone(),
-                peers: self.peers.clone(),
-                consensus: Arc::clone(&self.consensus),
-            },
-            events,
-        }
     }
 
     pub(super) fn start_homes(&self, gateway: &GatewayHandle) -> Homes {

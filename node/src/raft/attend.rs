@@ -138,12 +138,12 @@ impl Inner {
                     // It leaves in order, and has handed over.
                     Ok(_) => return End::Unknown,
                     Err(error) => {
-                        tracing::debug!(leader = %peer.name, %error, "the leader hung up")
+                        tracing::debug!(leader = %peer.name, %error, "the leader hung up");
                     }
                 }
             }
             Err(error) => {
-                tracing::debug!(leader = %peer.name, %error, "the leader does not answer")
+                tracing::debug!(leader = %peer.name, %error, "the leader does not answer");
             }
         }
         let connect = tokio::time::timeout(CONNECT_MAX, TcpStream::connect(&peer.address));

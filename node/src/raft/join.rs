@@ -244,7 +244,7 @@ async fn join(
             Err(error) if error.code() == Code::FailedPrecondition => return Err(refusal(&error)),
             Ok(Some(join_response::End::NotLeader(_)) | None) => {}
             Err(error) => {
-                tracing::debug!(%address, %error, "a member did not let this node in yet")
+                tracing::debug!(%address, %error, "a member did not let this node in yet");
             }
         }
     }

@@ -22,6 +22,10 @@ mod failing;
 pub(crate) use failing::Disk;
 
 /// What Raft does with a store, without Raft.
+#[expect(
+    clippy::unused_async,
+    reason = "tests await them as the seams of the store"
+)]
 impl Store {
     async fn propose(&self, command: Command) -> Result<Answer, ProposeError> {
         let mut outcomes = self.agree(Proposal::State(command)).unwrap();

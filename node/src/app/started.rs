@@ -1,0 +1,125 @@
+//! What runs on a node's parts, and what it serves to other nodes.
+
+use std::sync::Arc;
+
+use pgcapture_actors::{dump::DumpControllerHandle, gateway::GatewayHandle};
+use tokio::sync::watch;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    parts::Parts,
+    server::{Others, PeerServices},
+};
+use crate::{
+    config::Config,
+    events::Events,
+    group::RaftGroup,
+    homes::Homes,
+    liveness::{Book, Registry},
+    raft::{Door, RaftConsensus},
+    rpc::{
+        forward::Forward,
+        liveness::LivenessService,
+        peer_log::PeerLogService,
+        peer_ranges::{Controller, PeerRangesService},
+    },
+};
+
+/// What ends each part of a node.
+#[derive(Debug, Default)]
+pub(super) struct Stops {
+    /// What it does for the cluster.
+    pub(super) part: CancellationToken,
+    /// Streams about dumps.
+    pub(super) dumps: CancellationToken,
+    /// Agents.
+    pub(super) agents: CancellationToken,
+    /// Listeners.
+    pub(super) servers: CancellationToken,
+}
+
+/// The parts that run.
+#[derive(Debug)]
+pub(super) struct Started {
+    pub(super) door: Door,
+    pub(super) dumps: DumpControllerHandle,
+    pub(super) gateway: GatewayHandle,
+    pub(super) homes: Homes,
+    pub(super) book: Book,
+    pub(super) events: Events,
+    pub(super) orders: TaskTracker,
+    pub(super) stops: Stops,
+    leader: watch::Receiver<Option<String>>,
+}
+
+impl Started {
+    /// Starts dumps, gateway and homes; `leader` is the address of the node that leads.
+    pub(super) fn start(
+        config: &Config,
+        parts: &Parts,
+        leader: watch::Receiver<Option<String>>,
+        door: Door,
+    ) -> Self {
+        let dumps = parts.start_dumps();
+        let ranges = parts.start_ranges(&dumps, leader.clone());
+        let gateway = parts.start_gateway(config, ranges);
+        let homes = parts.start_homes(&gateway);
+        Self {
+            door,
+            dumps,
+            gateway,
+            homes,
+            book: Book::default(),
+            events: Events::default(),
+            orders: TaskTracker::new(),
+            stops: Stops::default(),
+            leader,
+        }
+    }
+
+    /// The other nodes, as the administration sees them.
+    pub(super) fn others(&self, parts: &Parts, raft: &RaftConsensus) -> Others {
+        let census = Registry {
+            book: self.book.clone(),
+            consensus: Arc::clone(&parts.consensus),
+        };
+        Others {
+            group: Arc::new(RaftGroup::new(raft.clone(), Some(Arc::new(census)))),
+            forward: Forward {
+                node: parts.node.clone(),
+                peers: parts.peers.clone(),
+                consensus: Arc::clone(&parts.consensus),
+            },
+            events: self.events.clone(),
+        }
+    }
+
+    /// What other nodes ask of this one.
+    pub(super) fn peer_services(&self, parts: &Parts) -> PeerServices {
+        PeerServices {
+            door: self.door.clone(),
+            liveness: LivenessService {
+                consensus: Arc::clone(&parts.consensus),
+                book: self.book.clone(),
+                orders: self.orders.clone(),
+                stop: self.stops.part.clone(),
+            },
+            log: PeerLogService {
+                node: parts.node.clone(),
+                cluster: parts.cluster.clone(),
+                state: parts.consensus.state(),
+                logs: Arc::clone(&parts.logs),
+                stop: self.stops.servers.clone(),
+            },
+            ranges: PeerRangesService::new(Controller {
+                cluster: parts.cluster.clone(),
+                address: parts.address.clone(),
+                leader: self.leader.clone(),
+                ranges: Arc::new(self.dumps.clone()),
+                orders: self.orders.clone(),
+                stop: self.stops.dumps.clone(),
+            }),
+            homes: self.homes.clone(),
+        }
+    }
+}
