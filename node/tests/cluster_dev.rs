@@ -1,13 +1,13 @@
 //! `pgcapture dev --nodes 3` as its user sees it: real nodes, broken and mended by other commands.
 
-#[path = "cli/harness.rs"]
-mod harness;
-
 #![expect(
     clippy::unwrap_used,
     clippy::indexing_slicing,
     reason = "helpers of tests: a panic is a failure"
 )]
+
+#[path = "cli/harness.rs"]
+mod harness;
 
 use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, time::Duration};
 

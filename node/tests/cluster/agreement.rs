@@ -1,10 +1,9 @@
 //! What is agreed on is known everywhere, survives, and counts once.
 
-use std::time::Duration;
-
 use pgcapture_actors::{
     consensus::{Consensus as _, ProposeError},
     cursors::{Cursor, CursorStore as _, SubscriptionId},
+    supervise::{Task, TaskKind, spawn},
 };
 use pgcapture_engine::{
     checkpoint::{Checkpoint, Epoch},
@@ -12,7 +11,7 @@ use pgcapture_engine::{
     lsn::Lsn,
 };
 
-use super::harness::{add_source, addresses, assign, leader, soon, three_nodes};
+use super::harness::{Node, add_source, addresses, assign, leader, soon, three_nodes};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_follower_has_what_it_proposed_when_it_is_answered() {
@@ -45,6 +44,26 @@ async fn a_follower_has_what_it_proposed_when_it_is_answered() {
     assert_eq!(hashes[1], hashes[2]);
 }
 
+/// Proposes sixty epochs one after the other. They tell whether a proposal was applied twice: the
+/// second time would be refused.
+async fn assign_sixty_times(node: &Node, first: u64) -> Task<u64> {
+    let raft = node.raft.clone();
+    node.run(move |_| {
+        Box::pin(async move {
+            spawn(TaskKind::Tool, "proposals", async move {
+                let mut epoch = first;
+                for _ in 0..60 {
+                    let answer = raft.propose(assign("shop", epoch)).await;
+                    epoch += 1;
+                    assert_eq!(answer.unwrap(), Answer::Assigned(Epoch(epoch)));
+                }
+                epoch
+            })
+        })
+    })
+    .await
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_leader_is_replaced_and_nothing_counts_twice_or_is_lost() {
     let (places, mut nodes) = three_nodes().await;
@@ -53,28 +72,7 @@ async fn a_killed_leader_is_replaced_and_nothing_counts_twice_or_is_lost() {
     for _ in 0..3 {
         let leading = leader(&nodes).await;
         let asked = (leading + 1) % nodes.len();
-        // Epochs tell whether a proposal was applied twice: the second time would be refused.
-        let proposals = {
-            let raft = nodes[asked].raft.clone();
-            let first = epoch;
-            nodes[asked].run(move |_| {
-                Box::pin(async move {
-                    pgcapture_actors::supervise::spawn(
-                        pgcapture_actors::supervise::TaskKind::Tool,
-                        "proposals",
-                        async move {
-                            let mut epoch = first;
-                            for _ in 0..60 {
-                                let answer = raft.propose(assign("shop", epoch)).await;
-                                epoch += 1;
-                                assert_eq!(answer.unwrap(), Answer::Assigned(Epoch(epoch)));
-                            }
-                            epoch
-                        },
-                    )
-                })
-            })
-        };
+        let proposals = assign_sixty_times(&nodes[asked], epoch);
         let mut proposals = proposals.await;
         let mut state = nodes[asked].raft.state();
         let is_far = |state: &std::sync::Arc<pgcapture_engine::cluster::State>| {
@@ -92,7 +90,6 @@ async fn a_killed_leader_is_replaced_and_nothing_counts_twice_or_is_lost() {
         let old = leadership.borrow_and_update().clone();
         let killed = nodes.remove(leading);
         let name = killed.name().to_owned();
-        let began = tokio::time::Instant::now();
         killed.kill().await;
         let is_new = |now: &pgcapture_actors::consensus::Leadership| {
             now.term > old.term && now.leader.is_some() && now.leader.as_deref() != Some(&name)
@@ -101,9 +98,6 @@ async fn a_killed_leader_is_replaced_and_nothing_counts_twice_or_is_lost() {
             .await
             .map(drop)
             .unwrap();
-        let took = began.elapsed();
-        println!("a killed leader was replaced after {took:?}");
-        assert!(took < Duration::from_secs(5), "{took:?}");
         epoch = soon("all proposals end", proposals.join()).await.unwrap();
         // Comes back with its log, and learns what it missed.
         let place = places.iter().find(|place| place.name == name).unwrap();
