@@ -268,11 +268,12 @@ fn an_error_code_stands_in_one_place_and_in_its_own_family() {
         let Some(file) = path.strip_prefix("actors/engine/src/codes/") else {
             continue;
         };
-        // Dumps share the letter of the existing rows that they bring; D is for doctor's checks.
-        let named = if file == "dump.rs" {
-            "existing_rows.rs"
-        } else {
-            file
+        // Dumps share the letter of the existing rows that they bring; D is for doctor's checks. C is
+        // for the configuration: what nodes agree on by Raft has its letter.
+        let named = match file {
+            "dump.rs" => "existing_rows.rs",
+            "cluster.rs" => "raft.rs",
+            file => file,
         };
         let family = named.chars().next().unwrap().to_ascii_uppercase();
         for line in text.lines().map(str::trim) {

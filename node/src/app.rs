@@ -27,7 +27,7 @@ use self::{
     membership::{take_part, watch_leader},
     parts::Parts,
     server::Services,
-    started::Started,
+    started::{Started, Stops},
 };
 use crate::{
     config::Config,
@@ -83,8 +83,9 @@ pub async fn start(config: &Config) -> anyhow::Result<Node> {
     let door = Door::new(&config.node.name);
     let begun = Begun::begin(config, &grpc_listener, &door, &credentials).await?;
     let parts = Parts::open(config, &begun).await?;
-    let (leader, watching) = watch_leader(&parts.consensus);
-    let started = Started::start(config, &parts, leader, door);
+    let stops = Stops::default();
+    let (leader, watching) = watch_leader(&parts.consensus, stops.part.clone());
+    let started = Started::start(config, &parts, leader, (door, stops));
     let stops = &started.stops;
 
     let (lease, mut part) = take_part(&parts, &started);

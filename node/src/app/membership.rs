@@ -7,6 +7,7 @@ use pgcapture_actors::{
     supervise::{Task, TaskKind, spawn},
 };
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use super::{parts::Parts, started::Started};
 use crate::{liveness::Reporter, placement};
@@ -41,9 +42,10 @@ pub(super) fn take_part(
     (lease, part)
 }
 
-/// Watches the address of the node that leads; `None` while there is none.
+/// Watches the address of the node that leads, until `stop`; `None` while there is none.
 pub(super) fn watch_leader(
     consensus: &Arc<dyn Consensus>,
+    stop: CancellationToken,
 ) -> (watch::Receiver<Option<String>>, Task<()>) {
     let (address_tx, address) = watch::channel(None);
     let (mut leadership, mut state) = (consensus.leadership(), consensus.state());
@@ -62,6 +64,7 @@ pub(super) fn watch_leader(
             tokio::select! {
                 changed = leadership.changed() => if changed.is_err() { return },
                 changed = state.changed() => if changed.is_err() { return },
+                () = stop.cancelled() => return,
             }
         }
     });

@@ -58,7 +58,7 @@ impl Started {
         config: &Config,
         parts: &Parts,
         leader: watch::Receiver<Option<String>>,
-        door: Door,
+        (door, stops): (Door, Stops),
     ) -> Self {
         let dumps = parts.start_dumps();
         let ranges = parts.start_ranges(&dumps, leader.clone());
@@ -72,7 +72,7 @@ impl Started {
             book: Book::default(),
             events: Events::default(),
             orders: TaskTracker::new(),
-            stops: Stops::default(),
+            stops,
             leader,
         }
     }

@@ -76,7 +76,8 @@ impl World {
             row_bytes_max: 1 << 20,
         };
         let decoder = PgoutputDecoder::new(options, None, Lsn::ZERO);
-        let (_confirm, confirmable) = watch::channel(Lsn::ZERO);
+        // Nothing is held back by consumers: nobody asks whether the server wants to end.
+        let (_confirm, confirmable) = watch::channel(Lsn(1 << 40));
         let (status_tx, status) = watch::channel(AgentStatus::default());
         let drain = CancellationToken::new();
         let reader = SlotReader {
