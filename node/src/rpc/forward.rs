@@ -12,7 +12,10 @@ mod merge;
 use std::{sync::Arc, time::Duration};
 
 use pgcapture_actors::consensus::Consensus;
-use pgcapture_engine::{cluster::State, codes};
+use pgcapture_engine::{
+    cluster::{State, SubscriptionId},
+    codes,
+};
 use pgcapture_proto::{
     admin::v1::{admin_client::AdminClient, cluster_client::ClusterClient},
     status::{CODE_KEY, status},
@@ -72,6 +75,17 @@ impl Forward {
         let state = self.state();
         let source = state.source_of_stream(stream)?;
         self.owner_in(&state, &source.name)
+    }
+
+    /// Returns who keeps the books of a subscription; `None`: this node, or nobody while it has no
+    /// session.
+    #[must_use]
+    pub fn home<T>(&self, request: &Request<T>, id: &SubscriptionId) -> Option<Target> {
+        if is_marked(request) {
+            return None;
+        }
+        let state = self.state();
+        self.target_in(&state, state.homes.get(id)?)
     }
 
     pub(super) fn owner_in(&self, state: &State, source: &str) -> Option<Target> {

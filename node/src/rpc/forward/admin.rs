@@ -3,7 +3,7 @@
 //!
 //! What an owner that does not answer would have said is shown as missing, never left out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use futures_util::future::join_all;
 use pgcapture_engine::codes;
@@ -22,7 +22,11 @@ use super::{
     merge::{self, Told, unreachable_source},
     part,
 };
-use crate::{events::Events, resolver::subscription_of, rpc::admin::AdminService};
+use crate::{
+    events::Events,
+    resolver::{subscription_of, uri_of},
+    rpc::admin::AdminService,
+};
 
 /// The service. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -70,8 +74,26 @@ impl ForwardingAdmin {
         let state = self.forward.state();
         let names = state.sources.keys();
         let owners = names.filter_map(|source| self.forward.owner_in(&state, source));
-        let owners: std::collections::BTreeSet<Target> = owners.collect();
+        let owners: BTreeSet<Target> = owners.collect();
         owners.into_iter().collect()
+    }
+
+    /// Returns which subscriptions of a stream (of all for an empty name) are at home on other nodes,
+    /// by uri, and those nodes.
+    fn homes(&self, stream: &str) -> (BTreeMap<String, String>, Vec<Target>) {
+        let state = self.forward.state();
+        let wanted = state
+            .homes
+            .iter()
+            .filter(|(id, _)| stream.is_empty() || id.stream == stream);
+        let away = wanted.filter_map(|(id, home)| {
+            let target = self.forward.target_in(&state, home)?;
+            Some((uri_of(id), target))
+        });
+        let away: Vec<(String, Target)> = away.collect();
+        let targets: BTreeSet<Target> = away.iter().map(|(_, target)| target.clone()).collect();
+        let home_of = away.into_iter().map(|(uri, target)| (uri, target.name));
+        (home_of.collect(), targets.into_iter().collect())
     }
 
     /// Returns which node owns each stream, other nodes only.
@@ -235,25 +257,21 @@ impl Admin for ForwardingAdmin {
         if is_part {
             return Ok(Response::new(list));
         }
-        let owner_of = self.owners_of_streams();
-        let mut owners = self.owners();
-        if !stream.is_empty() {
-            owners.retain(|owner| owner_of.get(&stream) == Some(&owner.name));
-        }
-        let asked = owners.iter().map(|owner| async {
+        let (home_of, homes) = self.homes(&stream);
+        let asked = homes.iter().map(|home| async {
             let call = |mut admin: AdminClient<_>, request| async move {
                 admin.list_consumers(request).await
             };
             let stream = stream.clone();
             let request = part(ListConsumersRequest { stream });
-            let answer = self.forward.admin(owner, request, call).await;
+            let answer = self.forward.admin(home, request, call).await;
             (
-                owner.name.clone(),
+                home.name.clone(),
                 answer.map(|it| it.into_inner().consumers),
             )
         });
         let told = Told::new(join_all(asked).await);
-        let merged = merge::consumers(list.consumers, &owner_of, told);
+        let merged = merge::consumers(list.consumers, &home_of, told);
         (list.consumers, list.unreachable) = merged;
         Ok(Response::new(list))
     }
@@ -262,8 +280,9 @@ impl Admin for ForwardingAdmin {
         &self,
         request: Request<GetConsumerRequest>,
     ) -> Result<Response<Consumer>, Status> {
-        let stream = subscription_of(&request.get_ref().uri).stream;
-        let target = self.forward.owner_of_stream(&request, &stream);
+        let target = self
+            .forward
+            .home(&request, &subscription_of(&request.get_ref().uri));
         answer!(self, target, request, get_consumer)
     }
 
@@ -271,8 +290,9 @@ impl Admin for ForwardingAdmin {
         &self,
         request: Request<SeekConsumerRequest>,
     ) -> Result<Response<SeekConsumerResponse>, Status> {
-        let stream = subscription_of(&request.get_ref().uri).stream;
-        let target = self.forward.owner_of_stream(&request, &stream);
+        let target = self
+            .forward
+            .home(&request, &subscription_of(&request.get_ref().uri));
         answer!(self, target, request, seek_consumer)
     }
 
@@ -280,8 +300,9 @@ impl Admin for ForwardingAdmin {
         &self,
         request: Request<RemoveConsumerRequest>,
     ) -> Result<Response<RemoveConsumerResponse>, Status> {
-        let stream = subscription_of(&request.get_ref().uri).stream;
-        let target = self.forward.owner_of_stream(&request, &stream);
+        let target = self
+            .forward
+            .home(&request, &subscription_of(&request.get_ref().uri));
         answer!(self, target, request, remove_consumer)
     }
 }

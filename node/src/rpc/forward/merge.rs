@@ -100,20 +100,21 @@ pub(super) fn streams(
     }
 }
 
-/// The same of consumers. Every node may know of one; the owner of its stream knows how it is. What
-/// this node knows stands in for an owner that does not answer.
+/// The same of consumers. Every node knows of all; the home of one knows how it is: `home_of` has
+/// those, by uri, that are at home on another node. What this node knows stands in for a home that
+/// does not answer.
 pub(super) fn consumers(
     mut list: Vec<Consumer>,
-    owner_of: &BTreeMap<String, String>,
+    home_of: &BTreeMap<String, String>,
     told: Told<Consumer>,
 ) -> (Vec<Consumer>, Vec<String>) {
     list.retain(|consumer| {
-        let owner = owner_of.get(&consumer.stream);
-        owner.is_none_or(|owner| told.is_unreachable(owner))
+        let home = home_of.get(&consumer.uri);
+        home.is_none_or(|home| told.is_unreachable(home))
     });
     for (node, answer) in told.answers {
-        let is_owned = |it: &Consumer| owner_of.get(&it.stream) == Some(&node);
-        list.extend(answer.into_iter().filter(is_owned));
+        let is_at_home = |it: &Consumer| home_of.get(&it.uri) == Some(&node);
+        list.extend(answer.into_iter().filter(is_at_home));
     }
     list.sort_by(|one, other| one.uri.cmp(&other.uri));
     (list, told.unreachable)
@@ -197,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn a_consumer_is_told_by_the_owner_of_its_stream_once() {
+    fn a_consumer_is_told_by_its_home_once() {
         let consumer = |uri: &str, stream: &str, lag_bytes| Consumer {
             uri: uri.to_owned(),
             stream: stream.to_owned(),
@@ -210,8 +211,8 @@ mod tests {
             consumer("c/x", "c", 50),
         ];
         let theirs = vec![consumer("b/x", "b", 2), consumer("a/x", "a", 99)];
-        let owners = owner_of(&[("b", "n2"), ("c", "n3")]);
-        let (list, unreachable) = consumers(here, &owners, told("n2", theirs, "n3"));
+        let homes = owner_of(&[("b/x", "n2"), ("c/x", "n3")]);
+        let (list, unreachable) = consumers(here, &homes, told("n2", theirs, "n3"));
         let list: Vec<_> = list
             .iter()
             .map(|it| (it.uri.as_str(), it.lag_bytes))
