@@ -8,6 +8,8 @@ pub mod credit;
 
 mod reader;
 
+pub mod readers;
+
 pub mod wire;
 
 use std::{

@@ -50,7 +50,7 @@ pub(crate) use self::{
     secrets::Secrets,
     status::{chain, lag, lag_bytes, unix_now_micros},
 };
-use crate::{config::Config, logs::Logs};
+use crate::{config::Config, logs::Logs, peer_log::readers::RemoteReaders};
 
 /// How long the reconciler waits before it tries again what failed. An operator who mends a
 /// password file sees the effect at once; a broken one costs a log line each time.
@@ -64,6 +64,7 @@ const DRAIN_MAX: Duration = Duration::from_secs(10);
 pub struct Sources {
     consensus: Arc<dyn Consensus>,
     floors: Arc<dyn Floors>,
+    readers: RemoteReaders,
     logs: Arc<Logs>,
     cluster: ClusterId,
     secrets: Secrets,
@@ -112,6 +113,7 @@ impl Sources {
         Self {
             consensus,
             floors,
+            readers: RemoteReaders::default(),
             cluster,
             logs,
             secrets: Secrets::new(config.node.data_dir.join("secrets")),
@@ -127,6 +129,12 @@ impl Sources {
             used: Mutex::new(used),
             report: watch::Sender::default(),
         }
+    }
+
+    /// Who reads the logs of this node elsewhere: they are entered here by whoever serves them.
+    #[must_use]
+    pub fn readers(&self) -> RemoteReaders {
+        self.readers.clone()
     }
 
     /// Starts the reconciler on the current arbiter; it ends after `stop` with every agent drained.
@@ -250,7 +258,7 @@ impl Sources {
         let log = self.logs.get(&source.name).ok_or_else(missing)?;
         let epoch = self.begin(source).await?;
         // Where others may take over, the slot is the truth; alone, the log is.
-        let floor = || Floor::follow(Arc::clone(&self.floors), &source.stream);
+        let floor = || Floor::follow(Arc::clone(&self.floors), self.readers.clone(), source);
         let floor = lease.is_some().then(|| Arc::new(floor()));
         let durability = floor
             .as_ref()

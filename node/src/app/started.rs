@@ -109,6 +109,7 @@ impl Started {
                 cluster: parts.cluster.clone(),
                 state: parts.consensus.state(),
                 logs: Arc::clone(&parts.logs),
+                readers: parts.sources.readers(),
                 stop: self.stops.servers.clone(),
             },
             ranges: PeerRangesService::new(Controller {

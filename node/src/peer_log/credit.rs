@@ -79,6 +79,12 @@ impl Owed {
         }
     }
 
+    /// Returns all that is owed: worth a message when nothing else comes.
+    #[must_use]
+    pub const fn all(self) -> Option<u64> {
+        if self.0 > 0 { Some(self.0) } else { None }
+    }
+
     /// Takes away what was granted.
     pub fn granted(&mut self, bytes: u64) {
         self.0 = self.0.saturating_sub(bytes);

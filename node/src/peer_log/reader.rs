@@ -3,6 +3,8 @@
 //! A task takes in what comes at once, so that nothing of a slow reader stays in the connection that
 //! all share; the window that the reader grants bounds what waits here.
 
+use std::time::Duration;
+
 use pgcapture_actors::{
     log::{LogError, LogReader, Start},
     supervise::{Task, TaskKind, spawn},
@@ -11,7 +13,7 @@ use pgcapture_engine::batch::Batch;
 use pgcapture_proto::peer::v1::{
     OpenLog, ReadLogAnswer, ReadLogRequest, read_log_answer, read_log_request,
 };
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
@@ -23,6 +25,10 @@ use super::{
 
 /// Credits and probes on their way out. A full queue only delays them.
 const REQUESTS_WAITING_MAX: usize = 8;
+
+/// A reader to which nothing comes for this long tells that it has taken everything. Under load the
+/// portions of its credit tell that often enough.
+const QUIET: Duration = Duration::from_millis(100);
 
 /// See the module.
 #[derive(Debug)]
@@ -83,18 +89,34 @@ impl RemoteReader {
     fn accept(&mut self, batch: Batch) -> Batch {
         self.owed.take(batch.entries.len());
         if let Some(portion) = self.owed.portion() {
-            let credit = ReadLogRequest {
-                kind: Some(read_log_request::Kind::Credit(portion)),
-            };
-            if self.requests.try_send(credit).is_ok() {
-                self.owed.granted(portion);
-            }
+            self.grant(portion);
         }
         batch
     }
 
+    fn grant(&mut self, bytes: u64) {
+        let credit = ReadLogRequest {
+            kind: Some(read_log_request::Kind::Credit(bytes)),
+        };
+        if self.requests.try_send(credit).is_ok() {
+            self.owed.granted(bytes);
+        }
+    }
+
+    /// Waits for what comes. When nothing does for a while, all credit is given back: the other
+    /// node learns that everything was taken.
     async fn arrived(&mut self) -> Result<Arrived, LogError> {
+        if let Some(owed) = self.owed.all() {
+            match timeout(QUIET, self.arrived.recv()).await {
+                Ok(arrived) => return self.or_ended(arrived),
+                Err(_) => self.grant(owed),
+            }
+        }
         let arrived = self.arrived.recv().await;
+        self.or_ended(arrived)
+    }
+
+    fn or_ended(&self, arrived: Option<Result<Arrived, LogError>>) -> Result<Arrived, LogError> {
         arrived.unwrap_or_else(|| Err(self.peer.silent("the stream ended")))
     }
 }

@@ -207,6 +207,11 @@ impl RaftConsensus {
             })
     }
 
+    fn save_of(&self, cursors: Vec<(SubscriptionId, Cursor)>) -> CursorCommand {
+        let by = self.inner.identity.name.clone();
+        CursorCommand::Save { by, cursors }
+    }
+
     fn route(&self) -> Route {
         let metrics = self.inner.raft.server_metrics();
         let metrics = metrics.borrow_watched();
@@ -287,7 +292,7 @@ impl CursorStore for RaftConsensus {
         for (id, cursor) in cursors {
             let length = to_bytes(&(&id, &cursor)).map_or(0, |bytes| bytes.len());
             if bytes + length > CURSOR_BYTES_MAX && !part.is_empty() {
-                let save = CursorCommand::Save(std::mem::take(&mut part));
+                let save = self.save_of(std::mem::take(&mut part));
                 self.agree(Proposal::Cursors(save))
                     .await
                     .map_err(cursor_error)?;
@@ -296,7 +301,7 @@ impl CursorStore for RaftConsensus {
             bytes += length;
             part.push((id, cursor));
         }
-        let save = CursorCommand::Save(part);
+        let save = self.save_of(part);
         self.agree(Proposal::Cursors(save))
             .await
             .map(drop)

@@ -8,9 +8,9 @@
 use std::{pin::Pin, sync::Arc, time::Duration};
 
 use futures_util::{Stream, stream};
-use pgcapture_actors::log::{ChangeLog, LogError, LogHealth, LogReader, Tail};
+use pgcapture_actors::log::{ChangeLog, LogError, LogHealth, LogReader, Start, Tail};
 use pgcapture_engine::{
-    checkpoint::Epoch,
+    checkpoint::{Checkpoint, Epoch},
     cluster::{Route, State},
     lsn::Lsn,
 };
@@ -25,7 +25,11 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
     logs::Logs,
-    peer_log::{credit::Allowance, wire},
+    peer_log::{
+        credit::Allowance,
+        readers::{ReaderPlace, RemoteReaders},
+        wire,
+    },
 };
 
 /// Name of the service in health and reflection.
@@ -46,6 +50,8 @@ pub struct PeerLogService {
     pub state: watch::Receiver<Arc<State>>,
     /// Its logs.
     pub logs: Arc<Logs>,
+    /// Who reads them elsewhere.
+    pub readers: RemoteReaders,
     /// Ends the streams when the node stops.
     pub stop: CancellationToken,
 }
@@ -213,6 +219,7 @@ struct Reading {
     reader: Box<dyn LogReader>,
     requests: Streaming<ReadLogRequest>,
     allowance: Allowance,
+    place: ReaderPlace,
     /// To be answered once everything durable is sent.
     probe: Option<u64>,
 }
@@ -258,7 +265,10 @@ impl Reading {
                 request = self.requests.message() => {
                     let request = request.ok().flatten();
                     match request.and_then(|request| request.kind) {
-                        Some(read_log_request::Kind::Credit(bytes)) => self.allowance.grant(bytes),
+                        Some(read_log_request::Kind::Credit(bytes)) => {
+                            self.allowance.grant(bytes);
+                            self.place.credited(bytes);
+                        }
                         Some(read_log_request::Kind::Probe(number)) => self.probe = Some(number),
                         Some(read_log_request::Kind::Open(_)) => {
                             return Sent::Refusal(malformed("opened twice"));
@@ -273,6 +283,8 @@ impl Reading {
             match (read, self.probe) {
                 (Ok(Some(batch)), _) => {
                     self.allowance.spend(batch.entries.len());
+                    let last = batch.span.map_or(self.place.at(), |(_, last)| last);
+                    self.place.sent(last, batch.entries.len());
                     return Sent::Answer(read_log_answer::Kind::Batch(wire::batch(batch)));
                 }
                 (Ok(None), Some(number)) => {
@@ -304,6 +316,10 @@ impl PeerLogService {
         let start = start.ok_or_else(|| malformed("no position is named"))?;
         let start = wire::to_start(start);
         let served = self.find(open.log).await?;
+        // Entered first: what it will read must not be let go meanwhile.
+        let place = self
+            .readers
+            .enter(&served.name.source, has_all_to(&served, start));
         let reader = served.log.open_reader(start).await;
         let reader = reader.map_err(|error| wire::refusal(&error))?;
         Ok(Reading {
@@ -311,8 +327,22 @@ impl PeerLogService {
             reader,
             requests,
             allowance: Allowance::new(open.credit),
+            place,
             probe: None,
         })
+    }
+}
+
+/// Returns the entry up to which a reader that starts there wants nothing.
+fn has_all_to(served: &Served, start: Start) -> Checkpoint {
+    let before = |at: Checkpoint| Checkpoint::new(Lsn(at.lsn.0.saturating_sub(1)), 0);
+    match start {
+        Start::After(checkpoint) => checkpoint,
+        Start::Latest => served.log.tail().borrow().last.unwrap_or_default(),
+        Start::AtLsn(lsn) => before(Checkpoint::new(lsn, 0)),
+        Start::Earliest | Start::AtTime(_) => {
+            before(served.log.extent().earliest.unwrap_or_default())
+        }
     }
 }
 

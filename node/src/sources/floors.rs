@@ -1,12 +1,15 @@
-//! What every consumer of a stream has done with: the least of its cursors, as nodes agree on it.
+//! What every consumer of a stream has done with: the least of its cursors, as nodes agree on it, and
+//! of what readers on other nodes have taken, as this node knows it.
 //!
 //! In a cluster the slot is the durable truth, and may be let go only so far.
 
 use std::{fmt::Debug, sync::Arc};
 
 use pgcapture_actors::supervise::{Task, TaskKind, spawn};
-use pgcapture_engine::checkpoint::Checkpoint;
+use pgcapture_engine::{checkpoint::Checkpoint, cluster::Source};
 use tokio::sync::watch;
+
+use crate::peer_log::readers::RemoteReaders;
 
 /// Where the cursors of all subscriptions are.
 pub trait Floors: Debug + Send + Sync {
@@ -25,14 +28,22 @@ pub(super) struct Floor {
 }
 
 impl Floor {
-    /// Follows the cursors of a stream.
-    pub(super) fn follow(floors: Arc<dyn Floors>, stream: &str) -> Self {
-        let mut moves = floors.moves();
-        let (least_tx, least) = watch::channel(floors.floor(stream));
-        let of = stream.to_owned();
-        let task = spawn(TaskKind::Sources, stream, async move {
-            while moves.changed().await.is_ok() {
-                let now = floors.floor(&of);
+    /// Follows the cursors of a source's stream, and the readers on other nodes.
+    pub(super) fn follow(floors: Arc<dyn Floors>, readers: RemoteReaders, source: &Source) -> Self {
+        let (mut moves, mut reads) = (floors.moves(), readers.moves());
+        let (stream, name) = (source.stream.clone(), source.name.clone());
+        let floor = move || {
+            let both = [floors.floor(&stream), readers.floor(&name)];
+            both.into_iter().flatten().min()
+        };
+        let (least_tx, least) = watch::channel(floor());
+        let task = spawn(TaskKind::Sources, &source.name, async move {
+            loop {
+                tokio::select! {
+                    changed = moves.changed() => if changed.is_err() { return },
+                    changed = reads.changed() => if changed.is_err() { return },
+                }
+                let now = floor();
                 least_tx.send_if_modified(|before| std::mem::replace(before, now) != now);
             }
         });

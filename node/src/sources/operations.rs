@@ -204,6 +204,7 @@ impl Sources {
         if let Some(existing) = self.existing(&definition) {
             return existing;
         }
+        self.refuse_own_secret(&definition)?;
         let config = definition.connection()?;
         let plan = setup::plan(&definition, &config).await?;
         refuse_errors(&plan)?;
@@ -357,6 +358,20 @@ impl Sources {
         forgotten.map_err(store)?;
         tracing::info!(source = source.name, slot = source.slot, "removed a source");
         Ok(())
+    }
+
+    /// A password in the url would lie in a file of this node, and the node that takes over would not
+    /// find it.
+    fn refuse_own_secret(&self, definition: &Definition) -> Result<(), SourceError> {
+        let is_alone = self.consensus.state().borrow().nodes.len() <= 1;
+        if is_alone || definition.inline.is_none() {
+            return Ok(());
+        }
+        Err(SourceError::Invalid {
+            text: "in a cluster a password is given as env:NAME or file:/path, which every node \
+                   must be able to read: --password"
+                .to_owned(),
+        })
     }
 
     /// Answers for a source of that name that is there already.

@@ -124,7 +124,11 @@ pub(super) fn read(transaction: &WriteTransaction, state: State) -> Result<Agree
         saved.push((id, decode::<Cursor>(&bytes)?));
     }
     let mut cursors = CursorTable::default();
-    cursors.apply(CursorCommand::Save(saved));
+    cursors.apply(CursorCommand::Save {
+        // Read back, not moved: nobody's home is asked.
+        by: String::new(),
+        cursors: saved,
+    });
     let mut answered = Vec::new();
     for (place, bytes) in answered_rows(transaction).map_err(failed)? {
         let (id, answer): (RequestId, Answer) = decode(&bytes)?;

@@ -41,7 +41,10 @@ impl Store {
     }
 
     async fn save(&self, cursors: Vec<(SubscriptionId, Cursor)>) -> Result<(), StoreError> {
-        self.agree(Proposal::Cursors(CursorCommand::Save(cursors)))?;
+        self.agree(Proposal::Cursors(CursorCommand::Save {
+            by: "n1".to_owned(),
+            cursors,
+        }))?;
         // What follows an entry in the log makes it durable.
         self.write_log(&[])
     }

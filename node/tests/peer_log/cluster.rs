@@ -14,7 +14,7 @@ use pgcapture_engine::{
 use pgcapture_node::{
     config::Config,
     logs::Logs,
-    peer_log::RemoteLog,
+    peer_log::{RemoteLog, readers::RemoteReaders},
     peers::Peers,
     routes::{Known, Routes},
     rpc::peer_log::PeerLogService,
@@ -153,6 +153,7 @@ impl TestNode {
             cluster: CLUSTER.to_owned(),
             state: state.subscribe(),
             logs: Arc::clone(&logs),
+            readers: RemoteReaders::default(),
             stop: CancellationToken::new(),
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -81,7 +81,8 @@ impl Agreed {
                 }
                 answer
             }
-            Proposal::Cursors(command) => {
+            Proposal::Cursors(mut command) => {
+                self.keep_to_home(&mut command);
                 let ids = named(&command);
                 self.cursors.apply(command);
                 for id in ids {
@@ -100,9 +101,20 @@ impl Agreed {
     }
 }
 
+impl Agreed {
+    /// Takes out the cursors of subscriptions that are at home on another node than the one that
+    /// saves them.
+    fn keep_to_home(&self, command: &mut CursorCommand) {
+        if let CursorCommand::Save { by, cursors } = command {
+            let homes = &self.state.homes;
+            cursors.retain(|(id, _)| homes.get(id).is_none_or(|home| home == by));
+        }
+    }
+}
+
 fn named(command: &CursorCommand) -> Vec<super::SubscriptionId> {
     match command {
-        CursorCommand::Save(cursors) => cursors.iter().map(|(id, _)| id.clone()).collect(),
+        CursorCommand::Save { cursors, .. } => cursors.iter().map(|(id, _)| id.clone()).collect(),
         CursorCommand::Remove(id) => vec![id.clone()],
     }
 }
@@ -112,7 +124,7 @@ mod tests {
     use super::*;
     use crate::{
         checkpoint::Checkpoint,
-        cluster::{Command, Node, SubscriptionId},
+        cluster::{Command, HomeClaim, HomeCommand, Node, SubscriptionId},
         lsn::{Lsn, PgTime},
     };
 
@@ -142,7 +154,10 @@ mod tests {
         };
         Request {
             id: RequestId(request),
-            proposal: Proposal::Cursors(CursorCommand::Save(vec![(subscription(), cursor)])),
+            proposal: Proposal::Cursors(CursorCommand::Save {
+                by: "n1".to_owned(),
+                cursors: vec![(subscription(), cursor)],
+            }),
         }
     }
 
@@ -183,5 +198,33 @@ mod tests {
         let (_, touched) = agreed.apply(remove);
         assert_eq!(touched.removed, Some(subscription()));
         assert_eq!(touched.answered, Some((2, RequestId(3), Answer::Done)));
+    }
+
+    #[test]
+    fn a_late_save_of_an_old_home_changes_nothing() {
+        let mut agreed = Agreed::default();
+        for (request, node) in [(1, "n1"), (2, "n2")] {
+            agreed
+                .apply(add_node(request, node, request as u64))
+                .0
+                .unwrap();
+        }
+        agreed.apply(save(3, 9)).0.unwrap();
+        let claim = HomeCommand::Claim {
+            node: "n2".to_owned(),
+            claims: vec![HomeClaim {
+                id: subscription(),
+                instead_of: None,
+            }],
+        };
+        let claim = Request {
+            id: RequestId(4),
+            proposal: Proposal::State(Command::Home(claim)),
+        };
+        agreed.apply(claim).0.unwrap();
+        let (outcome, touched) = agreed.apply(save(5, 4));
+        assert_eq!((outcome, touched.saved.len()), (Ok(Answer::Done), 0));
+        let kept = agreed.cursors.get(&subscription()).unwrap();
+        assert_eq!(kept.floor.lsn, Lsn(9));
     }
 }

@@ -39,8 +39,14 @@ pub struct SubscriptionId {
 /// A change of cursors; never refused.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum CursorCommand {
-    /// Overwrites cursors, all of them or none.
-    Save(Vec<(SubscriptionId, Cursor)>),
+    /// Overwrites cursors, all of them or none; but those of subscriptions that are at home on
+    /// another node stay: a save that was on its way when the home moved may not take it back.
+    Save {
+        /// The node that saves.
+        by: String,
+        /// The cursors.
+        cursors: Vec<(SubscriptionId, Cursor)>,
+    },
     /// Forgets a subscription. The second time changes nothing.
     Remove(SubscriptionId),
 }
@@ -55,7 +61,7 @@ impl CursorTable {
     /// Applies a command. Runs beyond [`ACKED_RUNS_MAX`] are forgotten.
     pub fn apply(&mut self, command: CursorCommand) {
         match command {
-            CursorCommand::Save(cursors) => {
+            CursorCommand::Save { cursors, .. } => {
                 for (id, mut cursor) in cursors {
                     cursor.acked_above.truncate(ACKED_RUNS_MAX);
                     self.cursors.insert(id, Arc::new(cursor));
@@ -119,10 +125,15 @@ mod tests {
         }
     }
 
+    fn save(cursors: Vec<(SubscriptionId, Cursor)>) -> CursorCommand {
+        let by = "n1".to_owned();
+        CursorCommand::Save { by, cursors }
+    }
+
     #[test]
     fn the_floor_of_a_stream_is_its_slowest_subscription() {
         let mut table = CursorTable::default();
-        table.apply(CursorCommand::Save(vec![
+        table.apply(save(vec![
             (id("orders", "a"), cursor(9)),
             (id("orders", "b"), cursor(5)),
             (id("orders2", "a"), cursor(1)),
@@ -144,7 +155,7 @@ mod tests {
             ..cursor(0)
         };
         let mut table = CursorTable::default();
-        table.apply(CursorCommand::Save(vec![(id("a", "a"), large)]));
+        table.apply(save(vec![(id("a", "a"), large)]));
         let kept = table.get(&id("a", "a")).unwrap();
         assert_eq!(kept.acked_above.len(), ACKED_RUNS_MAX);
     }

@@ -32,6 +32,7 @@ use super::{
 use crate::{
     config::Config,
     logs::Logs,
+    peer_log::readers::RemoteReaders,
     peers::Peers,
     routes::{Known, Routes},
     rpc::{capture::configure, peer_log::PeerLogService},
@@ -123,6 +124,7 @@ impl Pair {
             cluster: String::new(),
             state: state.subscribe(),
             logs: Arc::clone(&logs),
+            readers: RemoteReaders::default(),
             stop: stop.clone(),
         };
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));

@@ -153,6 +153,8 @@ struct Screen<'a> {
     global: &'a Global,
     bar: Option<ProgressBar>,
     line_at: Option<Instant>,
+    /// What the last line said that it waits for.
+    waits_for: Option<String>,
     is_headed: bool,
     is_away: bool,
 }
@@ -173,6 +175,7 @@ impl<'a> Screen<'a> {
             global,
             bar,
             line_at: None,
+            waits_for: None,
             is_headed: false,
             is_away: false,
         }
@@ -195,7 +198,9 @@ impl<'a> Screen<'a> {
             }
             None => {
                 let is_due = self.line_at.is_none_or(|at| at.elapsed() >= LINE_EVERY);
-                if is_due {
+                // Nothing may follow for a long time: another reason to wait is told at once.
+                if is_due || self.waits_for != dump.waiting_for {
+                    self.waits_for.clone_from(&dump.waiting_for);
                     self.line_at = Some(Instant::now());
                     self.line(&format!("  {}", dump.progress_text()));
                 }

@@ -40,7 +40,7 @@ pub(super) struct DumpView {
     bytes_per_second: u64,
     eta_seconds: Option<f64>,
     progress_ratio: f64,
-    waiting_for: Option<String>,
+    pub(super) waiting_for: Option<String>,
     parallel: u32,
     rate_limit: u64,
     priority: i32,
