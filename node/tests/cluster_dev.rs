@@ -153,3 +153,53 @@ async fn a_killed_dev_takes_its_nodes_along_even_a_frozen_one() {
     })
     .await;
 }
+
+/// Numbers of the orders whose insertion was shown, in the order of the lines.
+fn inserted(seen: &str) -> Vec<u64> {
+    let lines = seen.lines();
+    let ids = lines.filter_map(|line| {
+        line.split_once("INSERT public.orders id=")?
+            .1
+            .split(' ')
+            .next()
+    });
+    ids.map(|id| id.parse().unwrap()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_goes_on_on_another_node_while_its_owner_dies() {
+    let mut dev = Dev::start(&["--load", "orders:200/s"]).await;
+    let third = dev.nodes()[2]["endpoint"].as_str().unwrap().to_owned();
+    let ask_third = |args: &[&str]| run_in(dev.folder.path(), &third, args);
+    ask_third(&["cluster", "health", "--until", "healthy"]).expect(0);
+    ask_third(&["slot", "move", "orders", "n1"]).expect(0);
+    ask_third(&["slot", "ls", "--until", "healthy"]).expect(0);
+    let tail = ["--endpoint", &third, "tail", "orders", "--table", "orders"];
+    let mut tail = Running::start_in(dev.folder.path(), &tail);
+    tail.wait_for("INSERT public.orders").await;
+
+    dev.ask(&["dev", "kill", "1"]).expect(0);
+    eventually("another owner", || {
+        let slots = ask_third(&["slot", "ls", "-o", "json"]).expect(0);
+        let slots: Value = serde_json::from_str(&slots).unwrap();
+        slots[0]["owner"] != "n1" && slots[0]["state"] == "following"
+    })
+    .await;
+    let more = inserted(&tail.seen.borrow()).len() + 20;
+    let waited = tail.seen.wait_for(|seen| inserted(seen).len() >= more);
+    let waited = tokio::time::timeout(PATIENCE, waited).await;
+    assert!(waited.is_ok(), "the stream goes on");
+
+    dev.ask(&["dev", "start", "1"]).expect(0);
+    ask_third(&["cluster", "health", "--until", "healthy"]).expect(0);
+    let more = inserted(&tail.seen.borrow()).len() + 20;
+    let waited = tail.seen.wait_for(|seen| inserted(seen).len() >= more);
+    let waited = tokio::time::timeout(PATIENCE, waited).await;
+    assert!(waited.is_ok(), "the stream goes on");
+    assert_eq!(tail.interrupt().await, Some(130));
+    // The load inserts one order after another: a hole or a double is seen.
+    let ids = inserted(&tail.seen.borrow());
+    let is_next = |pair: &[u64]| pair[0] + 1 == pair[1];
+    assert!(ids.windows(2).all(is_next), "{ids:?}");
+    assert_eq!(dev.running.stop().await, Some(0));
+}
