@@ -166,6 +166,14 @@ fn inserted(seen: &str) -> Vec<u64> {
     ids.map(|id| id.parse().unwrap()).collect()
 }
 
+/// Waits until a tail has shown some more orders.
+async fn goes_on(tail: &mut Running) {
+    let more = inserted(&tail.seen.borrow()).len() + 20;
+    let waited = tail.seen.wait_for(|seen| inserted(seen).len() >= more);
+    let waited = tokio::time::timeout(PATIENCE, waited).await;
+    waited.expect("the stream goes on").unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_goes_on_on_another_node_while_its_owner_dies() {
     let mut dev = Dev::start(&["--load", "orders:200/s"]).await;
@@ -185,17 +193,11 @@ async fn a_stream_goes_on_on_another_node_while_its_owner_dies() {
         slots[0]["owner"] != "n1" && slots[0]["state"] == "following"
     })
     .await;
-    let more = inserted(&tail.seen.borrow()).len() + 20;
-    let waited = tail.seen.wait_for(|seen| inserted(seen).len() >= more);
-    let waited = tokio::time::timeout(PATIENCE, waited).await;
-    assert!(waited.is_ok(), "the stream goes on");
+    goes_on(&mut tail).await;
 
     dev.ask(&["dev", "start", "1"]).expect(0);
     ask_third(&["cluster", "health", "--until", "healthy"]).expect(0);
-    let more = inserted(&tail.seen.borrow()).len() + 20;
-    let waited = tail.seen.wait_for(|seen| inserted(seen).len() >= more);
-    let waited = tokio::time::timeout(PATIENCE, waited).await;
-    assert!(waited.is_ok(), "the stream goes on");
+    goes_on(&mut tail).await;
     assert_eq!(tail.interrupt().await, Some(130));
     // The load inserts one order after another: a hole or a double is seen.
     let ids = inserted(&tail.seen.borrow());
