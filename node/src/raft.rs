@@ -1,4 +1,4 @@
-//! How nodes agree: all of openraft, behind the seams [`Consensus`] and [`CursorStore`].
+//! How nodes agree: all of openraft, behind the seams `Consensus` and `CursorStore`.
 //!
 //! A node's agreed state goes through Raft always; a node that is alone is a group of one, which
 //! elects itself within milliseconds and waits for its own disk only. What is agreed on is

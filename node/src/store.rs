@@ -9,7 +9,7 @@
 //! - The log and the vote count once their transaction is on disk. What was applied is written
 //!   without waiting for the disk: the log is durable and is applied again after a crash. All lies
 //!   in one file, so that a crash leaves what some moment left, never a mixture.
-//! - A full disk is waited for ([`patient`]). After any other write that failed nothing is written
+//! - A full disk is waited for (`patient`). After any other write that failed nothing is written
 //!   any more: what the disk holds is unknown.
 //! - The file's format version is read before anything else; a newer one is refused unchanged.
 //! - Dumps lie in rows of their own, one a dump and one a table of it, and so do cursors; an entry
