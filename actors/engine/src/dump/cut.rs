@@ -126,7 +126,7 @@ impl Cutter {
 /// Returns the same pages with a last one that every reader can count to and scan.
 ///
 /// A range without an end ends far enough behind the planned end of the table: at twice as many
-/// pages, and [`GROWTH_PAGES_MIN`] more. What is written behind even that, since the plan, comes as
+/// pages, and `GROWTH_PAGES_MIN` more. What is written behind even that, since the plan, comes as
 /// changes.
 #[must_use]
 pub fn with_end(table: &DumpTable, pages: PageRange) -> PageRange {
