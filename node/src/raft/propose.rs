@@ -117,8 +117,9 @@ impl RaftConsensus {
                             return Ok(outcome);
                         }
                         Ok(Forwarded::NotLeader) => {}
+                        // A leader whose disk fails ends, and another one may agree.
                         Ok(Forwarded::Failed(reason)) => {
-                            return Err(ProposeError::Store { reason });
+                            *seen = format!("node {}: {reason}", peer.name);
                         }
                         Err(error) => *seen = format!("node {}: {error}", peer.name),
                     }
