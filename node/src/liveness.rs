@@ -4,6 +4,8 @@
 //! What the leader has heard is soft state: it begins empty with every leadership and is never
 //! agreed on. What follows from it is decided in the engine (`cluster::liveness`).
 
+pub mod probe;
+
 mod registry;
 
 mod reporter;

@@ -15,7 +15,10 @@ use pgcapture_engine::cluster::{Answer, Command, State, liveness::Life, placemen
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use crate::{events::Events, liveness::Book};
+use crate::{
+    events::Events,
+    liveness::{Book, probe::look_for_all},
+};
 
 /// Assignments under way at once: they share the syncs of the Raft log.
 const ASSIGNMENTS_MAX: usize = 64;
@@ -49,7 +52,9 @@ async fn run(consensus: &dyn Consensus, book: &Book, events: &Events) {
         book.open();
         tracing::info!("this node leads: placing sources");
         tokio::select! {
-            () = lead(consensus, book, events) => (),
+            ((), ()) = async {
+                tokio::join!(lead(consensus, book, events), look_for_all(consensus, book))
+            } => (),
             ended = leadership.wait_for(|now| !now.is_me) => if ended.is_err() { return },
         }
         tracing::info!("this node does not lead any more");

@@ -3,7 +3,7 @@
 //! The end of a report stream is a sign as well: if nobody listens at the node's address, its process
 //! is gone, and its sources need not wait for the silence to be long enough.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc};
 
 use pgcapture_actors::consensus::Consensus;
 use pgcapture_engine::{cluster::liveness::NodeReport, codes};
@@ -11,15 +11,12 @@ use pgcapture_proto::{
     peer::v1::{self as proto, liveness_server::Liveness},
     status::status,
 };
-use tokio::{net::TcpStream, sync::mpsc, time::timeout};
+use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::liveness::Book;
-
-/// A connection that is neither taken nor refused within this time proves nothing.
-const PROBE_MAX: Duration = Duration::from_millis(300);
+use crate::liveness::{Book, probe::look_for};
 
 /// Answers that wait for a slow node; it takes them far faster than it reports.
 const ANSWERS_WAITING_MAX: usize = 8;
@@ -58,7 +55,7 @@ impl Liveness for LivenessService {
                 () = stop.cancelled() => return,
             }
             if let Some((node, false)) = node {
-                service.look_for(&node).await;
+                look_for(service.consensus.as_ref(), &service.book, &node).await;
             }
         });
         Ok(Response::new(ReceiverStream::new(answered)))
@@ -90,24 +87,6 @@ impl LivenessService {
             if answers.send(answer).await.is_err() || is_over {
                 return;
             }
-        }
-    }
-
-    /// Looks whether anybody listens where a node was.
-    async fn look_for(&self, node: &str) {
-        let state = Arc::clone(&self.consensus.state().borrow());
-        let Some(known) = state.nodes.get(node) else {
-            return;
-        };
-        let connected = timeout(PROBE_MAX, TcpStream::connect(&known.address)).await;
-        if let Ok(Err(error)) = connected {
-            tracing::warn!(
-                node,
-                address = known.address,
-                %error,
-                "a node is gone: its connection has closed and nobody listens at its address"
-            );
-            self.book.gone(node);
         }
     }
 }

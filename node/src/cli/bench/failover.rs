@@ -81,6 +81,11 @@ enum How {
 }
 
 impl How {
+    /// Whether the old owner hands over, and goes on until it does.
+    const fn is_orderly(self) -> bool {
+        matches!(self, Self::Stop | Self::Move)
+    }
+
     const fn as_str(self) -> &'static str {
         match self {
             Self::Kill => "kill",
@@ -143,8 +148,13 @@ async fn measure(
         let round = rounds.run(&mut watcher).await;
         let (node, wait) = round.with_context(|| format!("failure {number}"))?;
         progress.result(&format!(
-            "{number}: {node} {}: next change after {:.0} ms",
+            "{number}: {node} {}: {} {:.0} ms",
             args.how.as_str(),
+            if args.how.is_orderly() {
+                "longest pause"
+            } else {
+                "next change after"
+            },
             wait.as_secs_f64() * 1e3
         ));
         waits.saturating_record(u64::try_from(wait.as_micros())?);

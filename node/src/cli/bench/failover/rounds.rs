@@ -43,7 +43,8 @@ struct Roles {
 }
 
 impl Rounds {
-    /// Runs one failure; returns which node it hit and how long the consumer waited.
+    /// Runs one failure; returns which node it hit and how long the consumer waited: after the signal,
+    /// or, where the old owner goes on for a while in good order, at most.
     pub(super) async fn run(
         &mut self,
         watcher: &mut Watcher,
@@ -55,6 +56,7 @@ impl Rounds {
         let settled = watcher.next_change();
         wait(watcher, settled).await.context("before the failure")?;
 
+        watcher.forget_pauses();
         let next = watcher.next_change();
         let began = Instant::now();
         let number = roles.owner.node;
@@ -72,7 +74,15 @@ impl Rounds {
         // The change may come before the order has been answered.
         let (failed, arrived) = tokio::join!(fail, wait(watcher, next));
         failed?;
-        let waited = arrived?.saturating_duration_since(began);
+        let mut waited = arrived?.saturating_duration_since(began);
+        if self.how.is_orderly() {
+            let moved = self.moved_from(&roles);
+            let moved = tokio::time::timeout(WELL_MAX, moved).await;
+            moved.context("the source does not move")?;
+            let after = watcher.next_change();
+            wait(watcher, after).await?;
+            waited = watcher.longest_pause();
+        }
         match self.how {
             How::Kill | How::Stop => {
                 self.cluster.start_node(number).await.map_err(told)?;
@@ -81,6 +91,21 @@ impl Rounds {
             How::Move => (),
         }
         Ok((roles.owner.name, waited))
+    }
+
+    /// Waits until another node reads the source.
+    async fn moved_from(&self, roles: &Roles) {
+        loop {
+            let source = source(roles.consumer).await.ok();
+            let is_there = source.is_some_and(|source| {
+                let state = source.status.map(|status| status.state);
+                source.owner != roles.owner.name && state.as_deref() == Some("following")
+            });
+            if is_there {
+                return;
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
     }
 
     /// Waits until all is well, with the leader where it shall be, and says who does what.

@@ -50,6 +50,14 @@ struct Shared {
     ledger: Mutex<Ledger>,
     /// Who waits for the first change that was written after a moment.
     awaited: Mutex<Option<(i64, oneshot::Sender<Instant>)>>,
+    pauses: Mutex<Pauses>,
+}
+
+/// Time between changes, since somebody asked.
+#[derive(Debug, Default)]
+struct Pauses {
+    last: Option<Instant>,
+    longest: Duration,
 }
 
 impl Shared {
@@ -60,6 +68,10 @@ impl Shared {
 
     fn awaited(&self) -> MutexGuard<'_, Option<(i64, oneshot::Sender<Instant>)>> {
         self.awaited.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn pauses(&self) -> MutexGuard<'_, Pauses> {
+        self.pauses.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -97,6 +109,16 @@ impl Watcher {
         let (told, next) = oneshot::channel();
         *self.shared.awaited() = Some((unix_now_micros(), told));
         next
+    }
+
+    /// Begins to look for the longest pause.
+    pub(super) fn forget_pauses(&self) {
+        *self.shared.pauses() = Pauses::default();
+    }
+
+    /// Returns the longest time between two changes since then.
+    pub(super) fn longest_pause(&self) -> Duration {
+        self.shared.pauses().longest
     }
 
     /// Waits until so many rows have come.
@@ -182,6 +204,10 @@ impl Consumer {
     /// Records a message and returns its acknowledgement.
     fn take(&self, message: CaptureMessage) -> anyhow::Result<Option<CaptureAck>> {
         let now = Instant::now();
+        let mut pauses = self.shared.pauses();
+        let pause = pauses.last.replace(now).map(|last| now - last);
+        pauses.longest = pauses.longest.max(pause.unwrap_or_default());
+        drop(pauses);
         let is_batch = message.batch.is_some();
         let messages = match message.batch {
             Some(batch) => batch.messages,
