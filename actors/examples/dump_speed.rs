@@ -133,6 +133,7 @@ fn request(table: &DumpTable, first: u32, last: u32) -> RangeRequest {
         heap: table.heap.clone(),
         extent: Extent::Pages(PageRange { first, last }),
         at_least: Lsn::ZERO,
+        is_paced: false,
     }
 }
 

@@ -300,14 +300,16 @@ impl RangeSource for DumpControllerHandle {
             replica: replica.clone(),
             source: source.clone(),
         };
+        let dump = state.dumps.get(&ticket.dump);
+        let rate = dump.and_then(|dump| dump.options.rate_bytes_per_second);
         let order = RangeOrder {
             dump: ticket.dump,
             heap: ticket.heap.clone(),
             extent: ticket.extent,
             at_least: at_least.max(planned_at(&state, ticket)),
+            is_paced: rate.is_some(),
         };
-        let dump = state.dumps.get(&ticket.dump);
-        let pace = RowPace::new(dump.and_then(|dump| dump.options.rate_bytes_per_second));
+        let pace = RowPace::new(rate);
         self.worker.open(target, order, ticket.number, pace).await
     }
 

@@ -140,6 +140,7 @@ impl RowReader for PostgresReader {
             heap: order.heap.clone(),
             extent: order.extent,
             at_least: order.at_least,
+            is_paced: order.is_paced,
         };
         let opened = replica.open(request).await.map_err(DumpError::from);
         let reader = opened.inspect_err(|error| self.forget(target, error))?;

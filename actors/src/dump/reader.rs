@@ -83,6 +83,8 @@ pub struct RangeOrder {
     pub extent: Extent,
     /// Every transaction that commits before this position must be in.
     pub at_least: Lsn,
+    /// Whether the rows are taken at a rate.
+    pub is_paced: bool,
 }
 
 /// A range that is being read.

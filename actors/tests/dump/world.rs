@@ -143,6 +143,7 @@ pub(crate) fn request(table: &DumpTable, extent: Extent) -> RangeRequest {
         heap: table.heap.clone(),
         extent,
         at_least: Lsn::ZERO,
+        is_paced: false,
     }
 }
 

@@ -106,6 +106,7 @@ impl AgentService {
             heap,
             extent: Extent::Pages(PageRange { first, last }),
             at_least: Lsn(request.min_lsn),
+            is_paced: false,
         };
         let opened = self.reader.open(&target, &order).await;
         Ok(Reading {

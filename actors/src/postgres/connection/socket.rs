@@ -20,6 +20,9 @@ use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf, unix::AsyncFd};
 /// 512 KiB to 4 MiB the rate is the same on a quiet machine (64 MB/s read by the clock); 64 KiB and
 /// 128 KiB bound what a nap may bring and gave 45 and 25 MB/s.
 const RECEIVE_BUFFER_BYTES: usize = 4 << 20;
+/// The same for whoever takes rows at a rate. What the kernels hold is what the server makes in one
+/// go: with 4 MiB it computes for 10 ms and more, and whatever shares its processor waits for it.
+const RECEIVE_BUFFER_BYTES_LITTLE: usize = 64 << 10;
 /// Idle time before the first TCP keepalive probe.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(10);
 /// Time between probes.
@@ -29,6 +32,15 @@ const KEEPALIVE_PROBES: u32 = 3;
 /// How long the peer's kernel may leave our bytes unacknowledged. A status update goes out every
 /// second, so this notices a host that vanished; it cannot hit a server that is only slow.
 const UNACKED_MAX: Duration = Duration::from_secs(15);
+
+/// How much of what the server sends the kernel holds for its reader.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::postgres) enum Held {
+    /// For the highest rate. So begins every connection.
+    Much,
+    /// For a server that makes no more in one go than is wanted next.
+    Little,
+}
 
 /// A connected, non-blocking socket.
 #[derive(Debug)]
@@ -78,6 +90,17 @@ impl Socket {
 
     pub(super) const fn is_unix(&self) -> bool {
         self.is_unix
+    }
+
+    /// Sets how much the kernel holds, from what is received next on. A unix socket's sender decides.
+    pub(super) fn hold(&self, held: Held) -> io::Result<()> {
+        if self.is_unix {
+            return Ok(());
+        }
+        self.io.set_recv_buffer_size(match held {
+            Held::Much => RECEIVE_BUFFER_BYTES,
+            Held::Little => RECEIVE_BUFFER_BYTES_LITTLE,
+        })
     }
 
     /// Takes the socket out of epoll until a read finds nothing.

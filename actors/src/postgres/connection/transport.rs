@@ -16,6 +16,8 @@ use tokio_rustls::client::TlsStream;
 
 use super::socket::Socket;
 
+pub(in crate::postgres) use super::socket::Held;
+
 /// The two kinds of byte stream.
 #[derive(Debug)]
 pub(super) enum Stream {
@@ -98,6 +100,11 @@ impl Transport {
     /// Tells whether the stream is encrypted.
     pub(in crate::postgres) fn is_tls(&self) -> bool {
         matches!(&*self.lock(), Stream::Tls(_))
+    }
+
+    /// See [`Socket::hold`].
+    pub(in crate::postgres) fn hold(&self, held: Held) -> io::Result<()> {
+        self.lock().socket().hold(held)
     }
 
     /// See [`Socket::ignore_wakeups`].

@@ -78,4 +78,6 @@ pub struct RangeRequest {
     pub extent: Extent,
     /// Every transaction that commits before this position must be in.
     pub at_least: Lsn,
+    /// Whether it is read at a rate: the server is then kept from running ahead of the reader.
+    pub is_paced: bool,
 }

@@ -24,6 +24,7 @@ use crate::{
             copy,
             framing::{FRAME_BYTES_MAX, HEADER_BYTES, frame_bytes, malformed},
             reader::Reader,
+            transport::Held,
             wire::error_in,
         },
     },
@@ -77,6 +78,13 @@ impl RangeReader {
     ) -> Result<Self, ReadError> {
         let limits = replica.options().limits;
         let (wire, rest) = lease.split();
+        let held = if request.is_paced {
+            Held::Little
+        } else {
+            Held::Much
+        };
+        let set = wire.transport.hold(held).map_err(PgError::Io);
+        set.map_err(|source| ReadError::while_reading(&request.heap.name, source))?;
         let mut reader = Reader::new(wire, ReadPaceOptions::TCP, limits.silence_max);
         let frame_bytes_max = limits.row_bytes_max.saturating_add(FRAME_BYTES_MORE);
         reader.wire.inbound.limit_frames(frame_bytes_max);
