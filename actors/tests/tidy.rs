@@ -27,7 +27,7 @@ struct Fence {
     never: &'static str,
 }
 
-const FENCES: [Fence; 7] = [
+const FENCES: [Fence; 8] = [
     Fence {
         manifest: "proto/Cargo.toml",
         ours: &[],
@@ -48,6 +48,11 @@ const FENCES: [Fence; 7] = [
         manifest: "node/Cargo.toml",
         ours: &["pgcapture-actors", "pgcapture-engine", "pgcapture-proto"],
         never: "postgres-protocol pulsar tokio-postgres tokio-postgres-rustls",
+    },
+    Fence {
+        manifest: "node/base2histogram/Cargo.toml",
+        ours: &[],
+        never: "",
     },
     Fence {
         manifest: "client/Cargo.toml",

@@ -23,7 +23,7 @@ use super::{
 };
 
 /// How long a start may take, crash recovery included.
-const START_WITHIN: Duration = Duration::from_secs(60);
+const START_WITHIN: Duration = Duration::from_secs(300);
 
 /// How long a shutdown may take before the harness calls it stuck.
 const STOP_WITHIN: Duration = Duration::from_secs(90);

@@ -12,6 +12,7 @@ mod database;
 mod dump;
 mod failover;
 mod frames;
+mod histogram;
 mod holder;
 mod latency;
 mod log;

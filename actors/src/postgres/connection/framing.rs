@@ -11,9 +11,14 @@ use crate::postgres::error::PgError;
 
 /// Bytes of tag and length.
 pub(in crate::postgres) const HEADER_BYTES: usize = 5;
-/// First and usual size of a buffer. Pages are touched only as far as reads reach, so an idle
-/// connection does not pay for it.
-const BUFFER_BYTES: usize = 4 << 20;
+/// First size of a buffer: what a slow connection keeps.
+const BUFFER_BYTES_FIRST: usize = 128 << 10;
+/// A buffer that reads fill doubles up to this size; only one frame alone makes it larger. Whoever
+/// reads by the clock finds some 100 KiB to 1 MiB at a time.
+const BUFFER_BYTES_MAX: usize = 4 << 20;
+/// After so many reads in a row that left seven eighths of it empty a buffer is halved. 500 sources
+/// on a node must not keep for ever what each needed for a moment.
+const SMALL_READS_MAX: u32 = 64;
 /// Limit on one frame unless the caller sets a lower one: PostgreSQL cannot make a value above
 /// 1 GiB, and a row above 2 GiB cannot be framed.
 pub(in crate::postgres) const FRAME_BYTES_MAX: usize = (1 << 30) + (64 << 20);
@@ -34,6 +39,9 @@ pub(in crate::postgres) struct Inbound {
     start: usize,
     end: usize,
     frame_bytes_max: usize,
+    /// The size that the last reads ask for.
+    usual_bytes: usize,
+    small_reads: u32,
 }
 
 impl Inbound {
@@ -43,6 +51,8 @@ impl Inbound {
             start: 0,
             end: 0,
             frame_bytes_max: FRAME_BYTES_MAX,
+            usual_bytes: BUFFER_BYTES_FIRST,
+            small_reads: 0,
         }
     }
 
@@ -80,18 +90,19 @@ impl Inbound {
         let needed = frame_bytes(self.unread(), self.frame_bytes_max)?.unwrap_or(HEADER_BYTES);
         if self.start == self.end {
             (self.start, self.end) = (0, 0);
-            if self.buffer.len() > BUFFER_BYTES {
-                // One huge row is no reason to stay huge.
+            if self.buffer.len() > self.usual_bytes {
+                // One huge row, or a backlog that was read, is no reason to stay huge.
                 self.buffer = Vec::new();
             }
         }
-        let tail_is_short = self.buffer.len() - self.end < BUFFER_BYTES / 4;
+        let tail_is_short = self.buffer.len() - self.end < self.buffer.len() / 4;
         if self.start > 0 && (tail_is_short || self.start + needed > self.buffer.len()) {
             self.buffer.copy_within(self.start..self.end, 0);
             (self.start, self.end) = (0, self.end - self.start);
         }
-        if self.buffer.len() < needed.max(BUFFER_BYTES) {
-            self.grow(needed.max(BUFFER_BYTES));
+        let wanted = needed.max(self.usual_bytes);
+        if self.buffer.len() < wanted {
+            self.grow(wanted);
         }
         Ok(self.buffer.get_mut(self.end..).unwrap_or_default())
     }
@@ -109,6 +120,24 @@ impl Inbound {
     /// Notes that `count` bytes were read into [`Self::room`].
     pub(in crate::postgres) fn filled(&mut self, count: usize) {
         self.end = (self.end + count).min(self.buffer.len());
+        self.fit();
+    }
+
+    /// Fits the usual size to how full the last read left the buffer.
+    fn fit(&mut self) {
+        let size = self.buffer.len();
+        if size - self.end < size / 4 {
+            self.usual_bytes = (self.usual_bytes * 2).min(BUFFER_BYTES_MAX);
+            self.small_reads = 0;
+        } else if self.end > size / 8 {
+            self.small_reads = 0;
+        } else {
+            self.small_reads += 1;
+            if self.small_reads > SMALL_READS_MAX {
+                self.usual_bytes = (self.usual_bytes / 2).max(BUFFER_BYTES_FIRST);
+                self.small_reads = 0;
+            }
+        }
     }
 
     /// Reads until a frame is complete and consumes it. Cancellation-safe.
@@ -211,7 +240,7 @@ mod tests {
     #[test]
     fn a_frame_larger_than_the_buffer_grows_it_and_the_buffer_shrinks_again() {
         let mut inbound = Inbound::new();
-        let size = BUFFER_BYTES * 3;
+        let size = BUFFER_BYTES_MAX * 3;
         feed(&mut inbound, b"d");
         feed(
             &mut inbound,
@@ -225,7 +254,41 @@ mod tests {
         }
         assert_eq!(inbound.complete().unwrap(), Some(size));
         inbound.consume(size);
-        assert_eq!(inbound.room().unwrap().len(), BUFFER_BYTES);
+        assert!(inbound.room().unwrap().len() <= BUFFER_BYTES_MAX);
+    }
+
+    #[test]
+    fn a_buffer_grows_while_reads_fill_it_and_halves_when_they_are_small() {
+        let mut inbound = Inbound::new();
+        assert_eq!(inbound.room().unwrap().len(), BUFFER_BYTES_FIRST);
+        for _ in 0..10 {
+            let bytes = inbound.room().unwrap().len();
+            inbound.filled(bytes);
+            inbound.consume(bytes);
+        }
+        assert_eq!(inbound.room().unwrap().len(), BUFFER_BYTES_MAX);
+        let mut sizes = Vec::new();
+        for _ in 0..10 * SMALL_READS_MAX {
+            sizes.push(inbound.room().unwrap().len());
+            inbound.filled(100);
+            inbound.consume(100);
+        }
+        assert_eq!(sizes.last(), Some(&BUFFER_BYTES_FIRST));
+        assert!(
+            sizes
+                .windows(2)
+                .all(|pair| pair[1] == pair[0] || pair[1] * 2 == pair[0])
+        );
+    }
+
+    #[test]
+    fn a_stream_that_needs_what_it_has_keeps_it() {
+        let mut inbound = Inbound::new();
+        for _ in 0..1_000 {
+            assert_eq!(inbound.room().unwrap().len(), BUFFER_BYTES_FIRST);
+            inbound.filled(BUFFER_BYTES_FIRST / 2);
+            inbound.consume(BUFFER_BYTES_FIRST / 2);
+        }
     }
 
     #[test]

@@ -21,6 +21,7 @@ use super::{
     Global,
     child::{Child, Task},
     database::{Database, DatabaseArgs},
+    histogram::Bucket,
     progress::Progress,
     report::{Report, What},
     scratch,
@@ -184,6 +185,7 @@ async fn measure(
         p50_ms: of(waits.value_at_quantile(0.5)),
         p99_ms: of(waits.value_at_quantile(0.99)),
         max_ms: of(waits.max()),
+        histogram: Bucket::of(&waits),
         redelivered: Some(redelivered),
         ..Report::default()
     })

@@ -1,10 +1,10 @@
 //! What a measurement found, as a table for people and as one JSON object.
 
-use std::io;
+use std::{borrow::Cow, io};
 
 use serde::Serialize;
 
-use super::{Format, Global, measure::Spread, output, output::View};
+use super::{Format, Global, histogram::Bucket, measure::Spread, output, output::View};
 
 /// The result of a measurement. Fields that do not apply are left out. Spreads are for people: they
 /// stand in the table only, so that a program finds one number a figure.
@@ -66,6 +66,9 @@ pub(super) struct Report {
     /// The largest latency.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) max_ms: Option<f64>,
+    /// The latencies themselves, where they are few.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) histogram: Vec<Bucket>,
     /// What 99 of 100 stayed below without a dump.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) p99_alone_ms: Option<f64>,
@@ -165,7 +168,7 @@ impl What {
 /// One line of the table.
 #[derive(Debug, Serialize)]
 struct Line {
-    what: &'static str,
+    what: Cow<'static, str>,
     median: String,
     spread: String,
 }
@@ -176,7 +179,7 @@ impl View for Line {
 
     fn cells(&self) -> Vec<String> {
         vec![
-            self.what.to_owned(),
+            self.what.clone().into_owned(),
             self.median.clone(),
             self.spread.clone(),
         ]
@@ -246,16 +249,16 @@ impl Report {
     }
 
     fn lines(&self) -> Vec<Line> {
-        let of_spread = |what, spread: Option<Spread>, digits: usize| {
+        let of_spread = |what: &'static str, spread: Option<Spread>, digits: usize| {
             spread.map(|spread| Line {
-                what,
+                what: what.into(),
                 median: format!("{:.digits$}", spread.median),
                 spread: format!("{:.digits$}..{:.digits$}", spread.min, spread.max),
             })
         };
-        let of_value = |what, value: Option<f64>| {
+        let of_value = |what: &'static str, value: Option<f64>| {
             value.map(|value| Line {
-                what,
+                what: what.into(),
                 median: format!("{value:.2}"),
                 spread: String::new(),
             })
@@ -284,7 +287,13 @@ impl Report {
             of_value("RSS MiB before", self.rss_before_mib),
             of_value("RSS MiB", self.rss_mib),
         ];
-        lines.into_iter().flatten().collect()
+        let highest = self.histogram.iter().map(|bucket| bucket.count).max();
+        let buckets = self.histogram.iter().map(|bucket| Line {
+            what: bucket.bounds().into(),
+            median: bucket.count.to_string(),
+            spread: bucket.bar(highest.unwrap_or_default()),
+        });
+        lines.into_iter().flatten().chain(buckets).collect()
     }
 }
 
