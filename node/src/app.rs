@@ -34,7 +34,7 @@ use crate::{
     events,
     http::{self, Pages},
     logs::Logs,
-    raft::{Door, RaftConsensus},
+    raft::RaftConsensus,
     replicas::Replicas,
     rpc::admin::{AdminService, NodeInfo},
     sources::{Sources, unix_now_micros},
@@ -80,12 +80,11 @@ pub async fn start(config: &Config) -> anyhow::Result<Node> {
     let grpc_listener = bind(config.node.listen).await?;
     let http_listener = bind(config.node.metrics).await?;
 
-    let door = Door::new(&config.node.name);
-    let begun = Begun::begin(config, &grpc_listener, &door, &credentials).await?;
+    let begun = Begun::begin(config, &grpc_listener, &credentials).await?;
     let parts = Parts::open(config, &begun).await?;
     let stops = Stops::default();
     let (leader, watching) = watch_leader(&parts.consensus, stops.part.clone());
-    let started = Started::start(config, &parts, leader, (door, stops));
+    let started = Started::start(config, &parts, leader, (begun.door.clone(), stops));
     let stops = &started.stops;
 
     let (lease, mut part) = take_part(&parts, &started);

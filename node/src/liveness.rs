@@ -6,6 +6,8 @@
 
 pub mod probe;
 
+mod confirmations;
+
 mod registry;
 
 mod reporter;
@@ -20,6 +22,7 @@ use pgcapture_engine::cluster::liveness::{Liveness, NodeReport};
 use tokio::{sync::watch, time::Instant};
 
 pub use self::{
+    confirmations::Confirmations,
     registry::Registry,
     reporter::{Reachable, Reporter},
 };
@@ -114,3 +117,6 @@ impl Book {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests;

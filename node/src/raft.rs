@@ -9,6 +9,7 @@
 //! - A proposal is answered after a majority has it on disk and this node's state contains it.
 //! - A proposal that is sent again under its id counts once.
 //! - No right to act follows from being the leader: rights are epochs, which are agreed on.
+//! - A leader whose disk is full yields: it could agree to nothing, and would keep others from it.
 //! - Nothing is read under a lease: a clock that goes wrong cannot show an old state as new.
 
 mod types;
@@ -26,6 +27,8 @@ mod propose;
 mod attend;
 
 mod members;
+
+mod yielding;
 
 mod join;
 
@@ -226,6 +229,7 @@ impl RaftConsensus {
             joining: tokio::sync::Mutex::default(),
         });
         let (attending, keeping) = (Arc::clone(&inner), Arc::clone(&inner));
+        let yielding = Arc::clone(&inner);
         let tasks = [
             spawn(TaskKind::Raft, "leadership", telling),
             spawn(
@@ -235,6 +239,9 @@ impl RaftConsensus {
             ),
             spawn(TaskKind::Raft, "members", async move {
                 keeping.keep_members().await;
+            }),
+            spawn(TaskKind::Raft, "yielding", async move {
+                yielding.yield_when_full().await
             }),
         ];
         Ok(Self {

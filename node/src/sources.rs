@@ -7,7 +7,8 @@
 //!
 //! # Invariants
 //!
-//! - At most one agent a source.
+//! - At most one agent a source, and one piece of work on it: what runs is drained before what is wanted
+//!   begins. No source waits for another one's drain.
 //! - No two agents run under one epoch: one that starts again begins a new one.
 
 mod definition;
@@ -15,6 +16,7 @@ mod floors;
 mod host;
 mod operations;
 mod reach;
+mod reconciler;
 mod secrets;
 mod setup;
 mod status;
@@ -35,7 +37,10 @@ use pgcapture_engine::{
     codes,
     fence::ClusterId,
 };
-use tokio::{sync::watch, task::JoinHandle};
+use tokio::{
+    sync::{Semaphore, watch},
+    task::JoinHandle,
+};
 use tokio_util::sync::CancellationToken;
 
 pub use self::{
@@ -44,7 +49,11 @@ pub use self::{
     operations::SourceError,
     setup::{Check, SourcePlan},
 };
-use self::{floors::Floor, host::SourceHost};
+use self::{
+    floors::Floor,
+    host::SourceHost,
+    reconciler::{Hosting, reconcile_until},
+};
 pub(crate) use self::{
     host::connection,
     secrets::Secrets,
@@ -52,9 +61,9 @@ pub(crate) use self::{
 };
 use crate::{config::Config, logs::Logs, peer_log::readers::RemoteReaders};
 
-/// How long the reconciler waits before it tries again what failed. An operator who mends a
-/// password file sees the effect at once; a broken one costs a log line each time.
-const RETRY_AFTER: Duration = Duration::from_secs(5);
+/// Logs that are opened and agents that are started side by side. Each may wait for a disk, or for the
+/// others to agree.
+const STARTS_MAX: usize = 16;
 
 /// An agent that does not drain within this time is dropped: its epoch keeps it harmless.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
@@ -149,7 +158,17 @@ impl Sources {
         stop: CancellationToken,
     ) -> JoinHandle<()> {
         let sources = Arc::clone(self);
-        actix::spawn(async move { sources.reconcile_until(&lease, stop).await })
+        actix::spawn(async move {
+            let hosted = Hosted {
+                sources: &sources,
+                lease,
+                stop: &stop,
+                starts: Semaphore::new(STARTS_MAX),
+            };
+            reconcile_until(&hosted, sources.consensus.state(), &stop).await;
+            let all: Vec<String> = sources.running.borrow().keys().cloned().collect();
+            sources.drain(all).await;
+        })
     }
 
     /// Opens the log of every source that the state knows, so that consumers can read before any
@@ -165,57 +184,6 @@ impl Sources {
 
     fn owns(&self, state: &State, source: &Source) -> bool {
         state.owner(&source.name) == Some(self.node.as_str())
-    }
-
-    async fn reconcile_until(&self, lease: &watch::Receiver<bool>, stop: CancellationToken) {
-        let mut state = self.consensus.state();
-        while !stop.is_cancelled() {
-            let wanted = Arc::clone(&state.borrow_and_update());
-            let is_done = self.reconcile(&wanted, lease).await;
-            let retry = async {
-                if is_done {
-                    std::future::pending::<()>().await;
-                }
-                tokio::time::sleep(RETRY_AFTER).await;
-            };
-            tokio::select! {
-                changed = state.changed() => if changed.is_err() { break },
-                () = retry => (),
-                () = stop.cancelled() => (),
-            }
-        }
-        let all: Vec<String> = self.running.borrow().keys().cloned().collect();
-        self.drain(all).await;
-    }
-
-    /// Makes what runs fit the state; returns whether nothing is left to try again.
-    async fn reconcile(&self, state: &State, lease: &watch::Receiver<bool>) -> bool {
-        let is_alone = is_alone(state);
-        let is_unwanted = |(name, running): &(&String, &Running)| {
-            let source = state.sources.get(*name);
-            !source.is_some_and(|source| self.owns(state, source) && running.fits(source, is_alone))
-        };
-        let unwanted: Vec<String> = {
-            let running = self.running.borrow();
-            let unwanted = running.iter().filter(is_unwanted);
-            unwanted.map(|(name, _)| name.clone()).collect()
-        };
-        self.drain(unwanted).await;
-        self.keep_troubles_of(state);
-        let mut is_done = true;
-        let given = |source: &&Source| self.owns(state, source);
-        for source in state.sources.values().filter(given) {
-            let runs = self.running.borrow().contains_key(&source.name);
-            // An agent keeps the log that it was started with, even one that has failed.
-            let has_log = runs || self.open_log(&source.name).await;
-            if source.paused || runs {
-                is_done &= has_log;
-            } else {
-                let lease = (!is_alone).then(|| lease.clone());
-                is_done &= has_log && self.start_agent(source, lease).await;
-            }
-        }
-        is_done
     }
 
     async fn open_log(&self, name: &str) -> bool {
@@ -379,6 +347,70 @@ impl Sources {
     /// A panic under the lock leaves the map as it was: go on.
     fn troubles(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Trouble>> {
         self.troubles.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The sources of a node while they are brought in step.
+struct Hosted<'a> {
+    sources: &'a Sources,
+    lease: watch::Receiver<bool>,
+    stop: &'a CancellationToken,
+    starts: Semaphore,
+}
+
+impl Hosted<'_> {
+    /// Tells whether an agent runs that the state does not want as it is.
+    fn is_unwanted(&self, name: &str, state: &State) -> bool {
+        let running = self.sources.running.borrow();
+        let source = state.sources.get(name);
+        let source = source.filter(|source| self.sources.owns(state, source));
+        running.get(name).is_some_and(|running| {
+            !source.is_some_and(|source| running.fits(source, is_alone(state)))
+        })
+    }
+}
+
+impl Hosting for Hosted<'_> {
+    fn due(&self, state: &State) -> Vec<String> {
+        self.sources.keep_troubles_of(state);
+        let running: Vec<String> = self.sources.running.borrow().keys().cloned().collect();
+        let (unwanted, running): (Vec<_>, Vec<_>) = running
+            .into_iter()
+            .partition(|name| self.is_unwanted(name, state));
+        let is_missing = |source: &&Source| {
+            self.sources.owns(state, source)
+                && !running.contains(&source.name)
+                && !unwanted.contains(&source.name)
+                && !(source.paused && self.sources.logs.is_usable(&source.name))
+        };
+        let missing = state.sources.values().filter(is_missing);
+        let missing: Vec<String> = missing.map(|source| source.name.clone()).collect();
+        unwanted.into_iter().chain(missing).collect()
+    }
+
+    async fn settle(&self, name: &str) -> bool {
+        let sources = self.sources;
+        let newest = || Arc::clone(&sources.consensus.state().borrow());
+        if self.is_unwanted(name, &newest()) {
+            sources.drain(vec![name.to_owned()]).await;
+        }
+        let permit = self.starts.acquire().await;
+        let state = newest();
+        let source = state.sources.get(name);
+        let source = source.filter(|source| sources.owns(&state, source));
+        let (Some(source), Ok(_permit), false) = (source, permit, self.stop.is_cancelled()) else {
+            return true;
+        };
+        // An agent keeps the log that it was started with, even one that has failed.
+        if sources.running.borrow().contains_key(name) {
+            return true;
+        }
+        let has_log = sources.open_log(name).await;
+        if source.paused || !has_log {
+            return has_log;
+        }
+        let lease = (!is_alone(&state)).then(|| self.lease.clone());
+        sources.start_agent(source, lease).await
     }
 }
 

@@ -236,6 +236,11 @@ impl Store {
         self.inner.space.is_full()
     }
 
+    /// Watches whether the disk is full.
+    pub(crate) fn full(&self) -> watch::Receiver<bool> {
+        self.inner.space.watch()
+    }
+
     /// Lets writes that wait for space fail: the node stops.
     pub fn give_up_waiting(&self) {
         self.inner.space.give_up();

@@ -13,6 +13,9 @@ mod harness;
 #[path = "cluster/agreement.rs"]
 mod agreement;
 
+#[path = "cluster/full_disk.rs"]
+mod full_disk;
+
 #[path = "cluster/membership.rs"]
 mod membership;
 

@@ -12,6 +12,7 @@ mod harness;
 use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, time::Duration};
 
 use harness::{Ended, PATIENCE, Running, free_directory, run_in};
+use pgcapture_actors::postgres::{Connection, LocalServer, LocalServerOptions, Replication};
 use rustix::process::{Pid, Signal, test_kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -139,7 +140,11 @@ async fn nodes_are_broken_and_mended_and_leave_nothing_behind() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_dev_takes_its_nodes_along_even_a_frozen_one() {
-    let dev = Dev::start(&[]).await;
+    // Data on another file system than everything temporary, where there is one.
+    let memory = Path::new("/dev/shm");
+    let data = memory.is_dir().then(|| TempDir::new_in(memory).unwrap());
+    let data = data.unwrap_or_else(free_directory);
+    let dev = Dev::start(&["--data", data.path().to_str().unwrap()]).await;
     dev.ask(&["dev", "pause", "3"]).expect(0);
     let processes = dev.processes();
     assert!(processes.iter().all(|pid| lives(*pid)));
@@ -149,9 +154,35 @@ async fn a_killed_dev_takes_its_nodes_along_even_a_frozen_one() {
     })
     .await;
     eventually("the end of the files", || {
-        entries(dev.folder.path()).is_empty()
+        entries(dev.folder.path()).is_empty() && entries(data.path()).is_empty()
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dev_that_cannot_be_given_orders_leaves_nothing_on_a_server_of_others() {
+    let server = LocalServer::start(LocalServerOptions::default()).await;
+    let server = server.expect("PostgreSQL is installed");
+    let folder = free_directory();
+    let port = {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.local_addr().unwrap().port().to_string()
+    };
+    // Something else is where its socket belongs.
+    let taken = format!("pgcapture-dev-{port}.sock");
+    fs::create_dir(folder.path().join(&taken)).unwrap();
+    let url = server.url("postgres");
+    let args = ["dev", "--nodes", "2", "--port", &port, "--pg", &url];
+    let ended = run_in(folder.path(), "", &args);
+    assert!(ended.talk.contains("no socket at"), "{}", ended.talk);
+    ended.expect(1);
+    assert_eq!(entries(folder.path()), [taken]);
+    let config = server.config("postgres");
+    let connection = Connection::connect(&config, Replication::Off).await;
+    let left = "SELECT slot_name FROM pg_replication_slots \
+                UNION ALL SELECT pubname FROM pg_publication";
+    let left = connection.unwrap().query(left).await.unwrap();
+    assert!(left.is_empty(), "{left:?}");
 }
 
 /// Numbers of the orders whose insertion was shown, in the order of the lines.

@@ -19,6 +19,7 @@ mod consumer;
 mod trio;
 
 use consumer::{Consumer, id};
+use process::run;
 use trio::{Trio, Writer};
 
 /// Takes rows until `last`, acknowledging each; every row once, in order.
@@ -57,6 +58,53 @@ async fn a_stream_on_another_node_goes_on_when_owners_die() {
     }
     let last = writer.stop().await;
     take_in_order(&mut consumer, seen + 1, last).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_consumer_can_be_shown_moved_and_removed_when_the_node_that_kept_it_is_gone() {
+    let mut trio = Trio::start().await;
+    trio.add_source().await;
+    let owner = trio.owner().await;
+    let (home, asked) = ((owner + 1) % 3, (owner + 2) % 3);
+    let mut writer = Writer::start(&trio.server);
+    let mut consumers = Vec::new();
+    for uri in ["shop/moved", "shop/removed"] {
+        let mut consumer = Consumer::open(trio.listen(home), uri, &[]).await;
+        trio.joined(asked, uri).await;
+        writer.goes_on().await;
+        let message = consumer.next().await;
+        consumer.ack(&message).await;
+        consumers.push(consumer);
+    }
+    trio.kill(home).await;
+    // The sessions were on that node, and end with it.
+    drop(consumers);
+    let ask = async |args: &[&str]| run(trio.listen(asked), args).await;
+
+    let shown = ask(&["consumer", "show", "shop/moved", "-o", "json"]).await;
+    assert!(shown.data.contains("\"sessions\": 0"), "{}", shown.data);
+    shown.expect(0);
+    ask(&[
+        "consumer",
+        "seek",
+        "shop/moved",
+        "--to",
+        "latest",
+        "--dry-run",
+    ])
+    .await
+    .expect(0);
+    ask(&["consumer", "seek", "shop/moved", "--to", "latest", "--yes"])
+        .await
+        .expect(0);
+    ask(&["consumer", "rm", "shop/removed", "--yes"])
+        .await
+        .expect(0);
+    let listed = ask(&["consumer", "ls", "-o", "json"]).await;
+    assert!(listed.data.contains("shop/moved"), "{}", listed.data);
+    assert!(!listed.data.contains("shop/removed"), "{}", listed.data);
+    listed.expect(0);
+    writer.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -17,6 +17,7 @@ pub(super) struct Begun {
     pub(super) raft: RaftConsensus,
     /// Where others reach this node.
     pub(super) address: String,
+    pub(super) door: Door,
     pub(super) peers: Option<Task<()>>,
     pub(super) stop_peers: CancellationToken,
 }
@@ -26,12 +27,12 @@ impl Begun {
     pub(super) async fn begin(
         config: &Config,
         listener: &TcpListener,
-        door: &Door,
         credentials: &Credentials,
     ) -> anyhow::Result<Self> {
         let data_dir = config.node.data_dir.clone();
         let opened = tokio::task::spawn_blocking(move || Store::open(&data_dir)).await?;
         let store = opened.map_err(RaftError::from)?;
+        let door = Door::of(&config.node.name, &store)?;
         let address = listener.local_addr()?.to_string();
         let wish = Wish {
             name: config.node.name.clone(),
@@ -53,7 +54,7 @@ impl Begun {
             )?)
         };
         let channels = Peers::new(config)?;
-        raft::enter(&store, &wish, &channels).await?;
+        raft::enter(&store, &wish, &channels, &door).await?;
         let pace = Pace {
             heartbeat: config.raft.heartbeat.0,
             election: config.raft.election.0,
@@ -64,6 +65,7 @@ impl Begun {
         raft.introduce(&wish).await?;
         Ok(Self {
             raft,
+            door,
             address: wish.address,
             peers,
             stop_peers,

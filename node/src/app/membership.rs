@@ -23,7 +23,7 @@ pub(super) fn take_part(
         parts.node.clone(),
         Arc::clone(&parts.consensus),
         parts.peers.clone(),
-        book.clone(),
+        (book.clone(), started.confirmations.clone()),
         parts.sources.as_ref(),
     );
     let (lease, reports) = reporter.start(stop.clone());

@@ -144,6 +144,7 @@ impl Services {
                 local: admin,
                 forward: others.forward.clone(),
                 events: others.events.clone(),
+                homes: peers.homes.clone(),
             },
             cluster: ClusterService {
                 group: others.group,

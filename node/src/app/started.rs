@@ -15,7 +15,7 @@ use crate::{
     events::Events,
     group::RaftGroup,
     homes::Homes,
-    liveness::{Book, Registry},
+    liveness::{Book, Confirmations, Registry},
     raft::{Door, RaftConsensus},
     rpc::{
         forward::Forward,
@@ -46,6 +46,7 @@ pub(super) struct Started {
     pub(super) gateway: GatewayHandle,
     pub(super) homes: Homes,
     pub(super) book: Book,
+    pub(super) confirmations: Confirmations,
     pub(super) events: Events,
     pub(super) orders: TaskTracker,
     pub(super) stops: Stops,
@@ -70,6 +71,7 @@ impl Started {
             gateway,
             homes,
             book: Book::default(),
+            confirmations: Confirmations::new(Arc::clone(&parts.consensus)),
             events: Events::default(),
             orders: TaskTracker::new(),
             stops,
@@ -101,6 +103,7 @@ impl Started {
             liveness: LivenessService {
                 consensus: Arc::clone(&parts.consensus),
                 book: self.book.clone(),
+                confirmations: self.confirmations.clone(),
                 orders: self.orders.clone(),
                 stop: self.stops.part.clone(),
             },

@@ -276,7 +276,7 @@ fn node_folder(args: &DevArgs) -> Result<Folder, Failure> {
     };
     let mut builder = tempfile::Builder::new();
     builder.prefix("pgcapture-dev-");
-    // Orders come over a socket that is made in it: nobody else may.
+    // Passwords and rows lie in it: nobody else may look.
     builder.permissions(std::fs::Permissions::from_mode(FOLDER_MODE));
     let directory = match &args.data {
         Some(parent) => std::fs::create_dir_all(parent).and_then(|()| builder.tempdir_in(parent)),

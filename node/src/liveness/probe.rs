@@ -1,6 +1,6 @@
 //! Looks whether anybody listens where a node was.
 
-use std::{sync::Arc, time::Duration};
+use std::{io::ErrorKind, sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
 use pgcapture_actors::consensus::Consensus;
@@ -21,8 +21,9 @@ const PROBES: u32 = 5;
 /// Pause between two of them; the sockets of a process are closed within a few milliseconds.
 const PROBE_PAUSE: Duration = Duration::from_millis(20);
 
-/// Enters a node as gone if nobody listens at its address. A connection that is taken, or a host
-/// that is silent, proves nothing.
+/// Enters a node as gone if its address refuses connections. One that is taken, a host that is silent,
+/// and every other failure (no route, a name that cannot be looked up, no file handle left here) prove
+/// nothing.
 pub async fn look_for(consensus: &dyn Consensus, book: &Book, node: &str) {
     let state = Arc::clone(&consensus.state().borrow());
     let Some(known) = state.nodes.get(node) else {
@@ -31,9 +32,13 @@ pub async fn look_for(consensus: &dyn Consensus, book: &Book, node: &str) {
     let address = &known.address;
     for _ in 0..PROBES {
         match timeout(PROBE_MAX, TcpStream::connect(address)).await {
-            Ok(Err(error)) => {
+            Ok(Err(error)) if error.kind() == ErrorKind::ConnectionRefused => {
                 tracing::warn!(node, address, %error, "a node is gone: nobody listens there");
                 return book.gone(node);
+            }
+            Ok(Err(error)) => {
+                tracing::debug!(node, address, %error, "whether a node is gone cannot be told");
+                return;
             }
             Ok(Ok(_)) => sleep(PROBE_PAUSE).await,
             Err(_) => return,
@@ -47,4 +52,38 @@ pub async fn look_for_all(consensus: &dyn Consensus, book: &Book) {
     let state = Arc::clone(&consensus.state().borrow());
     let looks = state.nodes.keys();
     join_all(looks.map(|node| look_for(consensus, book, node))).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use pgcapture_engine::cluster::liveness::Life;
+
+    use super::*;
+    use crate::liveness::tests::Group;
+
+    /// What a new leader concludes of a node at an address.
+    async fn found_at(address: &str) -> Life {
+        let group = Group::of(&[("n2", address)]);
+        let book = Book::default();
+        book.open();
+        look_for_all(&group, &book).await;
+        book.read(|liveness, now| liveness.life("n2", now)).unwrap()
+    }
+
+    #[tokio::test]
+    async fn an_address_that_refuses_is_proof_of_death() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        assert_eq!(found_at(&address).await, Life::Alive);
+        drop(listener);
+        assert_eq!(found_at(&address).await, Life::Gone);
+    }
+
+    #[tokio::test]
+    async fn other_failures_prove_nothing() {
+        // No address at all, and one that no connection can be made to.
+        for address in ["n2", "255.255.255.255:1"] {
+            assert_eq!(found_at(address).await, Life::Alive, "{address}");
+        }
+    }
 }

@@ -19,7 +19,7 @@ use tokio::{
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 
-use super::Book;
+use super::{Book, Confirmations};
 use crate::peers::Peers;
 
 /// Reports on their way, or not answered yet; a leader that is further behind counts as silent.
@@ -38,6 +38,7 @@ pub struct Reporter {
     consensus: Arc<dyn Consensus>,
     peers: Peers,
     book: Book,
+    confirmations: Confirmations,
     report: watch::Receiver<NodeReport>,
     lease: watch::Sender<Option<Instant>>,
 }
@@ -57,7 +58,7 @@ impl Reporter {
         node: String,
         consensus: Arc<dyn Consensus>,
         peers: Peers,
-        book: Book,
+        (book, confirmations): (Book, Confirmations),
         reachable: &dyn Reachable,
     ) -> Self {
         Self {
@@ -65,6 +66,7 @@ impl Reporter {
             consensus,
             peers,
             book,
+            confirmations,
             report: reachable.report(),
             lease: watch::Sender::new(None),
         }
@@ -121,9 +123,9 @@ impl Reporter {
             let sent = Instant::now();
             let report = self.report.borrow_and_update().clone();
             self.book.heard(&self.node, report);
-            match self.consensus.confirm_leadership().await {
+            match self.confirmations.since(sent).await {
                 Ok(()) => self.renew(sent),
-                Err(error) => return Ended::Broken(error.to_string()),
+                Err(reason) => return Ended::Broken(reason),
             }
             tokio::select! {
                 () = sleep_until(sent + REPORT_INTERVAL) => (),

@@ -3,30 +3,46 @@
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::RaftConsensus;
+use super::{RaftConsensus, RaftError};
+use crate::store::{ClusterId, Store};
 
 /// The door that the peer API is served behind. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Door {
     name: String,
+    /// The cluster that the node's store belongs to. It stays known after a stop: a node that is about to
+    /// end waits for no cluster either.
+    cluster: watch::Sender<Option<ClusterId>>,
     member: watch::Sender<Option<RaftConsensus>>,
     stop: CancellationToken,
 }
 
 impl Door {
-    /// Makes the door of a node that belongs to no cluster yet.
-    #[must_use]
-    pub fn new(name: &str) -> Self {
-        Self {
+    /// Makes the door of the node whose store this is. It is closed, yet tells which cluster the store
+    /// belongs to: whoever begins a cluster must know that there is one.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be read.
+    pub fn of(name: &str, store: &Store) -> Result<Self, RaftError> {
+        let identity = store.identity()?;
+        Ok(Self {
             name: name.to_owned(),
+            cluster: watch::Sender::new(identity.map(|identity| identity.cluster)),
             member: watch::channel(None).0,
             stop: CancellationToken::new(),
-        }
+        })
     }
 
     /// Opens it: the node is a member from now on.
     pub fn open(&self, member: RaftConsensus) {
+        self.belongs_to(member.identity().cluster);
         self.member.send_replace(Some(member));
+    }
+
+    /// Tells others from now on that the node belongs to a cluster.
+    pub(super) fn belongs_to(&self, cluster: ClusterId) {
+        self.cluster.send_replace(Some(cluster));
     }
 
     /// Closes it: calls that never end, end.
@@ -39,6 +55,11 @@ impl Door {
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Returns the cluster that the node belongs to, whether its member is behind the door or not.
+    pub(crate) fn cluster(&self) -> Option<ClusterId> {
+        *self.cluster.borrow()
     }
 
     /// Returns the member behind it.

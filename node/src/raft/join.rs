@@ -21,7 +21,7 @@ use pgcapture_proto::peer::v1::{
 use tonic::{Code, Status};
 
 use super::{
-    RaftConsensus, RaftError, bootstrap,
+    Door, RaftConsensus, RaftError, bootstrap,
     network::{PROTOCOL, within},
     propose::PROPOSE_MAX,
     serve::cluster_of,
@@ -62,16 +62,30 @@ enum Found {
     Silent(Vec<String>),
 }
 
-/// Brings a store to its cluster. Returns at once when it belongs to one; waits for the peers
-/// otherwise, for as long as it takes.
+/// Brings a store to its cluster, and tells it to whoever asks at the door. Returns at once when it
+/// belongs to one; waits for the peers otherwise, for as long as it takes.
 ///
 /// # Errors
 ///
 /// [`RaftError`]: when the cluster refuses this node, or the store is another node's.
-pub async fn enter(store: &Store, wish: &Wish, peers: &Peers) -> Result<(), RaftError> {
+pub async fn enter(
+    store: &Store,
+    wish: &Wish,
+    peers: &Peers,
+    door: &Door,
+) -> Result<(), RaftError> {
     if let Some(identity) = store.identity()? {
         return check_name(store, &identity, wish);
     }
+    find(store, wish, peers).await?;
+    if let Some(identity) = store.identity()? {
+        door.belongs_to(identity.cluster);
+    }
+    Ok(())
+}
+
+/// Makes a store that belongs to no cluster a member of one.
+async fn find(store: &Store, wish: &Wish, peers: &Peers) -> Result<(), RaftError> {
     let others: Vec<String> = wish
         .peers
         .iter()

@@ -7,7 +7,7 @@
 
 mod client;
 
-mod forward;
+pub(in crate::rpc) mod forward;
 
 mod opening;
 

@@ -3,9 +3,10 @@
 //! A request goes at most one step: it carries a mark, and a node answers a marked one by itself. The
 //! other node is asked with the token of the cluster, and for no longer than the caller waits. Who
 //! has to answer is read from the agreed state, which may be old: then the other node's own refusal
-//! tells.
+//! tells. A subscription's books are with one node; when that is gone, this one takes them over.
 
 pub mod admin;
+mod at_home;
 mod deadline;
 mod merge;
 
@@ -174,7 +175,10 @@ impl Target {
             "node {} at {} does not answer: {why}",
             self.name, self.address
         );
-        status(away.code, what, away.next)
+        let mut told = status(away.code, what, away.next);
+        // Whether the node is proven to be gone stands in the causes.
+        told.set_source(Arc::new(answer));
+        told
     }
 }
 

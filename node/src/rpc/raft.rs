@@ -1,7 +1,7 @@
 //! `pgcapture.peer.v1.Raft`: what nodes of one cluster ask each other.
 //!
 //! Unwraps a message, hands it to the member behind the door, and maps the error. It answers before
-//! this node belongs to a cluster: then it tells that it waits.
+//! the member is there: then it tells the cluster of this node's store, or that this node waits.
 
 use std::pin::Pin;
 
@@ -151,9 +151,11 @@ impl Raft for RaftService {
             name: self.door.name().to_owned(),
             ..IdentifyResponse::default()
         };
+        // A node that starts is a member before it can act as one.
+        if let Some(cluster) = self.door.cluster() {
+            answer.cluster = cluster.0.to_be_bytes().to_vec().into();
+        }
         if let Some(member) = self.door.member() {
-            let cluster = member.identity().cluster.0.to_be_bytes();
-            answer.cluster = cluster.to_vec().into();
             answer.leader = member.leader_address();
         }
         Ok(Response::new(answer))

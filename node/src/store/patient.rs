@@ -15,6 +15,7 @@ use std::{
 
 use pgcapture_engine::codes;
 use redb::{BackendError, StorageBackend};
+use tokio::sync::watch;
 
 /// A full disk is tried again this often.
 const LOOK_INTERVAL: Duration = Duration::from_millis(200);
@@ -23,6 +24,7 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(200);
 #[derive(Clone, Debug, Default)]
 pub(super) struct Space {
     inner: Arc<(Mutex<Want>, Condvar)>,
+    is_full: watch::Sender<bool>,
 }
 
 #[derive(Debug, Default)]
@@ -37,6 +39,21 @@ impl Space {
     /// Tells whether a write waits for space.
     pub(super) fn is_full(&self) -> bool {
         self.lock().waiting > 0
+    }
+
+    /// Watches that.
+    pub(super) fn watch(&self) -> watch::Receiver<bool> {
+        self.is_full.subscribe()
+    }
+
+    /// Counts a write that begins to wait, or that waits no more.
+    fn count(&self, change: impl FnOnce(&mut usize)) {
+        let mut want = self.lock();
+        change(&mut want.waiting);
+        let is_full = want.waiting > 0;
+        // Under the lock, so that nobody is told of an older count after a newer one.
+        self.is_full
+            .send_if_modified(|before| std::mem::replace(before, is_full) != is_full);
     }
 
     /// Lets every write that waits fail, now and from now on. The second call does nothing.
@@ -84,7 +101,7 @@ impl<B> PatientFile<B> {
             codes::node::STORE_FAILED.next,
         );
         tracing::error!(code, next, error = %first, "the disk of the node's store is full: waiting");
-        self.space.lock().waiting += 1;
+        self.space.count(|waiting| *waiting += 1);
         let mut done = Err(first);
         while self.space.wait() {
             done = write();
@@ -92,7 +109,7 @@ impl<B> PatientFile<B> {
                 break;
             }
         }
-        self.space.lock().waiting -= 1;
+        self.space.count(|waiting| *waiting -= 1);
         if done.is_ok() {
             tracing::info!("the node's store takes writes again");
         }

@@ -20,7 +20,7 @@ use pgcapture_node::{
 };
 use pgcapture_proto::peer::v1::raft_server::RaftServer;
 use tempfile::TempDir;
-use tokio::runtime::Runtime;
+use tokio::{runtime::Runtime, sync::watch};
 use tonic::transport::{Server, server::TcpIncoming};
 
 /// Nothing here takes longer; what does is broken.
@@ -52,6 +52,12 @@ impl Place {
 
     /// Starts the node that lives here.
     pub(crate) fn start(&self, peers: &[String]) -> Starting {
+        self.start_held(peers, watch::channel(false).1)
+    }
+
+    /// The same, but a store that belongs to a cluster is not acted for while `is_held`: the node answers
+    /// others, and is not behind its door yet.
+    pub(crate) fn start_held(&self, peers: &[String], is_held: watch::Receiver<bool>) -> Starting {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
@@ -62,7 +68,12 @@ impl Place {
             address: self.address.clone(),
             peers: peers.to_vec(),
         };
-        let started = runtime.spawn(run(self.folder.path().to_owned(), self.listen, wish));
+        let started = runtime.spawn(run(
+            self.folder.path().to_owned(),
+            self.listen,
+            wish,
+            is_held,
+        ));
         Starting { runtime, started }
     }
 }
@@ -166,8 +177,14 @@ pub(crate) async fn soon<T>(what: &str, work: impl Future<Output = T>) -> T {
     done.unwrap_or_else(|_| panic!("{what}: not within {PATIENCE:?}"))
 }
 
-async fn run(folder: std::path::PathBuf, listen: SocketAddr, wish: Wish) -> Started {
-    let door = Door::new(&wish.name);
+async fn run(
+    folder: std::path::PathBuf,
+    listen: SocketAddr,
+    wish: Wish,
+    mut is_held: watch::Receiver<bool>,
+) -> Started {
+    let store = open(&folder).await?;
+    let door = Door::of(&wish.name, &store)?;
     let listener = tokio::net::TcpListener::bind(listen).await.unwrap();
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     let service = RaftServer::new(RaftService { door: door.clone() });
@@ -176,8 +193,9 @@ async fn run(folder: std::path::PathBuf, listen: SocketAddr, wish: Wish) -> Star
         .serve_with_incoming(incoming);
     let server = spawn(TaskKind::Server, "peers", serving);
     let peers = Peers::default();
-    let store = open(&folder).await?;
-    enter(&store, &wish, &peers).await?;
+    enter(&store, &wish, &peers, &door).await?;
+    // Whoever held it may be gone: go on.
+    drop(is_held.wait_for(|is_held| !is_held).await);
     let raft = RaftConsensus::start(store, Pace::default(), peers).await?;
     door.open(raft.clone());
     raft.recover().await?;
@@ -194,7 +212,13 @@ async fn open(folder: &Path) -> Result<Store, RaftError> {
 /// Three nodes that have found each other and all vote.
 pub(crate) async fn three_nodes() -> (Vec<Place>, Vec<Node>) {
     let places: Vec<Place> = ["n1", "n2", "n3"].map(Place::new).into();
-    let peers = addresses(&places);
+    let nodes = start_all(&places).await;
+    (places, nodes)
+}
+
+/// The same at places that are there already.
+pub(crate) async fn start_all(places: &[Place]) -> Vec<Node> {
+    let peers = addresses(places);
     let starting: Vec<Starting> = places.iter().map(|place| place.start(&peers)).collect();
     let mut nodes = Vec::new();
     for starting in starting {
@@ -203,7 +227,7 @@ pub(crate) async fn three_nodes() -> (Vec<Place>, Vec<Node>) {
     for node in &nodes {
         node.wait("three vote", |status| voters(status) == 3).await;
     }
-    (places, nodes)
+    nodes
 }
 
 pub(crate) fn addresses(places: &[Place]) -> Vec<String> {

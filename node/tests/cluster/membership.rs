@@ -2,6 +2,8 @@
 
 use pgcapture_actors::consensus::Consensus as _;
 use pgcapture_engine::cluster::Answer;
+use pgcapture_proto::peer::v1::{IdentifyRequest, raft_client::RaftClient};
+use tokio::sync::watch;
 
 use super::harness::{Place, add_source, addresses, leader, soon, three_nodes, voters};
 
@@ -56,6 +58,50 @@ async fn a_lost_node_comes_back_only_after_it_was_removed() {
         .await;
     let id = back.raft.identity().id;
     assert_eq!(id, 4, "a number is never given twice");
+}
+
+/// Asks the node at an address which cluster it belongs to, once it answers at all.
+async fn cluster_at(address: &str) -> Vec<u8> {
+    let asked = async {
+        loop {
+            let client = RaftClient::connect(format!("http://{address}")).await;
+            let request = IdentifyRequest::default();
+            if let Ok(mut client) = client
+                && let Ok(answer) = client.identify(request).await
+            {
+                return answer.into_inner().cluster.to_vec();
+            }
+        }
+    };
+    soon("a node that starts answers", asked).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_lost_its_data_begins_no_second_cluster_while_the_others_start() {
+    let (mut places, nodes) = three_nodes().await;
+    let cluster = nodes[0].raft.identity().cluster.0.to_be_bytes();
+    for node in nodes {
+        node.kill().await;
+    }
+    // The first of the list: the one that begins a cluster once all others wait.
+    places[0].folder = tempfile::tempdir().unwrap();
+    let peers = addresses(&places);
+    let (hold, is_held) = watch::channel(true);
+    let others = [1, 2].map(|index: usize| places[index].start_held(&peers, is_held.clone()));
+    for place in &places[1..] {
+        assert_eq!(cluster_at(&place.address).await, cluster);
+    }
+    let wiped = places[0].start(&peers);
+    // It asks over and over while nobody can let it in; what it begins, it begins in its first round.
+    assert_eq!(cluster_at(&places[0].address).await, Vec::<u8>::new());
+    hold.send_replace(false);
+    let mut back = Vec::new();
+    for other in others {
+        back.push(other.ready().await);
+    }
+    leader(&back).await;
+    let error = wiped.refused().await;
+    assert!(error.to_string().starts_with("PGC-R05"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -10,6 +10,9 @@
 //! - A node holds its lease at most [`LEASE`] after a report that the leader has answered, counted
 //!   from when it sent that report; the leader gives it up only [`SILENCE_MAX`] after it received
 //!   one. Both use clocks that only run forward, so that no two clocks are ever compared.
+//! - A leader answers only while it is known to lead: on a round in which a majority said so, begun at
+//!   most [`CONFIRMED_MAX`] before the report came. The next leader was elected after that round began,
+//!   so that it gives nobody up before the leases that its predecessor has renewed are over.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -28,6 +31,10 @@ pub const LEASE: Duration = Duration::from_millis(1_200);
 /// A node that was silent for this long is given up. Longer than [`LEASE`], so that its agents have
 /// stopped by themselves before others begin.
 pub const SILENCE_MAX: Duration = Duration::from_millis(1_500);
+
+/// A report is answered on a majority's word from a round that began at most this long before it came:
+/// what is left between the end of a lease and the moment at which a new leader may give the node up.
+pub const CONFIRMED_MAX: Duration = SILENCE_MAX.saturating_sub(LEASE);
 
 /// A source that its owner cannot reach moves after this time to a node that reaches it: a server
 /// that restarts is back sooner.
@@ -260,6 +267,22 @@ mod tests {
     }
 
     proptest! {
+        /// A leader that was deposed at any moment after its last round, and answers what it may, has
+        /// renewed no lease beyond what the next leader waits for.
+        #[test]
+        fn a_lease_of_the_old_leader_ends_before_the_new_one_gives_the_node_up(
+            round in 1_000_u64..100_000,
+            elected_after in 0_u64..2_000,
+            received_after in 0_u64..=300,
+            travel in 0_u64..1_000,
+        ) {
+            prop_assert_eq!(CONFIRMED_MAX, ms(300));
+            let next = Liveness::new(ms(round + elected_after));
+            let mut lease = Lease::default();
+            lease.renewed(ms((round + received_after).saturating_sub(travel)));
+            prop_assert!(next.is_alive("n1", lease.until().saturating_sub(ms(1))));
+        }
+
         /// However reports and answers travel, the leader gives a node up only after the node's
         /// own lease has ended. `skew` is the difference of the two clocks' starts.
         #[test]

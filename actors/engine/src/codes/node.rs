@@ -159,9 +159,11 @@ pub const DEV_NODE: Explanation = Explanation {
 pub const OWNER_AWAY: Explanation = Explanation {
     code: "PGC-N18",
     title: "the node that has to answer cannot be reached",
-    text: "What is asked for is known to one node only: the one that runs the source's agent, or the \
-           leader of the cluster. It did not answer the node that was asked. If it is gone, its work \
-           goes to another node within seconds.",
+    text: "What is asked for is known to one node only: the one that runs the source's agent, the one \
+           that keeps the subscription, or the leader of the cluster. It did not answer the node that \
+           was asked. If it is gone, another one runs the source, or leads, within seconds; a \
+           subscription is taken over by the node that is asked to change it, once the one that keeps \
+           it refuses connections or has been silent for some seconds.",
     next: "try again in some seconds; `pgcapture cluster status` shows which nodes live",
 };
 

@@ -52,7 +52,8 @@ impl Obey for Nodes {
 #[derive(Debug)]
 struct Several {
     nodes: Arc<Nodes>,
-    control: Server,
+    /// `None` until everything else runs.
+    control: Option<Server>,
     servers: Servers,
     shop: Shop,
     /// What is printed once everything runs.
@@ -104,31 +105,34 @@ impl Several {
         );
         let (mut servers, cluster) = (servers?, cluster?);
         let prepared = prepare(args, &mut servers, &cluster).await;
-        let (shop, control, nodes) = match prepared {
-            Ok((shop, port)) => {
-                let addresses = cluster.view().into_iter();
-                let addresses = addresses.map(|node| (node.endpoint, node.metrics_url));
-                let addresses: Vec<_> = addresses.collect();
-                let nodes = Arc::new(Nodes(Mutex::new(Some(cluster))));
-                let obey: Arc<dyn Obey> = Arc::<Nodes>::clone(&nodes);
-                let control = Server::start(path, port, obey).await;
-                (shop, control.map(|control| (control, addresses)), nodes)
-            }
+        let (shop, port) = match prepared {
+            Ok(prepared) => prepared,
             Err(failure) => {
                 cluster.stop().await;
                 servers.stop().await;
                 return Err(failure);
             }
         };
-        let (control, addresses) = control?;
-        Ok(Self {
-            nodes,
-            control,
+        let addresses = cluster.view().into_iter();
+        let addresses = addresses.map(|node| (node.endpoint, node.metrics_url));
+        let mut several = Self {
+            addresses: addresses.collect(),
+            nodes: Arc::new(Nodes(Mutex::new(Some(cluster)))),
+            control: None,
             servers,
             shop,
-            addresses,
             _folder: folder,
-        })
+        };
+        let obey: Arc<dyn Obey> = Arc::<Nodes>::clone(&several.nodes);
+        match Server::start(port, obey).await {
+            Ok(control) => several.control = Some(control),
+            Err(failure) => {
+                // The failure that is shown is the first one.
+                drop(several.stop().await);
+                return Err(failure);
+            }
+        }
+        Ok(several)
     }
 
     /// Stops in order: orders, what we made in a foreign server, the nodes, our own servers.

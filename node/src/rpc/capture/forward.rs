@@ -47,7 +47,7 @@ const TRIES_MAX: u32 = 20;
 
 /// Why a node does not serve a stream that nothing was delivered on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Lost {
+pub(in crate::rpc) enum Lost {
     /// It refuses connections: its process is gone.
     Refused,
     /// It cannot be reached, or the connection broke.
@@ -58,7 +58,7 @@ pub(super) enum Lost {
 
 /// What to do next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Next {
+pub(in crate::rpc) enum Next {
     /// Claim the home instead of the node.
     Replace,
     /// Wait, and look for the home again.
@@ -69,14 +69,14 @@ pub(super) enum Next {
 
 /// The attempts of one stream.
 #[derive(Debug)]
-pub(super) struct Attempts {
+pub(in crate::rpc) struct Attempts {
     backoff: Backoff,
     count: u32,
     silent: u32,
 }
 
 impl Attempts {
-    pub(super) const fn new() -> Self {
+    pub(in crate::rpc) const fn new() -> Self {
         Self {
             backoff: Backoff::new(RETRY_FIRST, RETRY_MAX),
             count: 0,
@@ -84,7 +84,7 @@ impl Attempts {
         }
     }
 
-    pub(super) fn on_lost(&mut self, lost: Lost, jitter: f64) -> Next {
+    pub(in crate::rpc) fn on_lost(&mut self, lost: Lost, jitter: f64) -> Next {
         self.count += 1;
         if self.count > TRIES_MAX {
             return Next::Fail;
@@ -155,7 +155,8 @@ pub(super) async fn open(
     Ok(response.map(Body::new))
 }
 
-fn lost_of(error: &(dyn std::error::Error + 'static)) -> Lost {
+/// Returns what a node's failure to answer proves.
+pub(in crate::rpc) fn lost_of(error: &(dyn std::error::Error + 'static)) -> Lost {
     let mut cause = Some(error);
     while let Some(error) = cause {
         if let Some(error) = error.downcast_ref::<io::Error>()

@@ -18,12 +18,15 @@ use pgcapture_proto::admin::v1::{
 use tonic::{Request, Response, Status};
 
 use super::{
-    Forward, Target, is_marked,
+    Forward, Target,
+    at_home::AtHome,
+    is_marked,
     merge::{self, Told, unreachable_source},
     part,
 };
 use crate::{
     events::Events,
+    homes::Homes,
     resolver::{subscription_of, uri_of},
     rpc::admin::AdminService,
 };
@@ -37,6 +40,8 @@ pub struct ForwardingAdmin {
     pub forward: Forward,
     /// What this node remembers.
     pub events: Events,
+    /// Who keeps the books of subscriptions.
+    pub homes: Homes,
 }
 
 /// Sends a request to the target, if there is one, or answers it here.
@@ -280,34 +285,51 @@ impl Admin for ForwardingAdmin {
         &self,
         request: Request<GetConsumerRequest>,
     ) -> Result<Response<Consumer>, Status> {
-        let target = self
-            .forward
-            .home(&request, &subscription_of(&request.get_ref().uri));
-        answer!(self, target, request, get_consumer)
+        let uri = request.get_ref().uri.clone();
+        let target = self.forward.home(&request, &subscription_of(&uri));
+        let is_elsewhere = target.is_some();
+        match answer!(self, target, request, get_consumer) {
+            // Where it stands is agreed on; how many sessions it has is not known then.
+            Err(status) if is_elsewhere && is_away(&status) => {
+                let request = Request::new(GetConsumerRequest { uri });
+                self.local.get_consumer(request).await
+            }
+            answer => answer,
+        }
     }
 
     async fn seek_consumer(
         &self,
         request: Request<SeekConsumerRequest>,
     ) -> Result<Response<SeekConsumerResponse>, Status> {
-        let target = self
-            .forward
-            .home(&request, &subscription_of(&request.get_ref().uri));
-        answer!(self, target, request, seek_consumer)
+        let id = subscription_of(&request.get_ref().uri);
+        let will_change = !request.get_ref().dry_run;
+        let call =
+            |mut admin: AdminClient<_>, request| async move { admin.seek_consumer(request).await };
+        match self.at_home(request, (&id, will_change), call).await? {
+            AtHome::Answered(answer) => Ok(answer),
+            AtHome::Here(request, _held) => self.local.seek_consumer(request).await,
+        }
     }
 
     async fn remove_consumer(
         &self,
         request: Request<RemoveConsumerRequest>,
     ) -> Result<Response<RemoveConsumerResponse>, Status> {
-        let target = self
-            .forward
-            .home(&request, &subscription_of(&request.get_ref().uri));
-        answer!(self, target, request, remove_consumer)
+        let id = subscription_of(&request.get_ref().uri);
+        let will_change = !request.get_ref().dry_run;
+        let call = |mut admin: AdminClient<_>, request| async move {
+            admin.remove_consumer(request).await
+        };
+        match self.at_home(request, (&id, will_change), call).await? {
+            AtHome::Answered(answer) => Ok(answer),
+            AtHome::Here(request, _held) => self.local.remove_consumer(request).await,
+        }
     }
 }
 
-fn is_away(status: &Status) -> bool {
+/// Tells whether the node that has to answer did not.
+pub(super) fn is_away(status: &Status) -> bool {
     let code = status.metadata().get(pgcapture_proto::status::CODE_KEY);
     code.is_some_and(|code| code.as_bytes() == codes::node::OWNER_AWAY.code.as_bytes())
 }

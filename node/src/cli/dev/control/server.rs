@@ -22,6 +22,9 @@ use crate::cli::Failure;
 /// Rights of the socket: its user's alone.
 const MODE: u32 = 0o600;
 
+/// Rights of the folder that the socket is made in.
+const FOLDER_MODE: u32 = 0o700;
+
 /// A command that has connected says what it wants within this time.
 const REQUEST_MAX: Duration = Duration::from_secs(5);
 
@@ -46,26 +49,21 @@ pub(in crate::cli::dev) struct Server {
 impl Server {
     /// Listens at the path of `port`. What a dead `dev` left there is replaced.
     pub(in crate::cli::dev) async fn start(
-        folder: &Path,
         port: u16,
         obey: Arc<dyn Obey>,
     ) -> Result<Self, Failure> {
         let path = path_in(&std::env::temp_dir(), port);
-        Self::start_at(path, folder, obey).await
+        Self::start_at(path, obey).await
     }
 
-    /// The same at any path; the socket is made in `folder`, which is its user's alone.
-    pub(super) async fn start_at(
-        path: PathBuf,
-        folder: &Path,
-        obey: Arc<dyn Obey>,
-    ) -> Result<Self, Failure> {
+    /// The same at any path.
+    pub(super) async fn start_at(path: PathBuf, obey: Arc<dyn Obey>) -> Result<Self, Failure> {
         if UnixStream::connect(&path).await.is_ok() {
             let text = format!("a dev answers at {} already", path.display());
             return Err(Failure::new(1, &codes::node::ADDRESS_IN_USE, text)
                 .next("end it, or choose another --port"));
         }
-        let listening = listen(&path, folder);
+        let listening = listen(&path);
         let listening = listening.and_then(|made| Ok((made, Caretaker::of(&path)?)));
         let (listener, caretaker) = listening.map_err(|error| {
             let text = format!("no socket at {}: {error}", path.display());
@@ -89,8 +87,16 @@ impl Drop for Server {
     }
 }
 
-fn listen(path: &Path, folder: &Path) -> io::Result<UnixListener> {
-    let made = folder.join("control.sock");
+/// Makes the socket where nobody else can open it before it has its rights, then puts it in its place. It
+/// is made beside that place, since a file moves in one step within one file system only, and under a
+/// shorter name, since a socket's path is limited to 107 bytes.
+fn listen(path: &Path) -> io::Result<UnixListener> {
+    let beside = path.parent().unwrap_or_else(|| Path::new("."));
+    let folder = tempfile::Builder::new()
+        .prefix(".pg")
+        .permissions(fs::Permissions::from_mode(FOLDER_MODE))
+        .tempdir_in(beside)?;
+    let made = folder.path().join("s");
     let listener = UnixListener::bind(&made)?;
     fs::set_permissions(&made, fs::Permissions::from_mode(MODE))?;
     fs::rename(made, path)?;

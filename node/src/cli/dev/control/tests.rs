@@ -28,7 +28,7 @@ impl Obey for Parrot {
 async fn served() -> (tempfile::TempDir, PathBuf, Server) {
     let folder = tempfile::tempdir().unwrap();
     let path = path_in(folder.path(), 7_700);
-    let server = Server::start_at(path.clone(), folder.path(), Arc::new(Parrot));
+    let server = Server::start_at(path.clone(), Arc::new(Parrot));
     let server = server.await.unwrap();
     (folder, path, server)
 }
@@ -77,8 +77,8 @@ async fn only_its_user_may_open_the_socket_and_it_goes_with_the_server() {
 
 #[tokio::test]
 async fn a_second_server_is_refused_and_a_dead_one_replaced() {
-    let (folder, path, server) = served().await;
-    let again = || Server::start_at(path.clone(), folder.path(), Arc::new(Parrot));
+    let (_folder, path, server) = served().await;
+    let again = || Server::start_at(path.clone(), Arc::new(Parrot));
     let failure = again().await.unwrap_err();
     assert_eq!(failure.code, "PGC-N06");
     drop(server);
@@ -87,6 +87,37 @@ async fn a_second_server_is_refused_and_a_dead_one_replaced() {
     assert!(path.exists());
     let _server = again().await.unwrap();
     assert!(ask(&path, &Request::Status, LIMIT).await.is_ok());
+}
+
+#[tokio::test]
+async fn the_socket_is_made_beside_its_place_and_nothing_else_is_left_there() {
+    let (folder, path, _server) = served().await;
+    let entries = || {
+        let entries = std::fs::read_dir(folder.path()).unwrap().flatten();
+        entries.map(|entry| entry.path()).collect::<Vec<_>>()
+    };
+    assert_eq!(entries(), [path]);
+    // A place that is taken by something else.
+    let taken = path_in(folder.path(), 7_701);
+    std::fs::create_dir(&taken).unwrap();
+    let failure = Server::start_at(taken.clone(), Arc::new(Parrot)).await;
+    assert_eq!(failure.unwrap_err().code, "PGC-N06");
+    std::fs::remove_dir(taken).unwrap();
+    assert_eq!(entries().len(), 1);
+}
+
+#[tokio::test]
+async fn a_path_may_be_as_long_as_a_socket_allows() {
+    let folder = tempfile::tempdir().unwrap();
+    let name = path_in(Path::new(""), 7_700);
+    let room = 107 - folder.path().as_os_str().len() - name.as_os_str().len() - 2;
+    let deep = folder.path().join("x".repeat(room));
+    std::fs::create_dir(&deep).unwrap();
+    let path = path_in(&deep, 7_700);
+    assert_eq!(path.as_os_str().len(), 107);
+    let _server = Server::start_at(path.clone(), Arc::new(Parrot)).await;
+    let answer = ask(&path, &Request::Status, LIMIT).await.unwrap();
+    answer.into_result().unwrap();
 }
 
 #[tokio::test]
