@@ -30,6 +30,7 @@ use super::{
 use crate::{
     peers::Peers,
     store::{Identity, LogWrite, Mark, Store},
+    tls,
 };
 
 /// A peer that does not answer within this time is silent for now.
@@ -58,8 +59,11 @@ enum Found {
     Cluster(Vec<String>),
     /// All others wait.
     AllWait,
-    /// These are silent.
-    Silent(Vec<String>),
+    /// These are silent; `distrust` when it is for a certificate.
+    Silent {
+        addresses: Vec<String>,
+        distrust: Option<String>,
+    },
 }
 
 /// Brings a store to its cluster. Returns at once when it belongs to one; waits for the peers
@@ -95,16 +99,28 @@ pub async fn enter(store: &Store, wish: &Wish, peers: &Peers) -> Result<(), Raft
                 return bootstrap(store, &wish.name, &wish.address);
             }
             Found::AllWait => {}
-            Found::Silent(silent) => {
+            Found::Silent {
+                addresses,
+                distrust,
+            } => {
                 if round % ROUNDS_TOLD == 0 {
-                    let missing = &codes::cluster::NOT_JOINED;
-                    let silent = silent.join(", ");
-                    tracing::warn!(code = missing.code, next = missing.next, %silent, "waiting for peers");
+                    tell_waiting(&addresses, distrust.as_deref());
                 }
             }
         }
         round += 1;
         tokio::time::sleep(ASK_EVERY).await;
+    }
+}
+
+fn tell_waiting(silent: &[String], distrust: Option<&str>) {
+    let silent = silent.join(", ");
+    if let Some(reason) = distrust {
+        let untrusted = &codes::config::UNTRUSTED;
+        tracing::error!(code = untrusted.code, next = untrusted.next, %silent, reason, "peers and this node do not trust each other");
+    } else {
+        let missing = &codes::cluster::NOT_JOINED;
+        tracing::warn!(code = missing.code, next = missing.next, %silent, "waiting for peers");
     }
 }
 
@@ -172,8 +188,13 @@ impl RaftConsensus {
 }
 
 async fn ask_all(others: &[String], wish: &Wish, peers: &Peers) -> Result<Found, RaftError> {
-    let answers = join_all(others.iter().map(|address| identify(address, wish, peers))).await;
-    let (mut members, mut silent) = (Vec::new(), Vec::new());
+    let answers = join_all(
+        others
+            .iter()
+            .map(|address| identify(address, wish, peers)),
+    )
+    .await;
+    let (mut members, mut silent, mut distrust) = (Vec::new(), Vec::new(), None);
     for (address, answer) in others.iter().zip(answers) {
         match answer {
             Ok(answer) if !answer.cluster.is_empty() => {
@@ -184,7 +205,10 @@ async fn ask_all(others: &[String], wish: &Wish, peers: &Peers) -> Result<Found,
             }
             Ok(_) => {}
             Err(error) if error.code() == Code::FailedPrecondition => return Err(refusal(&error)),
-            Err(_) => silent.push(address.clone()),
+            Err(error) => {
+                silent.push(address.clone());
+                distrust = distrust.or_else(|| tls::distrust(&error));
+            }
         }
     }
     Ok(if !members.is_empty() {
@@ -192,7 +216,10 @@ async fn ask_all(others: &[String], wish: &Wish, peers: &Peers) -> Result<Found,
     } else if silent.is_empty() {
         Found::AllWait
     } else {
-        Found::Silent(silent)
+        Found::Silent {
+            addresses: silent,
+            distrust,
+        }
     })
 }
 
