@@ -6,7 +6,7 @@
 //! only once every other one has answered that it waits too: one that is silent may belong to a
 //! cluster, of which there must not be two.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
 use pgcapture_actors::consensus::Consensus as _;
@@ -35,6 +35,9 @@ use crate::{
 
 /// A peer that does not answer within this time is silent for now.
 const IDENTIFY_MAX: Duration = Duration::from_millis(500);
+
+/// A node that comes back waits this long for one that may refuse it; where nobody listens, not at all.
+const RECOVERED_MAX: Duration = Duration::from_secs(1);
 
 /// Pause between two rounds of asking.
 const ASK_EVERY: Duration = Duration::from_millis(100);
@@ -74,7 +77,8 @@ enum Found {
 /// [`RaftError`]: when the cluster refuses this node, or the store is another node's.
 pub async fn enter(store: &Store, wish: &Wish, peers: &Peers) -> Result<(), RaftError> {
     if let Some(identity) = store.identity()? {
-        return check_name(store, &identity, wish);
+        check_name(store, &identity, wish)?;
+        return check_recovered(store, &identity, wish, peers).await;
     }
     let others: Vec<String> = wish
         .peers
@@ -140,6 +144,31 @@ fn check_name(store: &Store, identity: &Identity, wish: &Wish) -> Result<(), Raf
     }))
 }
 
+/// A node that comes back asks the others once whether the cluster has gone on without it: with two of
+/// its kind it would find a majority of the cluster that was. Who is silent says nothing.
+async fn check_recovered(
+    store: &Store,
+    identity: &Identity,
+    wish: &Wish,
+    peers: &Peers,
+) -> Result<(), RaftError> {
+    let state = Arc::clone(&store.state().borrow());
+    let known = state.nodes.values().filter(|node| node.id != identity.id);
+    let mut others: BTreeSet<&str> = known.map(|node| node.address.as_str()).collect();
+    others.extend(wish.peers.iter().map(String::as_str));
+    others.remove(wish.address.as_str());
+    let asked = others
+        .into_iter()
+        .map(|address| identify(address, wish, Some(identity), peers));
+    let answers = join_all(asked).await;
+    let mut refusals = answers.iter().filter_map(|answer| answer.as_ref().err());
+    let is_recovered =
+        |error: &&Status| error.message().starts_with(codes::cluster::RECOVERED.code);
+    refusals
+        .find(is_recovered)
+        .map_or(Ok(()), |error| Err(refusal(error)))
+}
+
 impl RaftConsensus {
     /// Tells the others this node's name and address when they changed. A node whose address the others
     /// do not know yet is told so in the log, and goes on.
@@ -191,7 +220,7 @@ async fn ask_all(others: &[String], wish: &Wish, peers: &Peers) -> Result<Found,
     let answers = join_all(
         others
             .iter()
-            .map(|address| identify(address, wish, peers)),
+            .map(|address| identify(address, wish, None, peers)),
     )
     .await;
     let (mut members, mut silent, mut distrust) = (Vec::new(), Vec::new(), None);
@@ -223,14 +252,22 @@ async fn ask_all(others: &[String], wish: &Wish, peers: &Peers) -> Result<Found,
     })
 }
 
-async fn identify(address: &str, wish: &Wish, peers: &Peers) -> Result<IdentifyResponse, Status> {
+async fn identify(
+    address: &str,
+    wish: &Wish,
+    member: Option<&Identity>,
+    peers: &Peers,
+) -> Result<IdentifyResponse, Status> {
+    let limit = member.map_or(IDENTIFY_MAX, |_| RECOVERED_MAX);
+    let cluster = member.map_or_else(Vec::new, |it| it.cluster.0.to_be_bytes().to_vec());
     let request = IdentifyRequest {
         protocol: PROTOCOL,
         name: wish.name.clone(),
+        cluster: cluster.into(),
     };
     let channel = peers.channel(address);
     let channel = channel.map_err(|error| Status::unavailable(error.to_string()))?;
-    within(IDENTIFY_MAX, RaftClient::new(channel).identify(request)).await
+    within(limit, RaftClient::new(channel).identify(request)).await
 }
 
 /// Asks members to be let in, leaders first; tells whether one did.
@@ -298,6 +335,7 @@ fn refusal(error: &Status) -> RaftError {
         (Some(_), Some((_, text))) => text,
         _ => message,
     };
+    let text = text.rsplit_once("; next: ").map_or(text, |(text, _)| text);
     RaftError::Coded {
         explanation: explanation.unwrap_or(&codes::cluster::NOT_JOINED),
         text: text.to_owned(),
