@@ -4,16 +4,22 @@
 //! connection of its own, so that a consumer that stops reading holds up no other. A token
 //! file is read again for each connection. Tokens never appear in Debug output or logs.
 
-use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    path::PathBuf,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use tonic::{
     metadata::{Ascii, MetadataValue},
-    transport::{Certificate, Channel, ClientTlsConfig, Endpoint},
+    transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
 };
 
 use crate::{
     dump::{DumpHandle, StartDump},
     error::Error,
+    members,
     options::Options,
     subscribe::Subscribe,
 };
@@ -50,6 +56,10 @@ pub struct ClientBuilder {
     token_file: Option<PathBuf>,
     ca_file: Option<PathBuf>,
     ca_pem: Option<Vec<u8>>,
+    /// Certificate and key.
+    identity_files: Option<(PathBuf, PathBuf)>,
+    /// Nodes of which another node has told.
+    learned: OnceLock<Vec<String>>,
     connect_timeout: Duration,
     keepalive: Option<Duration>,
     stream_window: u32,
@@ -92,6 +102,13 @@ impl ClientBuilder {
     /// Trusts these certificate authorities, in PEM form.
     pub fn ca(mut self, pem: impl Into<Vec<u8>>) -> Self {
         self.ca_pem = Some(pem.into());
+        self
+    }
+
+    /// Shows the certificate of the first PEM file, whose key is in the second, to nodes that ask for
+    /// one; `pgcapture cert issue NAME --client` makes both. Read again for every stream.
+    pub fn identity_files(mut self, cert: impl Into<PathBuf>, key: impl Into<PathBuf>) -> Self {
+        self.identity_files = Some((cert.into(), key.into()));
         self
     }
 
@@ -138,7 +155,7 @@ impl ClientBuilder {
         })
     }
 
-    /// Makes the client and sees whether a node answers.
+    /// Makes the client, sees whether a node answers, and learns from it where the others are.
     ///
     /// # Errors
     /// As [`build`](Self::build), or no node could be reached.
@@ -147,7 +164,11 @@ impl ClientBuilder {
         let mut last = Error::Config("no endpoint".to_owned());
         for endpoint in client.inner.endpoints()? {
             match connect(&endpoint).await {
-                Ok(_) => return Ok(client),
+                Ok(channel) => {
+                    let learned = members::learn(&client, channel).await;
+                    client.inner.learned.get_or_init(|| learned);
+                    return Ok(client);
+                }
                 Err(error) => last = error,
             }
         }
@@ -180,7 +201,14 @@ impl ClientBuilder {
                 "no endpoint; write for example http://n1:7700".to_owned(),
             ));
         }
-        Ok(addresses)
+        let learned = self.learned.get().map_or(&[][..], Vec::as_slice);
+        Ok(members::join(addresses, learned))
+    }
+
+    /// How many of the endpoints were given; those that were learned come after them.
+    pub(crate) fn given_count(&self) -> usize {
+        let parts = self.endpoints.split(',');
+        parts.filter(|part| !part.trim().is_empty()).count()
     }
 
     /// One prepared endpoint per node. Reads the CA file.
@@ -215,7 +243,10 @@ impl ClientBuilder {
             Some(path) => Some(read(path)?),
             None => self.ca_pem.clone(),
         };
-        let tls = ClientTlsConfig::new().with_enabled_roots();
+        let mut tls = ClientTlsConfig::new().with_enabled_roots();
+        if let Some((cert, key)) = &self.identity_files {
+            tls = tls.identity(Identity::from_pem(read(cert)?, read(key)?));
+        }
         Ok(match pem {
             Some(pem) => tls.ca_certificate(Certificate::from_pem(pem)),
             None => tls,
@@ -266,6 +297,8 @@ impl Client {
             token_file: None,
             ca_file: None,
             ca_pem: None,
+            identity_files: None,
+            learned: OnceLock::new(),
             connect_timeout: CONNECT_TIMEOUT,
             keepalive: Some(KEEPALIVE_INTERVAL),
             stream_window: STREAM_WINDOW,
@@ -361,5 +394,10 @@ mod tests {
             .build()
             .unwrap_err();
         assert_eq!(error.to_string(), "cannot read /no/such/token");
+        let error = Client::builder("https://n1:7700")
+            .identity_files("/no/such/cert", "/no/such/key")
+            .build()
+            .unwrap_err();
+        assert_eq!(error.to_string(), "cannot read /no/such/cert");
     }
 }

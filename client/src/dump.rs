@@ -227,7 +227,8 @@ async fn dumps(client: &Client) -> Result<DumpsClient<Channel>, Error> {
     Err(last)
 }
 
-fn authorized<T>(client: &Client, message: T) -> Result<Request<T>, Error> {
+/// A request with the token.
+pub(crate) fn authorized<T>(client: &Client, message: T) -> Result<Request<T>, Error> {
     let mut request = Request::new(message);
     if let Some(authorization) = client.settings().authorization()? {
         let metadata = request.metadata_mut();

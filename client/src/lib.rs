@@ -75,8 +75,10 @@
 //!   behind every change that the reading saw and before every later one: write them over what
 //!   is there. A row that is asked for again, or a lost connection, brings the row's whole range
 //!   again, read anew; rows of a range that is acknowledged to its end do not come again.
-//! - **Reconnects** go to the next node, with growing jittered pauses, and continue where
-//!   acknowledgements ended. Answers that would stay the same (unknown stream, no permission,
+//! - **Reconnects** go to the next node when one dies, drains or refuses, with growing jittered
+//!   pauses (a tenth of a second to ten), and continue where acknowledgements ended; for ever, or as
+//!   long as [`ClientBuilder::give_up_after`] says. [`ClientBuilder::connect`] learns the other nodes
+//!   from the first that answers, so that one address is enough to begin with. Answers that would stay the same (unknown stream, no permission,
 //!   a position that is gone) are returned instead; see [`Error::is_retryable`].
 //! - **Rows that do not fit** go to `on_decode_error` and are acknowledged. Changes of tables
 //!   without a handler are acknowledged.
@@ -109,6 +111,7 @@ mod field;
 mod handlers;
 mod link;
 mod lsn;
+mod members;
 mod options;
 mod raw;
 mod raw_events;

@@ -169,7 +169,8 @@ impl RawEvents {
     /// Opens the stream at the first node that takes it.
     pub(crate) async fn open(plan: Plan) -> Result<Self, Error> {
         let endpoints = plan.client.settings().endpoints()?;
-        let attempt = rand::random_range(0..endpoints.len().max(1));
+        // Begin anywhere, but not at an address that is only for nodes.
+        let attempt = rand::random_range(0..plan.client.settings().given_count().max(1));
         let mut events = Self {
             state: State::Disconnected,
             plan,

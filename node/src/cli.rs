@@ -5,6 +5,7 @@
 //! of the table in [`failure`].
 
 mod bench;
+mod cert;
 mod cluster;
 mod completion;
 mod config;
@@ -50,7 +51,7 @@ pub struct Cli {
 /// Flags of every command.
 #[derive(Args, Clone, Debug)]
 pub struct Global {
-    /// Node to ask: host:port, http://… or https://…
+    /// Node to ask: host:port, http://… or https://…; several separated by commas are tried in turn.
     #[arg(
         long,
         global = true,
@@ -135,6 +136,9 @@ pub enum Command {
     /// The nodes: who leads, who lives, who owns what.
     #[command(subcommand)]
     Cluster(cluster::ClusterCommand),
+    /// Certificates for TLS between nodes and clients.
+    #[command(subcommand)]
+    Cert(cert::CertCommand),
     /// Measure this machine beside PostgreSQL's own tools.
     Bench(bench::BenchArgs),
     /// Check and show the configuration.
@@ -162,6 +166,7 @@ impl Command {
             | Self::Dump(_)
             | Self::Replica(_)
             | Self::Cluster(_)
+            | Self::Cert(_)
             | Self::Config(_)
             | Self::Completion(_)
             | Self::Explain(_) => false,
@@ -183,6 +188,7 @@ pub async fn run(cli: Cli) -> ExitCode {
         Command::Dump(command) => dump::run(&global, command).await,
         Command::Replica(command) => replica::run(&global, command).await,
         Command::Cluster(command) => cluster::run(&global, command).await,
+        Command::Cert(command) => cert::run(&global, command),
         Command::Bench(args) => bench::run(&global, args).await,
         Command::Config(command) => config::run(&global, command),
         Command::Completion(args) => completion::run(&args),

@@ -14,6 +14,8 @@ pub mod store;
 
 pub mod logs;
 
+mod tls;
+
 pub mod peers;
 
 pub mod raft;

@@ -8,8 +8,6 @@ mod routes;
 
 use std::{
     collections::BTreeMap,
-    fs,
-    path::Path,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -20,12 +18,15 @@ use tonic::{
     Request, Status,
     metadata::{Ascii, MetadataValue},
     service::{Interceptor, interceptor::InterceptedService},
-    transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
+    transport::{Channel, ClientTlsConfig, Endpoint},
 };
 
 use self::routes::Routes;
 pub(crate) use self::routes::VARIABLE as ROUTES_VARIABLE;
-use crate::config::{Config, read_secret};
+use crate::{
+    config::{Config, read_secret},
+    tls,
+};
 
 /// A peer that does not answer a connection within this time is away for now.
 const CONNECT_MAX: Duration = Duration::from_millis(500);
@@ -83,7 +84,7 @@ impl Peers {
         let token = token.map(|token| bearer(&token)).transpose()?;
         Ok(Self {
             inner: Arc::new(Inner {
-                tls: tls(config)?,
+                tls: tls::client(config)?,
                 token: PeerToken(token),
                 routes: Routes::from_environment()?,
                 channels: Mutex::default(),
@@ -147,22 +148,4 @@ fn bearer(token: &str) -> anyhow::Result<MetadataValue<Ascii>> {
     let mut value = value.with_context(|| format!("{code}: [auth] token is no header value"))?;
     value.set_sensitive(true);
     Ok(value)
-}
-
-/// A node that serves TLS reaches the others by it: it shows its own certificate, and trusts the
-/// authority that it asks of its clients.
-fn tls(config: &Config) -> anyhow::Result<Option<ClientTlsConfig>> {
-    let (Some(cert), Some(key)) = (&config.tls.cert, &config.tls.key) else {
-        return Ok(None);
-    };
-    let mut tls = ClientTlsConfig::new().identity(Identity::from_pem(read(cert)?, read(key)?));
-    if let Some(ca) = &config.tls.client_ca {
-        tls = tls.ca_certificate(Certificate::from_pem(read(ca)?));
-    }
-    Ok(Some(tls))
-}
-
-fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
-    let code = codes::config::TLS.code;
-    fs::read(path).with_context(|| format!("{code}: cannot read {}", path.display()))
 }

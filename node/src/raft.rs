@@ -34,6 +34,8 @@ mod join;
 
 mod serve;
 
+mod recover;
+
 mod door;
 
 use std::{io, path::Path, sync::Arc, time::Duration};
@@ -65,12 +67,13 @@ pub use self::{
     door::Door,
     join::{Wish, enter},
     members::{AgreedHash, GroupStatus, Member},
+    recover::{Recovery, plan as plan_recovery, recover},
     types::ENTRY_BYTES_MAX,
 };
 pub(crate) use self::{
     members::LetIn,
     network::{MESSAGE_BYTES_MAX, PROTOCOL},
-    serve::{Call, refused},
+    serve::{Call, cluster_of, refused},
 };
 use crate::{
     peers::Peers,
@@ -128,6 +131,8 @@ struct Inner {
     log: Log,
     snapshots: Snapshots,
     identity: Identity,
+    /// The identities of the cluster before it was recovered.
+    former: Vec<ClusterId>,
     peers: Peers,
     leadership: watch::Sender<Leadership>,
     /// The leader that died, for all that this node knows.
@@ -208,6 +213,7 @@ impl RaftConsensus {
     pub async fn start(store: Store, pace: Pace, peers: Peers) -> Result<Self, RaftError> {
         let identity = store.identity()?;
         let identity = identity.ok_or_else(|| RaftError::broken("the node is no member yet"))?;
+        let former = recover::former(&store)?;
         let snapshots = Snapshots::open(store.directory(), identity.cluster)?;
         let log = Log::open(store.clone());
         let machine = StateMachine::new(store.clone(), snapshots.clone());
@@ -223,6 +229,7 @@ impl RaftConsensus {
             log,
             snapshots,
             identity,
+            former,
             peers,
             leadership,
             lost: watch::channel(None).0,

@@ -46,7 +46,7 @@ pub use self::{
         TableFailure, TableLayout, WantedPages,
     },
     home::{Home, HomeClaim, HomeCommand},
-    node::{NODES_MAX, Node},
+    node::{NODES_MAX, Node, RECOVERY_EPOCHS},
     replica::{
         DEFAULT_LAG_MAX, DEFAULT_RANGES_MAX, RANGES_MAX_LIMIT, REPLICAS_MAX, Replica, ReplicaKind,
         ReplicaRefusal,

@@ -1,6 +1,6 @@
 //! The gRPC listener: streams, administration, health and reflection on one port.
 
-use std::{fs, net::SocketAddr, path::Path, sync::Arc};
+use std::{net::SocketAddr, sync::Arc};
 
 use anyhow::Context as _;
 use pgcapture_actors::{
@@ -24,7 +24,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::{
     service::interceptor::InterceptedService,
-    transport::{Certificate, Identity, Server, ServerTlsConfig, server::TcpIncoming},
+    transport::{Server, ServerTlsConfig, server::TcpIncoming},
 };
 use tonic_health::{ServingStatus, server::HealthReporter};
 
@@ -50,6 +50,7 @@ use crate::{
         raft::{self, MESSAGE_BYTES_MAX, RaftService},
         replicas::{self, ReplicasService},
     },
+    tls,
 };
 
 /// The largest administration request; a definition of a source has some KiB.
@@ -69,27 +70,11 @@ impl Credentials {
     /// Reads the files and the token.
     pub(super) fn read(config: &Config) -> anyhow::Result<Self> {
         let token = config.auth.token.as_ref().map(read_secret).transpose()?;
-        let tls = match (&config.tls.cert, &config.tls.key) {
-            (Some(cert), Some(key)) => {
-                let identity = Identity::from_pem(read(cert)?, read(key)?);
-                let mut tls = ServerTlsConfig::new().identity(identity);
-                if let Some(ca) = &config.tls.client_ca {
-                    tls = tls.client_ca_root(Certificate::from_pem(read(ca)?));
-                }
-                Some(tls)
-            }
-            _ => None,
-        };
         Ok(Self {
-            tls,
+            tls: tls::server(config)?,
             check: TokenCheck::new(token.as_deref()),
         })
     }
-}
-
-fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
-    let code = codes::config::TLS.code;
-    fs::read(path).with_context(|| format!("{code}: cannot read {}", path.display()))
 }
 
 /// The other nodes, as the services see them.

@@ -1,6 +1,7 @@
-//! `pgcapture cluster status|health|members|remove|transfer|events|hash`.
+//! `pgcapture cluster status|health|members|remove|transfer|events|hash|recover`.
 
 mod health;
+mod recover;
 mod view;
 
 use clap::{Args, Subcommand};
@@ -34,6 +35,8 @@ pub enum ClusterCommand {
     Events(EventsArgs),
     /// Compare the agreed state of all nodes; exit code 3 when it differs.
     Hash,
+    /// Let a stopped node go on alone after a majority lost its disks; needs --yes.
+    Recover(recover::RecoverArgs),
 }
 
 /// Arguments of commands that only look.
@@ -80,6 +83,7 @@ pub(super) async fn run(global: &Global, command: ClusterCommand) -> Result<(), 
         ClusterCommand::Transfer(args) => transfer(global, args).await,
         ClusterCommand::Events(args) => events(global, &args).await,
         ClusterCommand::Hash => hash(global).await,
+        ClusterCommand::Recover(args) => recover::run(global, args).await,
     }
 }
 

@@ -1,4 +1,10 @@
-//! The connection of a command to its node: address, TLS, token, time-outs.
+//! The connection of a command to its node: addresses, TLS, token, time-outs.
+//!
+//! With several addresses each is tried once, in order, until one takes the connection. A node that
+//! dies afterwards ends the command: only whoever asked knows whether asking again is harmless. `tail`
+//! knows.
+
+mod probe;
 
 use std::{fs, path::Path, time::Duration};
 
@@ -17,13 +23,24 @@ use tonic::{
     transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
 };
 
+use self::probe::Shown;
 use super::{Failure, Global};
+use crate::tls;
 
 /// Largest answer that a command takes; rows can be as large as the node's limit for them.
 const ANSWER_BYTES_MAX: usize = 1 << 30;
 
 /// A dead peer is noticed within this time on an open stream.
 const KEEPALIVE: Duration = Duration::from_secs(10);
+
+/// An address that takes no connection within this time is left for the next one.
+const CONNECT_MAX: Duration = Duration::from_secs(5);
+
+/// The most addresses of `--endpoint`. Each may cost [`CONNECT_MAX`]; no cluster has more that vote.
+const ENDPOINTS_MAX: usize = 16;
+
+/// Where https is without a port.
+const HTTPS_PORT: u16 = 443;
 
 /// A channel that carries the token.
 pub(super) type Authorised = InterceptedService<Channel, Token>;
@@ -45,85 +62,169 @@ impl Interceptor for Token {
 
 /// Connects to the administration API. Every call ends within `--timeout`.
 pub(super) async fn admin(global: &Global) -> Result<AdminClient<Authorised>, Failure> {
-    let endpoint = endpoint(global)?.timeout(global.timeout.0);
-    let channel = connect(global, &endpoint).await?;
+    let channel = connect(global, Some(global.timeout.0)).await?;
     let client = AdminClient::with_interceptor(channel, token(global)?);
     Ok(client.max_decoding_message_size(ANSWER_BYTES_MAX))
 }
 
 /// Connects to the administration of the cluster. Every call ends within `--timeout`.
 pub(super) async fn cluster(global: &Global) -> Result<ClusterClient<Authorised>, Failure> {
-    let endpoint = endpoint(global)?.timeout(global.timeout.0);
-    let channel = connect(global, &endpoint).await?;
+    let channel = connect(global, Some(global.timeout.0)).await?;
     let client = ClusterClient::with_interceptor(channel, token(global)?);
     Ok(client.max_decoding_message_size(ANSWER_BYTES_MAX))
 }
 
 /// Connects to the administration of replicas. Every call ends within `--timeout`.
 pub(super) async fn replicas(global: &Global) -> Result<ReplicasClient<Authorised>, Failure> {
-    let endpoint = endpoint(global)?.timeout(global.timeout.0);
-    let channel = connect(global, &endpoint).await?;
+    let channel = connect(global, Some(global.timeout.0)).await?;
     let client = ReplicasClient::with_interceptor(channel, token(global)?);
     Ok(client.max_decoding_message_size(ANSWER_BYTES_MAX))
 }
 
 /// Connects to the administration of dumps. Every call ends within `--timeout`.
 pub(super) async fn dumps(global: &Global) -> Result<DumpsClient<Authorised>, Failure> {
-    let endpoint = endpoint(global)?.timeout(global.timeout.0);
-    let channel = connect(global, &endpoint).await?;
+    let channel = connect(global, Some(global.timeout.0)).await?;
     let client = DumpsClient::with_interceptor(channel, token(global)?);
     Ok(client.max_decoding_message_size(ANSWER_BYTES_MAX))
 }
 
 /// Connects to watch a dump; the stream has no time-out.
 pub(super) async fn dump_watch(global: &Global) -> Result<DumpsClient<Authorised>, Failure> {
-    let channel = connect(global, &endpoint(global)?).await?;
+    let channel = connect(global, None).await?;
     let client = DumpsClient::with_interceptor(channel, token(global)?);
     Ok(client.max_decoding_message_size(ANSWER_BYTES_MAX))
 }
 
-/// Connects to the stream API; streams have no time-out.
-pub(super) async fn gateway(global: &Global) -> Result<DbLogGatewayClient<Authorised>, Failure> {
-    let channel = connect(global, &endpoint(global)?).await?;
+/// Connects to the stream API of one node; streams have no time-out.
+pub(super) async fn gateway(
+    global: &Global,
+    place: &Place,
+) -> Result<DbLogGatewayClient<Authorised>, Failure> {
+    let channel = place.connect(None).await?;
     let client = DbLogGatewayClient::with_interceptor(channel, token(global)?);
     Ok(client.max_decoding_message_size(ANSWER_BYTES_MAX))
 }
 
-async fn connect(global: &Global, endpoint: &Endpoint) -> Result<Channel, Failure> {
-    endpoint.connect().await.map_err(|error| {
-        let mut text = format!("cannot reach {}: {error}", global.endpoint);
-        let mut cause = std::error::Error::source(&error);
-        while let Some(inner) = cause {
-            text = format!("{text}: {inner}");
-            cause = inner.source();
+/// Connects to the first endpoint that takes the connection.
+async fn connect(global: &Global, limit: Option<Duration>) -> Result<Channel, Failure> {
+    let mut failures = Vec::new();
+    for place in places(global)? {
+        match place.connect(limit).await {
+            Ok(channel) => return Ok(channel),
+            Err(failure) => failures.push(failure),
         }
-        Failure::new(6, &codes::node::UNREACHABLE, text)
-    })
+    }
+    Err(together(failures))
 }
 
-fn endpoint(global: &Global) -> Result<Endpoint, Failure> {
-    let text = global.endpoint.trim();
-    let needs_tls = global.ca.is_some() || global.cert.is_some();
-    let url = match text.split_once("://") {
-        Some(("http" | "https", _)) => text.to_owned(),
-        Some((scheme, _)) => {
-            return Err(Failure::usage(format!(
-                "\"{scheme}\" is no scheme of an endpoint; use host:port, http://… or https://…"
-            )));
-        }
-        None if needs_tls => format!("https://{text}"),
-        None => format!("http://{text}"),
-    };
+/// What is said when no endpoint could be used: the first failure, with the texts of all.
+fn together(failures: Vec<Failure>) -> Failure {
+    let texts: Vec<String> = failures.iter().map(|it| it.text.clone()).collect();
+    let mut failures = failures.into_iter();
+    let mut first = failures
+        .next()
+        .unwrap_or_else(|| Failure::usage("no endpoint"));
+    first.text = texts.join("\n  ");
+    first
+}
+
+/// One of the nodes that may be asked.
+#[derive(Clone, Debug)]
+pub(super) struct Place {
+    /// As it was given.
+    pub(super) name: String,
+    endpoint: Endpoint,
+    shown: Option<Shown>,
+}
+
+impl Place {
+    /// Connects; every call over it ends within `limit`.
+    async fn connect(&self, limit: Option<Duration>) -> Result<Channel, Failure> {
+        let endpoint = match limit {
+            Some(limit) => self.endpoint.clone().timeout(limit),
+            None => self.endpoint.clone(),
+        };
+        let channel = endpoint.connect().await.map_err(|error| {
+            let mut text = format!("cannot reach {}: {error}", self.name);
+            let mut cause = std::error::Error::source(&error);
+            while let Some(inner) = cause {
+                text = format!("{text}: {inner}");
+                cause = inner.source();
+            }
+            match tls::distrust(&error) {
+                Some(_) => Failure::new(5, &codes::config::UNTRUSTED, text),
+                None => Failure::new(6, &codes::node::UNREACHABLE, text),
+            }
+        })?;
+        self.check_trust().await?;
+        Ok(channel)
+    }
+
+    /// Fails when the node does not take our certificate, which the connection itself does not tell.
+    async fn check_trust(&self) -> Result<(), Failure> {
+        let uri = self.endpoint.uri().clone();
+        let (Some(shown), Some(host)) = (self.shown.clone(), uri.host().map(str::to_owned)) else {
+            return Ok(());
+        };
+        let host = host.trim_matches(['[', ']']).to_owned();
+        let port = uri.port_u16().unwrap_or(HTTPS_PORT);
+        let asked = tokio::task::spawn_blocking(move || probe::distrust(&host, port, &shown)).await;
+        let Some(error) = asked.ok().flatten() else {
+            return Ok(());
+        };
+        let said = tls::distrust(&error).unwrap_or_else(|| error.to_string());
+        let text = format!("{}: {said}", self.name);
+        Err(Failure::new(5, &codes::config::UNTRUSTED, text))
+    }
+}
+
+/// Reads `--endpoint`: addresses separated by commas; the scheme of one holds for those after it.
+pub(super) fn places(global: &Global) -> Result<Vec<Place>, Failure> {
+    let shown = shown(global)?;
+    let has_tls = global.ca.is_some() || global.cert.is_some();
+    let mut scheme = if has_tls { "https" } else { "http" };
+    let mut places = Vec::new();
+    let names = global.endpoint.split(',').map(str::trim);
+    for name in names.filter(|name| !name.is_empty()) {
+        let address = match name.split_once("://") {
+            Some((own @ ("http" | "https"), address)) => {
+                scheme = own;
+                address
+            }
+            Some((other, _)) => {
+                return Err(Failure::usage(format!(
+                    "\"{other}\" is no scheme of an endpoint; use host:port, http://… or https://…"
+                )));
+            }
+            None => name,
+        };
+        let is_https = scheme == "https";
+        places.push(Place {
+            name: name.to_owned(),
+            endpoint: endpoint(global, &format!("{scheme}://{address}"), is_https)?,
+            shown: shown.clone().filter(|_| is_https),
+        });
+    }
+    match places.len() {
+        0 => Err(Failure::usage("--endpoint names no node")),
+        count if count > ENDPOINTS_MAX => Err(Failure::usage(format!(
+            "--endpoint names {count} nodes; {ENDPOINTS_MAX} are enough"
+        ))),
+        _ => Ok(places),
+    }
+}
+
+fn endpoint(global: &Global, url: &str, is_https: bool) -> Result<Endpoint, Failure> {
     let bad = |error: tonic::transport::Error| {
-        Failure::usage(format!("endpoint \"{text}\" cannot be used: {error}"))
+        Failure::usage(format!("endpoint \"{url}\" cannot be used: {error}"))
     };
-    let endpoint = Endpoint::from_shared(url.clone())
+    let endpoint = Endpoint::from_shared(url.to_owned())
         .map_err(bad)?
-        .connect_timeout(global.timeout.0.min(Duration::from_secs(5)))
+        .connect_timeout(global.timeout.0.min(CONNECT_MAX))
         .http2_keep_alive_interval(KEEPALIVE)
         .keep_alive_timeout(KEEPALIVE)
         .tcp_nodelay(true);
-    if !url.starts_with("https://") {
+    if !is_https {
         return Ok(endpoint);
     }
     let mut tls = ClientTlsConfig::new();
@@ -134,6 +235,21 @@ fn endpoint(global: &Global) -> Result<Endpoint, Failure> {
         tls = tls.identity(Identity::from_pem(read(cert)?, read(key)?));
     }
     endpoint.tls_config(tls).map_err(bad)
+}
+
+/// What is shown and trusted; `None` when nothing is trusted.
+fn shown(global: &Global) -> Result<Option<Shown>, Failure> {
+    let Some(ca) = &global.ca else {
+        return Ok(None);
+    };
+    let identity = match (&global.cert, &global.key) {
+        (Some(cert), Some(key)) => Some((read(cert)?, read(key)?)),
+        _ => None,
+    };
+    Ok(Some(Shown {
+        ca: read(ca)?,
+        identity,
+    }))
 }
 
 fn token(global: &Global) -> Result<Token, Failure> {
@@ -154,4 +270,55 @@ fn token(global: &Global) -> Result<Token, Failure> {
 fn read(path: &Path) -> Result<Vec<u8>, Failure> {
     fs::read(path)
         .map_err(|error| Failure::usage(format!("cannot read {}: {error}", path.display())))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::cli::Cli;
+
+    fn global(endpoint: &str) -> Global {
+        Cli::parse_from(["pgcapture", "source", "ls", "--endpoint", endpoint]).global
+    }
+
+    fn urls(endpoint: &str) -> Vec<String> {
+        let places = places(&global(endpoint)).unwrap();
+        let urls = places.iter().map(|place| place.endpoint.uri().to_string());
+        urls.collect()
+    }
+
+    #[test]
+    fn several_addresses_are_separated_by_commas() {
+        assert_eq!(
+            urls("n1:7700, n2:7700,"),
+            ["http://n1:7700/", "http://n2:7700/"]
+        );
+        let secure = urls("https://n1:7700,n2:7700");
+        assert_eq!(secure, ["https://n1:7700/", "https://n2:7700/"]);
+        for bad in ["", ",", "ftp://n1:7700", "n1 n2"] {
+            assert_eq!(places(&global(bad)).map(drop).unwrap_err().exit, 2, "{bad}");
+        }
+        let many = vec!["n:1"; ENDPOINTS_MAX + 1].join(",");
+        assert_eq!(places(&global(&many)).map(drop).unwrap_err().exit, 2);
+    }
+
+    #[tokio::test]
+    async fn the_next_address_is_tried_and_all_failures_are_told() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let open = listener.local_addr().unwrap();
+        let closed = {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            listener.local_addr().unwrap()
+        };
+        let both = format!("{closed},{open}");
+        assert!(connect(&global(&both), None).await.is_ok());
+        drop(listener);
+        let failure = connect(&global(&both), None).await.unwrap_err();
+        assert_eq!(failure.exit, 6);
+        for address in [closed, open] {
+            assert!(failure.text.contains(&address.to_string()), "{failure:?}");
+        }
+    }
 }

@@ -14,10 +14,11 @@
 
 use std::{fmt::Write as _, io, process::ExitCode};
 
-use pgcapture_engine::codes::{Explanation, dump, node};
+use pgcapture_engine::codes::{Explanation, config, dump, node};
 use tonic::{Code, Status};
 
 use super::{Global, output};
+use crate::tls;
 
 /// Why a command ended without success.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -106,6 +107,9 @@ impl Failure {
 /// Maps an answer of the node to exit code and text. The node's own code and next step win.
 impl From<Status> for Failure {
     fn from(status: Status) -> Self {
+        if let Some(said) = tls::distrust(&status) {
+            return Self::new(5, &config::UNTRUSTED, said);
+        }
         let (exit, explanation) = match status.code() {
             Code::NotFound => (4, Some(&node::NOT_FOUND)),
             Code::Unauthenticated | Code::PermissionDenied => (5, Some(&node::DENIED)),

@@ -175,6 +175,13 @@ impl Checker<'_> {
             "needs tls.cert and tls.key".to_owned(),
             "set both, or remove tls.client_ca".to_owned(),
         );
+        let is_cluster = !config.node.peers.is_empty();
+        self.require(
+            config.tls.client_ca.is_some() || config.tls.cert.is_none() || !is_cluster,
+            "tls.cert",
+            "nodes of a cluster know each other by tls.client_ca".to_owned(),
+            "set tls.client_ca to the authority that made the certificates of all nodes".to_owned(),
+        );
     }
 
     fn raft(&mut self, config: &Config) {

@@ -165,6 +165,10 @@ fn relations_that_cannot_work_are_refused() {
         ("[node]\nmetrics = \"127.0.0.1:7700\"", "node.metrics"),
         ("[tls]\ncert = \"/c\"", "tls.cert"),
         ("[tls]\nclient_ca = \"/c\"", "tls.client_ca"),
+        (
+            "[node]\npeers = [\"n1:7700\", \"n2:7700\"]\n[tls]\ncert = \"/c\"\nkey = \"/k\"",
+            "tls.client_ca",
+        ),
     ] {
         let (codes, shown) = mistakes(text);
         assert_eq!(codes, ["PGC-C004"], "{text}: {shown}");

@@ -6,7 +6,7 @@
 //! only once every other one has answered that it waits too: one that is silent may belong to a
 //! cluster, of which there must not be two.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
 use pgcapture_actors::consensus::Consensus as _;
@@ -30,10 +30,14 @@ use super::{
 use crate::{
     peers::Peers,
     store::{Identity, LogWrite, Mark, Store},
+    tls,
 };
 
 /// A peer that does not answer within this time is silent for now.
 const IDENTIFY_MAX: Duration = Duration::from_millis(500);
+
+/// A node that comes back waits this long for one that may refuse it; where nobody listens, not at all.
+const RECOVERED_MAX: Duration = Duration::from_secs(1);
 
 /// Pause between two rounds of asking.
 const ASK_EVERY: Duration = Duration::from_millis(100);
@@ -58,8 +62,11 @@ enum Found {
     Cluster(Vec<String>),
     /// All others wait.
     AllWait,
-    /// These are silent.
-    Silent(Vec<String>),
+    /// These are silent; `distrust` when it is for a certificate.
+    Silent {
+        addresses: Vec<String>,
+        distrust: Option<String>,
+    },
 }
 
 /// Brings a store to its cluster, and tells it to whoever asks at the door. Returns at once when it
@@ -75,7 +82,8 @@ pub async fn enter(
     door: &Door,
 ) -> Result<(), RaftError> {
     if let Some(identity) = store.identity()? {
-        return check_name(store, &identity, wish);
+        check_name(store, &identity, wish)?;
+        return check_recovered(store, &identity, wish, peers).await;
     }
     find(store, wish, peers).await?;
     if let Some(identity) = store.identity()? {
@@ -109,16 +117,28 @@ async fn find(store: &Store, wish: &Wish, peers: &Peers) -> Result<(), RaftError
                 return bootstrap(store, &wish.name, &wish.address);
             }
             Found::AllWait => {}
-            Found::Silent(silent) => {
+            Found::Silent {
+                addresses,
+                distrust,
+            } => {
                 if round % ROUNDS_TOLD == 0 {
-                    let missing = &codes::cluster::NOT_JOINED;
-                    let silent = silent.join(", ");
-                    tracing::warn!(code = missing.code, next = missing.next, %silent, "waiting for peers");
+                    tell_waiting(&addresses, distrust.as_deref());
                 }
             }
         }
         round += 1;
         tokio::time::sleep(ASK_EVERY).await;
+    }
+}
+
+fn tell_waiting(silent: &[String], distrust: Option<&str>) {
+    let silent = silent.join(", ");
+    if let Some(reason) = distrust {
+        let untrusted = &codes::config::UNTRUSTED;
+        tracing::error!(code = untrusted.code, next = untrusted.next, %silent, reason, "peers and this node do not trust each other");
+    } else {
+        let missing = &codes::cluster::NOT_JOINED;
+        tracing::warn!(code = missing.code, next = missing.next, %silent, "waiting for peers");
     }
 }
 
@@ -136,6 +156,31 @@ fn check_name(store: &Store, identity: &Identity, wish: &Wish) -> Result<(), Raf
         found: identity.name.clone(),
         wanted: wish.name.clone(),
     }))
+}
+
+/// A node that comes back asks the others once whether the cluster has gone on without it: with two of
+/// its kind it would find a majority of the cluster that was. Who is silent says nothing.
+async fn check_recovered(
+    store: &Store,
+    identity: &Identity,
+    wish: &Wish,
+    peers: &Peers,
+) -> Result<(), RaftError> {
+    let state = Arc::clone(&store.state().borrow());
+    let known = state.nodes.values().filter(|node| node.id != identity.id);
+    let mut others: BTreeSet<&str> = known.map(|node| node.address.as_str()).collect();
+    others.extend(wish.peers.iter().map(String::as_str));
+    others.remove(wish.address.as_str());
+    let asked = others
+        .into_iter()
+        .map(|address| identify(address, wish, Some(identity), peers));
+    let answers = join_all(asked).await;
+    let mut refusals = answers.iter().filter_map(|answer| answer.as_ref().err());
+    let is_recovered =
+        |error: &&Status| error.message().starts_with(codes::cluster::RECOVERED.code);
+    refusals
+        .find(is_recovered)
+        .map_or(Ok(()), |error| Err(refusal(error)))
 }
 
 impl RaftConsensus {
@@ -186,8 +231,13 @@ impl RaftConsensus {
 }
 
 async fn ask_all(others: &[String], wish: &Wish, peers: &Peers) -> Result<Found, RaftError> {
-    let answers = join_all(others.iter().map(|address| identify(address, wish, peers))).await;
-    let (mut members, mut silent) = (Vec::new(), Vec::new());
+    let answers = join_all(
+        others
+            .iter()
+            .map(|address| identify(address, wish, None, peers)),
+    )
+    .await;
+    let (mut members, mut silent, mut distrust) = (Vec::new(), Vec::new(), None);
     for (address, answer) in others.iter().zip(answers) {
         match answer {
             Ok(answer) if !answer.cluster.is_empty() => {
@@ -198,7 +248,10 @@ async fn ask_all(others: &[String], wish: &Wish, peers: &Peers) -> Result<Found,
             }
             Ok(_) => {}
             Err(error) if error.code() == Code::FailedPrecondition => return Err(refusal(&error)),
-            Err(_) => silent.push(address.clone()),
+            Err(error) => {
+                silent.push(address.clone());
+                distrust = distrust.or_else(|| tls::distrust(&error));
+            }
         }
     }
     Ok(if !members.is_empty() {
@@ -206,18 +259,29 @@ async fn ask_all(others: &[String], wish: &Wish, peers: &Peers) -> Result<Found,
     } else if silent.is_empty() {
         Found::AllWait
     } else {
-        Found::Silent(silent)
+        Found::Silent {
+            addresses: silent,
+            distrust,
+        }
     })
 }
 
-async fn identify(address: &str, wish: &Wish, peers: &Peers) -> Result<IdentifyResponse, Status> {
+async fn identify(
+    address: &str,
+    wish: &Wish,
+    member: Option<&Identity>,
+    peers: &Peers,
+) -> Result<IdentifyResponse, Status> {
+    let limit = member.map_or(IDENTIFY_MAX, |_| RECOVERED_MAX);
+    let cluster = member.map_or_else(Vec::new, |it| it.cluster.0.to_be_bytes().to_vec());
     let request = IdentifyRequest {
         protocol: PROTOCOL,
         name: wish.name.clone(),
+        cluster: cluster.into(),
     };
     let channel = peers.channel(address);
     let channel = channel.map_err(|error| Status::unavailable(error.to_string()))?;
-    within(IDENTIFY_MAX, RaftClient::new(channel).identify(request)).await
+    within(limit, RaftClient::new(channel).identify(request)).await
 }
 
 /// Asks members to be let in, leaders first; tells whether one did.
@@ -285,6 +349,7 @@ fn refusal(error: &Status) -> RaftError {
         (Some(_), Some((_, text))) => text,
         _ => message,
     };
+    let text = text.rsplit_once("; next: ").map_or(text, |(text, _)| text);
     RaftError::Coded {
         explanation: explanation.unwrap_or(&codes::cluster::NOT_JOINED),
         text: text.to_owned(),

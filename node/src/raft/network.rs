@@ -22,7 +22,7 @@ use openraft::{
         TransferLeaderResponse, VoteRequest, VoteResponse,
     },
 };
-use pgcapture_engine::cluster::Outcome;
+use pgcapture_engine::{cluster::Outcome, codes};
 use pgcapture_proto::peer::v1::{
     Envelope, NotLeader, ProposeRequest, RaftMessage, ReadIndexRequest, SnapshotPiece,
     propose_response, raft_client::RaftClient, read_index_response,
@@ -38,6 +38,7 @@ use super::{
 use crate::{
     peers::{PeerChannel, Peers},
     store::Identity,
+    tls,
 };
 
 /// Version of the protocol between nodes.
@@ -230,7 +231,14 @@ impl Client {
             error.code(),
             tonic::Code::FailedPrecondition | tonic::Code::Unauthenticated
         );
+        let distrust = tls::distrust(error);
         // Once is enough: it is tried again and again.
+        if let Some(reason) = &distrust
+            && !self.is_told.swap(true, Ordering::Relaxed)
+        {
+            let (address, untrusted) = (&self.address, &codes::config::UNTRUSTED);
+            tracing::error!(%address, code = untrusted.code, next = untrusted.next, reason, "a peer and this node do not trust each other");
+        }
         if refused && !self.is_told.swap(true, Ordering::Relaxed) {
             let (address, text) = (&self.address, error.message());
             tracing::error!(%address, "a peer refuses this node: {text}");

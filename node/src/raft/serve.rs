@@ -64,6 +64,7 @@ impl RaftConsensus {
             return Err(refused(&codes::cluster::OTHER_PROTOCOL, &what));
         }
         let cluster = cluster_of(&envelope.cluster);
+        self.refuse_former(cluster)?;
         if cluster != Some(identity.cluster) {
             let what = format!(
                 "node {} belongs to cluster {}",
@@ -76,6 +77,16 @@ impl RaftConsensus {
             return Err(Status::unavailable(what));
         }
         Ok(())
+    }
+
+    /// Refuses who has the data of the cluster from before it was recovered.
+    pub(crate) fn refuse_former(&self, cluster: Option<ClusterId>) -> Result<(), Status> {
+        if !cluster.is_some_and(|cluster| self.inner.former.contains(&cluster)) {
+            return Ok(());
+        }
+        let name = &self.inner.identity.name;
+        let what = format!("node {name} and its cluster were recovered without this node");
+        Err(refused(&codes::cluster::RECOVERED, &what))
     }
 
     /// As [`Self::admit`], and refuses who was removed.

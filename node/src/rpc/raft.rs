@@ -21,7 +21,7 @@ use pgcapture_proto::peer::v1::{
 use tonic::{Request, Response, Status, Streaming};
 
 pub(crate) use crate::raft::MESSAGE_BYTES_MAX;
-use crate::raft::{Call, Door, LetIn, PROTOCOL, RaftConsensus, refused};
+use crate::raft::{Call, Door, LetIn, PROTOCOL, RaftConsensus, cluster_of, refused};
 
 /// The name of the service, for health.
 pub const SERVICE_NAME: &str = "pgcapture.peer.v1.Raft";
@@ -144,7 +144,7 @@ impl Raft for RaftService {
 
     async fn identify(
         &self,
-        _: Request<IdentifyRequest>,
+        request: Request<IdentifyRequest>,
     ) -> Result<Response<IdentifyResponse>, Status> {
         let mut answer = IdentifyResponse {
             protocol: PROTOCOL,
@@ -156,6 +156,7 @@ impl Raft for RaftService {
             answer.cluster = cluster.0.to_be_bytes().to_vec().into();
         }
         if let Some(member) = self.door.member() {
+            member.refuse_former(cluster_of(&request.into_inner().cluster))?;
             answer.leader = member.leader_address();
         }
         Ok(Response::new(answer))

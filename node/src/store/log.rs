@@ -30,6 +30,8 @@ pub(crate) enum Mark {
     Applied,
     /// Who belonged to the cluster there.
     Membership,
+    /// The identities that the cluster had before it was recovered.
+    Former,
 }
 
 impl Mark {
@@ -41,6 +43,7 @@ impl Mark {
             Self::Purged => "purged",
             Self::Applied => "applied",
             Self::Membership => "membership",
+            Self::Former => "former",
         }
     }
 }
@@ -153,6 +156,28 @@ impl Store {
             agreed.state = Arc::clone(&state);
             self.inner.state.send_replace(state);
         }
+        Ok(())
+    }
+
+    /// Makes this node the only one of its cluster, in one transaction: under another identity, with
+    /// this state, and without the log up to `last`.
+    pub(crate) fn begin_anew(
+        &self,
+        identity: &Identity,
+        state: State,
+        last: u64,
+        marks: &[(Mark, Vec<u8>)],
+    ) -> Result<(), StoreError> {
+        let mut marks = marks.to_vec();
+        marks.push((Mark::Identity, encode(identity)?));
+        let bytes = encode(&state)?;
+        let mut agreed = self.inner.agreed();
+        self.inner.write(Durability::Immediate, |transaction| {
+            write_one(transaction, &LogWrite::Purge(last)).map_err(failed)?;
+            write_first(transaction, Some(&bytes), &marks).map_err(failed)
+        })?;
+        agreed.state = Arc::new(state);
+        self.inner.state.send_replace(Arc::clone(&agreed.state));
         Ok(())
     }
 

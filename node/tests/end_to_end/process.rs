@@ -154,6 +154,15 @@ impl Node {
 
     /// The same with more in its environment.
     pub(crate) async fn start_with(file: &str, environment: &[(&str, PathBuf)]) -> Self {
+        let mut node = Self::launch(file, environment);
+        let ready = node.logged(|line| line["message"] == "ready").await;
+        node.listen = ready["listen"].as_str().unwrap().to_owned();
+        node.metrics = ready["metrics"].as_str().unwrap().to_owned();
+        node
+    }
+
+    /// Starts a node and waits for nothing.
+    pub(crate) fn launch(file: &str, environment: &[(&str, PathBuf)]) -> Self {
         let (stderr, writer) = std::io::pipe().unwrap();
         let child = command()
             .args(["start", "-c", file])
@@ -164,16 +173,12 @@ impl Node {
             .expect("the binary is built");
         let (sender, seen) = watch::channel(String::new());
         std::thread::spawn(move || read_all(stderr, &sender));
-        let mut node = Self {
+        Self {
             child,
             seen,
             listen: String::new(),
             metrics: String::new(),
-        };
-        let ready = node.logged(|line| line["message"] == "ready").await;
-        node.listen = ready["listen"].as_str().unwrap().to_owned();
-        node.metrics = ready["metrics"].as_str().unwrap().to_owned();
-        node
+        }
     }
 
     /// Waits for a line of the log.
@@ -216,8 +221,13 @@ impl Node {
     }
 
     /// Ends it as an init system does; returns the exit code and everything it has said.
-    pub(crate) async fn stop(mut self) -> (Option<i32>, String) {
+    pub(crate) async fn stop(self) -> (Option<i32>, String) {
         kill_process(self.pid(), Signal::TERM).unwrap();
+        self.ended().await
+    }
+
+    /// Waits until it ends by itself; returns the exit code and everything it has said.
+    pub(crate) async fn ended(mut self) -> (Option<i32>, String) {
         let ended = tokio::time::timeout(PATIENCE, self.child.wait());
         let status = ended.await.expect("it ends in time").unwrap();
         // The sender is dropped once everything was read.

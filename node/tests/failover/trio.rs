@@ -117,9 +117,20 @@ impl Trio {
         log
     }
 
+    /// The configuration of a node.
+    pub(crate) fn file(&self, index: usize) -> String {
+        configure(&self.folders[index], &self.addresses, index)
+    }
+
+    /// Takes the data of a dead node away.
+    pub(crate) fn lose_disk(&self, index: usize) {
+        let data = Place::at(self.folders[index].path()).data();
+        std::fs::remove_dir_all(data).unwrap();
+    }
+
     /// Starts a node again on its own data.
     pub(crate) async fn start_again(&mut self, index: usize) {
-        let file = configure(&self.folders[index], &self.addresses, index);
+        let file = self.file(index);
         self.nodes[index] = Some(Node::start(&file).await);
     }
 }

@@ -8,6 +8,10 @@ use crate::{checkpoint::Epoch, confirm::Origin, lsn::PgTime};
 /// At most this many nodes: up to five vote, the others follow.
 pub const NODES_MAX: usize = 100;
 
+/// Every epoch grows by this much when a cluster is recovered: more sources move than that while nobody
+/// notices that the survivor hears nothing. So what the lost nodes began last is older.
+pub const RECOVERY_EPOCHS: u64 = 1_000;
+
 /// A node of the cluster.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Node {
@@ -52,6 +56,23 @@ impl State {
         self.owners.retain(|_, owner| owner != name);
         self.homes.retain(|_, home| home != name);
         changed(self.nodes.remove(name).is_some())
+    }
+
+    /// Keeps one node and forgets all others, as the last resort when they cannot agree any more. Every
+    /// source gets an epoch that no other node can have begun.
+    pub fn recover(&mut self, survivor: u64) {
+        let others = self.nodes.values().filter(|node| node.id != survivor);
+        let names: Vec<String> = others.map(|node| node.name.clone()).collect();
+        for name in names {
+            self.remove_node(&name);
+        }
+        for epoch in self.epochs.values_mut() {
+            epoch.0 += RECOVERY_EPOCHS;
+        }
+        for (name, source) in &mut self.sources {
+            source.epoch.0 += RECOVERY_EPOCHS;
+            self.epochs.insert(name.clone(), source.epoch);
+        }
     }
 
     /// Begins a new epoch of a source on a node, when nobody else has since `after`.

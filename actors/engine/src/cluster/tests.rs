@@ -70,6 +70,37 @@ fn epochs_grow_even_across_a_removal() {
 }
 
 #[test]
+fn a_recovery_keeps_one_node_and_makes_every_epoch_older() {
+    let mut state = State::default();
+    for name in ["shop", "audit"] {
+        add(&mut state, source(name)).unwrap();
+        assign(&mut state, name).unwrap();
+    }
+    let removal = Command::RemoveSource {
+        name: "audit".to_owned(),
+    };
+    state.apply(removal).unwrap();
+    for (name, id) in [("n1", 1), ("n2", 2), ("n3", 3)] {
+        let node = Node {
+            name: name.to_owned(),
+            id,
+            address: format!("{name}:7700"),
+            joined_at: PgTime(7),
+        };
+        state.apply(Command::AddNode(node)).unwrap();
+    }
+    state.recover(3);
+    assert_eq!(state.nodes.keys().collect::<Vec<_>>(), ["n3"]);
+    assert_eq!(state.last_node, 3);
+    assert_eq!(state.owner("shop"), None);
+    let next = Epoch(RECOVERY_EPOCHS + 2);
+    assert_eq!(assign(&mut state, "shop"), Ok(Answer::Assigned(next)));
+    // A name that is used again goes on from there, too.
+    add(&mut state, source("audit")).unwrap();
+    assert_eq!(assign(&mut state, "audit"), Ok(Answer::Assigned(next)));
+}
+
+#[test]
 fn streams_and_slots_have_one_reader() {
     let mut state = State::default();
     add(&mut state, source("shop")).unwrap();

@@ -92,6 +92,34 @@ pub const NOT_LEADING: Explanation = Explanation {
     next: "`pgcapture cluster status` shows who leads; ask there",
 };
 
+/// The cluster was recovered without the node.
+pub const RECOVERED: Explanation = Explanation {
+    code: "PGC-R15",
+    title: "the cluster was recovered without this node",
+    text: "`pgcapture cluster recover` let another node go on alone. What this node has was agreed on by \
+           the cluster before that and may contradict what was agreed on since.",
+    next: "give the node an empty [node] data_dir, with the recovered nodes in [node] peers: it joins again",
+};
+
+/// Nothing to recover.
+pub const NOTHING_TO_RECOVER: Explanation = Explanation {
+    code: "PGC-R16",
+    title: "there is nothing to recover",
+    text: "Recovery makes one survivor of a cluster that lost its majority go on alone. The data directory \
+           must be that of a stopped node that had others beside it.",
+    next: "check [node] data_dir of the file given with -c, and start the node if it is alone already",
+};
+
+/// A node that would be dropped is alive.
+pub const STILL_ALIVE: Explanation = Explanation {
+    code: "PGC-R17",
+    title: "a node that would be dropped may be alive",
+    text: "Something takes connections at its address. While a majority lives the cluster works, and a \
+           second one beside it would agree on something else. Nothing was changed.",
+    next: "start this node and look at `pgcapture cluster status`; if the others are really lost, stop \
+           what listens there, or pass --force",
+};
+
 /// Every code of the family.
 pub const ALL: &[&Explanation] = &[
     &NO_QUORUM,
@@ -104,4 +132,7 @@ pub const ALL: &[&Explanation] = &[
     &BAD_CHANGE,
     &NOT_JOINED,
     &NOT_LEADING,
+    &RECOVERED,
+    &NOTHING_TO_RECOVER,
+    &STILL_ALIVE,
 ];

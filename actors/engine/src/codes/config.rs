@@ -48,11 +48,11 @@ pub const UNKNOWN_KEY: Explanation = Explanation {
 /// A listener would be open to the network without protection.
 pub const INSECURE_LISTEN: Explanation = Explanation {
     code: "PGC-C006",
-    title: "the node would listen beyond loopback without TLS and token",
-    text: "Whoever reaches the port could read every captured row and remove sources. Without \
-           [tls] and [auth] the node therefore only listens on 127.0.0.1 or ::1.",
-    next: "set [tls] cert and key and [auth] token, or listen on 127.0.0.1, or pass --insecure \
-           if the network is trusted",
+    title: "the node would listen beyond loopback without protection",
+    text: "Whoever reaches the port could read every captured row and remove sources. Without TLS, and \
+           a token or certificates of clients, the node therefore only listens on 127.0.0.1 or ::1.",
+    next: "make certificates with `pgcapture cert init` and `pgcapture cert issue` and set [tls]; or \
+           listen on 127.0.0.1, or pass --insecure if the network is trusted",
 };
 
 /// A secret stands in the file itself, or its reference leads nowhere.
@@ -69,7 +69,19 @@ pub const TLS: Explanation = Explanation {
     code: "PGC-C008",
     title: "certificate or key cannot be used",
     text: "The files named in [tls] cannot be read, are not PEM, or do not belong together.",
-    next: "check the files with `openssl x509 -in CERT -noout -text`",
+    next: "make them with `pgcapture cert init` and `pgcapture cert issue`, or check them with \
+           `openssl x509 -in CERT -noout -text`",
+};
+
+/// One side does not trust the other's certificate.
+pub const UNTRUSTED: Explanation = Explanation {
+    code: "PGC-C009",
+    title: "a certificate is not trusted",
+    text: "With [tls] client_ca both sides of a connection show a certificate. Each refuses one that \
+           another authority has made, that is for another host, or that has expired; and a node refuses \
+           who shows none.",
+    next: "make the certificate with the cluster's own authority: `pgcapture cert issue NAME --host HOST`, \
+           for a client with --client; then pass --ca, --cert and --key",
 };
 
 /// Every code of the family.
@@ -82,4 +94,5 @@ pub const ALL: &[&Explanation] = &[
     &INSECURE_LISTEN,
     &SECRET,
     &TLS,
+    &UNTRUSTED,
 ];

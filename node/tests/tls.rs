@@ -1,0 +1,203 @@
+//! Certificates as `pgcapture cert` makes them: three nodes that show them to each other and ask them of
+//! every client. Who has none, or one of another authority, is refused and told why.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "helpers of tests: a panic is a failure"
+)]
+
+#[path = "end_to_end/process.rs"]
+#[expect(dead_code, reason = "shared with the tests of one node")]
+mod process;
+
+use std::{fs, net::TcpListener, os::unix::fs::PermissionsExt as _, path::Path};
+
+use pgcapture_actors::postgres::{Connection, LocalServer, LocalServerOptions, Replication};
+use process::{Ended, Node, Place, run};
+use tempfile::TempDir;
+
+/// A folder of certificates.
+struct Certs {
+    folder: TempDir,
+}
+
+impl Certs {
+    /// Makes an authority.
+    async fn init() -> Self {
+        let certs = Self {
+            folder: tempfile::tempdir().unwrap(),
+        };
+        let said = certs.ask(&["init"]).await.expect(0);
+        assert!(said.talk.contains("next: pgcapture cert issue"), "{said:?}");
+        certs
+    }
+
+    async fn ask(&self, args: &[&str]) -> Ended {
+        let dir = self.folder.path().to_str().unwrap();
+        run("", &[&["cert"], args, &["--dir", dir]].concat()).await
+    }
+
+    /// Makes the certificate of a node and returns what to paste into its configuration.
+    async fn node(&self, name: &str) -> String {
+        let issued = self.ask(&["issue", name, "--host", "localhost"]).await;
+        issued.expect(0).data
+    }
+
+    fn file(&self, name: &str) -> String {
+        self.folder.path().join(name).display().to_string()
+    }
+
+    /// The flags of a command that shows a certificate of this authority and trusts `ca`.
+    fn flags(&self, name: &str, ca: &Self) -> Vec<String> {
+        let (cert, key) = (format!("{name}.crt"), format!("{name}.key"));
+        let flags = [
+            ("--ca", ca.file("ca.crt")),
+            ("--cert", self.file(&cert)),
+            ("--key", self.file(&key)),
+        ];
+        flags
+            .into_iter()
+            .flat_map(|(flag, file)| [flag.to_owned(), file])
+            .collect()
+    }
+}
+
+async fn ask(node: &str, flags: &[String], args: &[&str]) -> Ended {
+    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+    run(node, &[args, &flags].concat()).await
+}
+
+fn free_addresses() -> Vec<String> {
+    let listeners: Vec<_> = (0..4)
+        .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
+        .collect();
+    let addresses = listeners.iter().map(|it| it.local_addr().unwrap());
+    addresses.map(|address| address.to_string()).collect()
+}
+
+fn configure(folder: &TempDir, name: &str, listen: &str, peers: &[String], tls: &str) -> String {
+    let more = format!("peers = {peers:?}\n{tls}");
+    Place::at(folder.path()).configure_as(name, listen, &more)
+}
+
+fn mode(file: &str) -> u32 {
+    fs::metadata(Path::new(file)).unwrap().permissions().mode() & 0o777
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_are_made_as_they_must_be_and_never_replaced_by_accident() {
+    let certs = Certs::init().await;
+    let key = certs.file("ca.key");
+    assert_eq!(mode(&key), 0o600);
+    let before = fs::read(&key).unwrap();
+    let again = certs.ask(&["init"]).await.expect(7);
+    again.says(&["ca.key is there already", "--force"]);
+    assert_eq!(fs::read(&key).unwrap(), before);
+
+    let block = certs.node("n1").await;
+    assert!(block.starts_with("[tls]\ncert = \"/"), "{block}");
+    assert_eq!(mode(&certs.file("n1.key")), 0o600);
+    let again = certs.ask(&["issue", "n1", "--ip", "10.0.0.1"]).await;
+    again.expect(7).says(&["n1.key is there already"]);
+    let forced = ["issue", "n1", "--ip", "10.0.0.1", "--force", "-o", "json"];
+    let made = certs.ask(&forced).await.json();
+    assert_eq!(
+        made["hosts"],
+        serde_json::json!(["10.0.0.1", "localhost", "127.0.0.1"])
+    );
+
+    certs
+        .ask(&["issue", "n2"])
+        .await
+        .expect(2)
+        .says(&["--client"]);
+    certs.ask(&["issue", "../n2", "--client"]).await.expect(2);
+    certs.ask(&["issue", "ca", "--client"]).await.expect(2);
+    certs
+        .ask(&["issue", "n2", "--host", "no host"])
+        .await
+        .expect(2);
+    let nowhere = tempfile::tempdir().unwrap();
+    let empty = Certs { folder: nowhere };
+    let refused = empty.ask(&["issue", "n1", "--client"]).await.expect(1);
+    refused.says(&["PGC-C008", "next: pgcapture cert init"]);
+    assert!(!Path::new(&empty.file("n1.key")).exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_and_clients_know_each_other_by_their_authority() {
+    let (certs, others) = (Certs::init().await, Certs::init().await);
+    let addresses = free_addresses();
+    let peers = &addresses[..3];
+    let folders: Vec<_> = (0..4).map(|_| tempfile::tempdir().unwrap()).collect();
+    let mut files = Vec::new();
+    for index in 0..3 {
+        let name = format!("n{}", index + 1);
+        let tls = certs.node(&name).await;
+        files.push(configure(
+            &folders[index],
+            &name,
+            &addresses[index],
+            peers,
+            &tls,
+        ));
+    }
+    let starts = futures_util::future::join_all(files.iter().map(|file| Node::start(file)));
+    let server = LocalServer::start(LocalServerOptions::default());
+    let (server, nodes) = tokio::join!(server, starts);
+    let server = server.expect("PostgreSQL is installed");
+    certs
+        .ask(&["issue", "operator", "--client"])
+        .await
+        .expect(0);
+    others
+        .ask(&["issue", "operator", "--client"])
+        .await
+        .expect(0);
+    let flags = certs.flags("operator", &certs);
+
+    let node = &nodes[1].listen;
+    let healthy = ["cluster", "health", "--until", "healthy"];
+    ask(node, &flags, &healthy).await.expect(0);
+    let config = server.config("postgres");
+    let mut connection = Connection::connect(&config, Replication::Off)
+        .await
+        .unwrap();
+    connection
+        .query("CREATE TABLE t (id bigint PRIMARY KEY)")
+        .await
+        .unwrap();
+    let url = server.url("postgres");
+    ask(node, &flags, &["source", "add", "shop", "--url", &url])
+        .await
+        .expect(0);
+    ask(node, &flags, &healthy).await.expect(0);
+    connection.query("INSERT INTO t VALUES (7)").await.unwrap();
+    for node in &nodes {
+        let tail = ["tail", "shop", "--from", "earliest", "-n", "1"];
+        let seen = ask(&node.listen, &flags, &tail).await.expect(0);
+        assert!(seen.data.contains("INSERT public.t id=7"), "{seen:?}");
+    }
+
+    // A client of another authority, one that shows nothing, and one that trusts another authority.
+    let foreign = others.flags("operator", &certs);
+    let status = ["cluster", "status"];
+    for flags in [
+        &foreign,
+        &foreign[..2].to_vec(),
+        &certs.flags("operator", &others),
+    ] {
+        let refused = ask(node, flags, &status).await.expect(5);
+        refused.says(&["PGC-C009", "pgcapture cert issue"]);
+    }
+
+    // A node of another authority is not let in, and says why.
+    let tls = others.node("n4").await;
+    let file = configure(&folders[3], "n4", &addresses[3], &addresses, &tls);
+    let stranger = Node::launch(&file, &[]);
+    stranger.logged(|line| line["code"] == "PGC-C009").await;
+    let members = ask(node, &flags, &["cluster", "members"]).await.expect(0);
+    assert!(!members.data.contains("n4"), "{members:?}");
+    stranger.kill().await;
+}
