@@ -14,6 +14,10 @@ use std::{
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
 use pgcapture_chaos_tests::{
+    cluster::{
+        scenario::{self as cluster_scenario, ClusterPlan, Length},
+        verdict::Verdict as ClusterVerdict,
+    },
     dump::{self, scenario::DumpPlan, verdict::Verdict as DumpVerdict},
     nemesis::Menu,
     report::{Verdict, judge_files},
@@ -38,6 +42,8 @@ enum Command {
     Run(RunArgs),
     /// Dump a table into a live stream while it is rewritten and everything is killed; compare.
     Dump(DumpArgs),
+    /// Kill, restart and freeze two nodes of three in turn under load; compare the stream of the third.
+    Cluster(ClusterArgs),
     /// Judge the files of an old run again.
     Check {
         /// What the readers were given.
@@ -130,24 +136,62 @@ struct DumpArgs {
     keep: bool,
 }
 
+#[derive(Debug, Args)]
+struct ClusterArgs {
+    /// How long, in minutes.
+    #[arg(long, default_value_t = 10.0, value_parser = parse_minutes)]
+    minutes: f64,
+    /// How often something is struck; instead of a time.
+    #[arg(long, conflicts_with = "minutes")]
+    kills: Option<u32>,
+    /// Shortest and longest pause between two faults, in seconds.
+    #[arg(long, default_value = "0.5-6", value_parser = parse_pause)]
+    seconds_between: (u64, u64),
+    /// Seed of all random choices; drawn and printed when not given.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// The built node; otherwise the `pgcapture` beside this program.
+    #[arg(long, env = "PGCAPTURE_BIN")]
+    binary: Option<PathBuf>,
+    /// Directory of PostgreSQL's programs; otherwise the newest installed.
+    #[arg(long)]
+    pg_bin: Option<PathBuf>,
+    /// Concurrent writers.
+    #[arg(long, default_value_t = 8)]
+    writers: u32,
+    /// Transactions a second that they aim at together, of four rows on average.
+    #[arg(long, default_value_t = 500)]
+    rate: u32,
+    /// Transactions a second below which the run is not a pass.
+    #[arg(long, default_value_t = 250)]
+    min_rate: u32,
+    /// Rows of the large transaction that is written now and then; 0 for none.
+    #[arg(long, default_value_t = 3_000)]
+    large: u32,
+    /// Keep the directory of the run; a run that fails keeps it anyway.
+    #[arg(long)]
+    keep: bool,
+}
+
 /// Transactions a second below which a run is not a pass.
 const TRANSACTIONS_PER_SECOND_MIN: u32 = 5;
 
 #[tokio::main]
 async fn main() -> ExitCode {
     let verdict = match Cli::parse().command {
-        Command::Dump(args) => return finish_dump(run_dump(args).await),
+        Command::Dump(args) => {
+            let verdict = run_dump(args).await;
+            return finish(verdict.to_line(), verdict.exit_code());
+        }
+        Command::Cluster(args) => {
+            let verdict = run_cluster(args).await;
+            return finish(verdict.to_line(), verdict.exit_code());
+        }
         Command::Check { history, journal } => judge_files(&history, &journal)
             .unwrap_or_else(|error| Verdict::error(0, "check", &error)),
         Command::Run(args) => run_and_keep(args).await,
     };
-    match verdict.to_line().and_then(|line| say(&line)) {
-        Ok(()) => verdict.exit_code(),
-        Err(error) => {
-            eprintln!("{error:#}");
-            ExitCode::from(2)
-        }
-    }
+    finish(verdict.to_line(), verdict.exit_code())
 }
 
 /// Dumps in a directory of its own and decides whether it stays.
@@ -183,9 +227,42 @@ async fn run_dump(args: DumpArgs) -> DumpVerdict {
     verdict
 }
 
-fn finish_dump(verdict: DumpVerdict) -> ExitCode {
-    match verdict.to_line().and_then(|line| say(&line)) {
-        Ok(()) => verdict.exit_code(),
+/// Runs a cluster in a directory of its own and decides whether it stays.
+async fn run_cluster(args: ClusterArgs) -> ClusterVerdict {
+    let seed = args.seed.unwrap_or_else(rand::random);
+    eprintln!("seed {seed}");
+    let found = run_dir().and_then(|dir| Ok((dir, find_node(args.binary)?)));
+    let (dir, binary) = match found {
+        Ok(found) => found,
+        Err(error) => return ClusterVerdict::error(seed, &error),
+    };
+    let time = Length::Time(Duration::from_secs_f64(args.minutes * 60.0));
+    let plan = ClusterPlan {
+        length: args.kills.map_or(time, Length::Faults),
+        pause_ms: args.seconds_between,
+        seed,
+        binary,
+        pg_bin: args.pg_bin,
+        writers: args.writers,
+        transactions_per_second: args.rate,
+        transactions_per_second_min: args.min_rate,
+        large_transaction_rows: args.large,
+    };
+    let verdict = tokio::select! {
+        verdict = Box::pin(cluster_scenario::run(&plan, dir.path())) => verdict,
+        error = interrupted() => Err(error),
+    };
+    let verdict = verdict.unwrap_or_else(|error| ClusterVerdict::error(seed, &error));
+    if args.keep || verdict.verdict != "pass" {
+        eprintln!("files of the run: {}", dir.keep().display());
+    }
+    verdict
+}
+
+/// Says the verdict's line.
+fn finish(line: Result<String>, exit: ExitCode) -> ExitCode {
+    match line.and_then(|line| say(&line)) {
+        Ok(()) => exit,
         Err(error) => {
             eprintln!("{error:#}");
             ExitCode::from(2)
@@ -265,6 +342,13 @@ fn find_node(given: Option<PathBuf>) -> Result<PathBuf> {
         bail!("there is no {}; use --binary", beside.display());
     }
     Ok(beside)
+}
+
+/// Parses minutes, more than none and at most a day.
+fn parse_minutes(text: &str) -> Result<f64, String> {
+    let minutes = text.parse().ok();
+    let minutes = minutes.filter(|minutes: &f64| *minutes > 0.0 && *minutes <= 1440.0);
+    minutes.ok_or_else(|| format!("\"{text}\" is not a number of minutes, at most 1440"))
 }
 
 /// Parses `0.1-2.5` or `1` into milliseconds.

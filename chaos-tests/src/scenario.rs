@@ -155,6 +155,7 @@ impl Experiment {
             writers: plan.writers,
             rows_per_second: plan.rows_per_second,
             large_transaction_rows: plan.large_transaction_rows,
+            with_rests: true,
         };
         let mut load = RunningLoad::start(&load_plan, Arc::clone(&self.journal));
         tokio::select! {

@@ -42,6 +42,7 @@ async fn writers_journal_what_the_server_has_after_crashes() {
         writers: 3,
         rows_per_second: 2_000,
         large_transaction_rows: 3_000,
+        with_rests: true,
     };
     let mut load = RunningLoad::start(&plan, Arc::clone(&journal));
     let crashes = async {

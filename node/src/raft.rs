@@ -471,3 +471,6 @@ async fn tell_leadership(raft: Raft, store: Store, leadership: watch::Sender<Lea
 
 #[cfg(test)]
 mod tests;
+
+#[cfg(test)]
+mod golden;

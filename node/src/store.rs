@@ -11,11 +11,14 @@
 //!   in one file, so that a crash leaves what some moment left, never a mixture.
 //! - A full disk is waited for (`patient`). After any other write that failed nothing is written
 //!   any more: what the disk holds is unknown.
-//! - The file's format version is read before anything else; a newer one is refused unchanged.
+//! - Every page is checked when the file is opened, and that it ends where it was promised to end
+//!   (`attested`): damage is refused, never applied.
+//! - The file's format version is read before any value; a newer one is refused unchanged.
 //! - Dumps lie in rows of their own, one a dump and one a table of it, and so do cursors; an entry
 //!   writes only those that it changed.
 
 mod agreed;
+mod attested;
 mod dumps;
 mod format;
 mod lock;
@@ -25,6 +28,7 @@ mod rows;
 
 use std::{
     fs, io,
+    panic::{self, AssertUnwindSafe},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -42,13 +46,14 @@ pub(crate) use self::{
     log::{LogWrite, Mark},
     rows::Row,
 };
+use self::{
+    attested::Attested,
+    lock::DirectoryLock,
+    patient::{PatientFile, Space},
+};
 pub use self::{
     format::FORMAT_VERSION,
     log::{ClusterId, Identity},
-};
-use self::{
-    lock::DirectoryLock,
-    patient::{PatientFile, Space},
 };
 
 /// A stored value is at most this long: 1,000 sources with their gaps stay far below, and a damaged
@@ -80,6 +85,7 @@ struct Inner {
     /// What the first failed write said.
     failure: watch::Sender<Option<String>>,
     space: Space,
+    attested: Attested,
     _lock: DirectoryLock,
 }
 
@@ -114,7 +120,7 @@ pub enum StoreError {
     /// The file does not hold what we write.
     #[error("{}: the node's store is damaged: {what}", codes::node::STORE_DAMAGED.code)]
     Damaged {
-        /// What is wrong.
+        /// What is wrong, at the start with the file.
         what: String,
     },
     /// The file belongs to a member of a cluster, and the caller wants something else.
@@ -134,6 +140,17 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// Names the file that is damaged.
+    fn in_file(self, path: &Path) -> Self {
+        match self {
+            Self::Damaged { what } => {
+                let what = format!("{}: {what}", path.display());
+                Self::Damaged { what }
+            }
+            other => other,
+        }
+    }
+
     /// Returns what the error means and what to do.
     #[must_use]
     pub const fn explanation(&self) -> &'static codes::Explanation {
@@ -185,11 +202,28 @@ impl Store {
     ) -> Result<Self, StoreError> {
         let path = directory.join("node.redb");
         let space = Space::default();
-        let database = Database::builder()
-            .set_cache_size(CACHE_BYTES)
-            .create_with_backend(PatientFile::new(backend, space.clone()))
-            .map_err(|error| open_error(error, &path))?;
-        let agreed = format::read_or_create(&database, &path)?;
+        let (attested, promised) =
+            Attested::open(directory).map_err(|source| StoreError::Unwritable {
+                action: "open",
+                path: directory.join("node.attested"),
+                source,
+            })?;
+        let file = PatientFile::new(backend, space.clone());
+        let opened = without_panic(|| {
+            let database = open_checked(file, &path)?;
+            let agreed = format::read_or_create(&database, &path)?;
+            let written = log::writes(&database)?;
+            if written < promised {
+                let what = format!(
+                    "it ends with write {written}, and write {promised} was on disk: what was \
+                     promised to others is missing"
+                );
+                return Err(StoreError::Damaged { what });
+            }
+            attested.attest(written);
+            Ok((database, agreed))
+        });
+        let (database, agreed) = opened.map_err(|error| error.in_file(&path))?;
         let (state, _) = watch::channel(Arc::clone(&agreed.state));
         let (failure, _) = watch::channel(None);
         Ok(Self {
@@ -201,6 +235,7 @@ impl Store {
                 cursor_moves: watch::Sender::default(),
                 failure,
                 space,
+                attested,
                 _lock: lock,
             }),
         })
@@ -271,7 +306,13 @@ impl Inner {
         let run = || {
             let transaction = begin(&self.database, durability).map_err(failed)?;
             let done = work(&transaction)?;
+            let is_durable = matches!(durability, Durability::Immediate);
+            let number = is_durable.then(|| log::count_write(&transaction));
+            let number = number.transpose()?;
             transaction.commit().map_err(|error| failed(error.into()))?;
+            if let Some(number) = number {
+                self.attested.attest(number);
+            }
             Ok(done)
         };
         let done = run();
@@ -312,9 +353,41 @@ pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, StoreError>
     }
 }
 
+/// Opens the database and checks every page. A transaction that a crash cut off is given up.
+fn open_checked(
+    file: PatientFile<impl redb::StorageBackend>,
+    path: &Path,
+) -> Result<Database, StoreError> {
+    let mut builder = Database::builder();
+    let builder = builder.set_cache_size(CACHE_BYTES);
+    let opened = builder.create_with_backend(file);
+    let mut database = opened.map_err(|error| open_error(error, path))?;
+    // redb itself looks at checksums after a crash only, and a disk does not rot in crashes only.
+    let checked = database.check_integrity();
+    if !checked.map_err(|error| open_error(error, path))? {
+        tracing::warn!(file = %path.display(), "the last change of the node's store was not whole and is given up");
+    }
+    Ok(database)
+}
+
+/// Runs something that may panic on bytes that no program of ours wrote.
+fn without_panic<T>(open: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
+    // Whatever it has built is gone with it.
+    let opened = panic::catch_unwind(AssertUnwindSafe(open));
+    opened.unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+        let what = text.unwrap_or("it cannot be read").to_owned();
+        Err(StoreError::Damaged { what })
+    })
+}
+
 fn open_error(error: redb::DatabaseError, path: &Path) -> StoreError {
     let (action, path, what) = ("open", path.to_owned(), error.to_string());
-    if let redb::Error::Io(source) = redb::Error::from(error) {
+    if let redb::Error::Io(source) = redb::Error::from(error)
+        // A file that ends too early or begins otherwise is no fault of the disk.
+        && !matches!(source.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData)
+    {
         return StoreError::Unwritable {
             action,
             path,

@@ -13,6 +13,9 @@ mod harness;
 #[path = "cluster/agreement.rs"]
 mod agreement;
 
+#[path = "cluster/damage.rs"]
+mod damage;
+
 #[path = "cluster/full_disk.rs"]
 mod full_disk;
 

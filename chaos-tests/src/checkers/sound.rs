@@ -11,8 +11,13 @@ use crate::history::{
     row::Table,
 };
 
-/// Looks for reasons not to believe a pass.
+/// Looks for reasons not to believe a pass of a run with a log and a consumer.
 pub fn check(evidence: &Evidence, findings: &mut Findings) {
+    check_with(evidence, &[Reader::Log, Reader::Consumer], findings);
+}
+
+/// Looks for reasons not to believe a pass of a run with these readers.
+pub fn check_with(evidence: &Evidence, readers: &[Reader], findings: &mut Findings) {
     let mut installed = 0_u32;
     let mut with_progress = 0_u32;
     let mut samples = 0_u32;
@@ -48,7 +53,7 @@ pub fn check(evidence: &Evidence, findings: &mut Findings) {
         });
     }
     check_load(evidence, findings);
-    check_marker(evidence, findings);
+    check_marker(evidence, readers, findings);
 }
 
 fn check_load(evidence: &Evidence, findings: &mut Findings) {
@@ -71,9 +76,9 @@ fn check_load(evidence: &Evidence, findings: &mut Findings) {
     }
 }
 
-fn check_marker(evidence: &Evidence, findings: &mut Findings) {
+fn check_marker(evidence: &Evidence, readers: &[Reader], findings: &mut Findings) {
     let marker = Some(evidence.header.last_marker);
-    for reader in [Reader::Log, Reader::Consumer] {
+    for reader in readers.iter().copied() {
         let has_marker = evidence.delivered(reader).any(|(_, item)| {
             matches!(item, Item::Change { row, .. } if row.table == Table::Marker && row.id == marker)
         });

@@ -59,23 +59,37 @@ impl Node {
     ///
     /// When it does not become ready; shows its log.
     pub async fn start(binary: &Path, dir: &Path) -> Result<Self> {
-        let dir = dir.join("node");
-        fs::create_dir(&dir).context("create the node's directory")?;
-        let [grpc_port, http_port] = free_ports()?;
-        let config = config(&dir.join("data"), grpc_port, http_port);
-        fs::write(dir.join("pgcapture.toml"), config).context("write the configuration")?;
-        let process = spawn(binary, &dir)?;
-        let mut node = Self {
-            process,
-            binary: binary.to_owned(),
-            dir,
-            address: NodeAddress {
-                grpc_port,
-                http_port,
-            },
-        };
+        let mut node = Self::launch_first(binary, &dir.join("node"), "n1", free_ports()?, &[])?;
         node.ready().await?;
         Ok(node)
+    }
+
+    /// Writes a configuration into `dir`, which it makes, and starts the node without waiting. The ports
+    /// are those of gRPC and HTTP; the peers, when there are any, are the nodes of its cluster.
+    ///
+    /// # Errors
+    ///
+    /// When the directory or the process cannot be made.
+    pub fn launch_first(
+        binary: &Path,
+        dir: &Path,
+        name: &str,
+        [grpc_port, http_port]: [u16; 2],
+        peers: &[String],
+    ) -> Result<Self> {
+        fs::create_dir(dir).context("create the node's directory")?;
+        let address = NodeAddress {
+            grpc_port,
+            http_port,
+        };
+        let config = config(&dir.join("data"), name, address, peers);
+        fs::write(dir.join("pgcapture.toml"), config).context("write the configuration")?;
+        Ok(Self {
+            process: spawn(binary, dir)?,
+            binary: binary.to_owned(),
+            dir: dir.to_owned(),
+            address,
+        })
     }
 
     /// Returns where it listens.
@@ -244,13 +258,18 @@ impl NodeAddress {
 
 /// Small segments and a small catch-up threshold, so that kills also hit the change from one segment to
 /// the next and from one way of reading the slot to the other.
-fn config(data_dir: &Path, grpc_port: u16, http_port: u16) -> String {
+fn config(data_dir: &Path, name: &str, address: NodeAddress, peers: &[String]) -> String {
+    let NodeAddress {
+        grpc_port,
+        http_port,
+    } = address;
     format!(
         r#"[node]
-name = "n1"
+name = "{name}"
 data_dir = "{}"
 listen = "127.0.0.1:{grpc_port}"
 metrics = "127.0.0.1:{http_port}"
+peers = {peers:?}
 
 [log]
 segment = "1MiB"

@@ -271,7 +271,7 @@ pub(crate) fn parameters<const N: usize>(pairs: [(&str, Kind); N]) -> Struct {
     }
 }
 
-const fn place_of(reader: Reader, session: u32, checkpoint: &Checkpoint) -> Place {
+pub(crate) const fn place_of(reader: Reader, session: u32, checkpoint: &Checkpoint) -> Place {
     Place {
         reader,
         session,
@@ -280,7 +280,7 @@ const fn place_of(reader: Reader, session: u32, checkpoint: &Checkpoint) -> Plac
     }
 }
 
-fn item_of(message: &CaptureMessage) -> Item {
+pub(crate) fn item_of(message: &CaptureMessage) -> Item {
     if let Some(change) = &message.change {
         return match read_change(change) {
             Some((op, row)) => Item::Change { op, row },

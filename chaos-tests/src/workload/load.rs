@@ -36,6 +36,8 @@ pub struct LoadPlan {
     pub rows_per_second: u32,
     /// Rows of the large transaction that is written now and then; 0 for none.
     pub large_transaction_rows: u32,
+    /// Whether the writers rest now and then.
+    pub with_rests: bool,
 }
 
 /// What a writer should do now.
@@ -125,6 +127,7 @@ impl RunningLoad {
         conductor.spawn(conduct(
             Arc::clone(&phase),
             StdRng::seed_from_u64(plan.seed ^ 0xC0),
+            plan.with_rests,
         ));
         Self {
             phase,
@@ -170,7 +173,7 @@ impl RunningLoad {
 }
 
 /// Alternates work and rest until stopped; returns the milliseconds of work.
-async fn conduct(phase: Arc<watch::Sender<Phase>>, mut rng: StdRng) -> u64 {
+async fn conduct(phase: Arc<watch::Sender<Phase>>, mut rng: StdRng, with_rests: bool) -> u64 {
     let mut stopped = phase.subscribe();
     let mut busy_ms = 0;
     loop {
@@ -178,7 +181,8 @@ async fn conduct(phase: Arc<watch::Sender<Phase>>, mut rng: StdRng) -> u64 {
             (Phase::Busy, rng.random_range(BUSY_MS)),
             (Phase::Idle, rng.random_range(IDLE_MS)),
         ];
-        for (turn, length_ms) in turns {
+        let turns = turns.into_iter();
+        for (turn, length_ms) in turns.filter(|(turn, _)| with_rests || *turn == Phase::Busy) {
             // The writers may have been told to stop in the meantime: that word stays.
             phase.send_if_modified(|now| {
                 let is_change = *now != Phase::Stop && *now != turn;

@@ -8,7 +8,8 @@ use std::{fmt, sync::Arc};
 use super::{STATE, STATE_KEY, Store, StoreError, decode, encode, failed};
 use pgcapture_engine::cluster::{Node, State};
 use redb::{
-    Durability, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction,
+    Database, Durability, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition,
+    WriteTransaction,
 };
 use serde::{Deserialize, Serialize};
 
@@ -32,6 +33,8 @@ pub(crate) enum Mark {
     Membership,
     /// The identities that the cluster had before it was recovered.
     Former,
+    /// How many durable writes there were.
+    Writes,
 }
 
 impl Mark {
@@ -44,6 +47,7 @@ impl Mark {
             Self::Applied => "applied",
             Self::Membership => "membership",
             Self::Former => "former",
+            Self::Writes => "writes",
         }
     }
 }
@@ -275,6 +279,37 @@ pub(super) fn write_marks(
         table.insert(mark.key(), bytes.as_slice())?;
     }
     Ok(())
+}
+
+/// Gives a durable write its number, inside its transaction.
+pub(super) fn count_write(transaction: &WriteTransaction) -> Result<u64, StoreError> {
+    let count = || {
+        let mut table = transaction.open_table(MARKS)?;
+        let before = table.get(Mark::Writes.key())?;
+        let before = before.map(|value| value.value().to_vec());
+        let number = number(before.as_deref()).map(|number| number + 1);
+        if let Ok(number) = number {
+            table.insert(Mark::Writes.key(), number.to_le_bytes().as_slice())?;
+        }
+        Ok::<_, redb::Error>(number)
+    };
+    count().map_err(failed)?
+}
+
+/// Returns the number of the last durable write; 0 in a file that did not count them yet.
+pub(super) fn writes(database: &Database) -> Result<u64, StoreError> {
+    let read = || mark_in(&database.begin_read()?, Mark::Writes);
+    number(read().map_err(failed)?.as_deref())
+}
+
+fn number(bytes: Option<&[u8]>) -> Result<u64, StoreError> {
+    let Some(bytes) = bytes else {
+        return Ok(0);
+    };
+    let bytes = bytes.try_into().map_err(|_| StoreError::Damaged {
+        what: "the number of its writes is none".to_owned(),
+    })?;
+    Ok(u64::from_le_bytes(bytes))
 }
 
 /// Makes the tables of the file.

@@ -44,10 +44,14 @@ pub const STORE_FAILED: Explanation = Explanation {
 pub const STORE_DAMAGED: Explanation = Explanation {
     code: "PGC-N05",
     title: "the node's store is damaged",
-    text: "node.redb does not hold what a node writes. The log of changes is kept apart from it \
-           and is not affected.",
-    next: "restore node.redb from a copy; or move it away and add the sources again: the log and \
-           the slots are found again, the positions of consumers are not",
+    text: "node.redb does not hold what a node wrote: a page is not what its checksum says, the file \
+           ends too early, or a write that was on disk is missing, as in an older copy (node.attested \
+           counts them). Nothing of it was used. A node of a cluster must not go on with less than it \
+           promised: it could vote twice. The log of changes is kept apart and is not affected.",
+    next: "in a cluster: pgcapture cluster remove NAME on another node, move the data directory away \
+           and start: it joins anew and gets everything from the others. A node that is alone: \
+           restore node.redb from a copy and delete node.attested; or move both away and add the \
+           sources again: the log and the slots are found again, the positions of consumers are not",
 };
 
 /// An address cannot be bound.
