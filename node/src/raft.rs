@@ -21,6 +21,8 @@ mod machine;
 
 mod network;
 
+mod together;
+
 mod propose;
 
 mod attend;
@@ -28,6 +30,8 @@ mod attend;
 mod members;
 
 mod join;
+
+mod compare;
 
 mod serve;
 
@@ -56,9 +60,11 @@ use self::{
     machine::StateMachine,
     network::Network,
     snapshot::Snapshots,
+    together::Together,
     types::{LogId, Peer, Raft, StoredMembership, Types, to_bytes},
 };
 pub use self::{
+    compare::compare_peers,
     door::Door,
     join::{Wish, enter},
     members::{AgreedHash, GroupStatus, Member},
@@ -131,6 +137,8 @@ struct Inner {
     lost: watch::Sender<Option<Reign>>,
     /// Held while a node is let in.
     joining: tokio::sync::Mutex<()>,
+    /// The question up to where everything is agreed on.
+    read_index: Together<Result<Option<u64>, String>>,
 }
 
 impl std::fmt::Debug for Inner {
@@ -224,6 +232,7 @@ impl RaftConsensus {
             leadership,
             lost: watch::channel(None).0,
             joining: tokio::sync::Mutex::default(),
+            read_index: Together::default(),
         });
         let (attending, keeping) = (Arc::clone(&inner), Arc::clone(&inner));
         let tasks = [

@@ -79,7 +79,9 @@ impl LivenessService {
                 unreachable: BTreeSet::from_iter(report.unreachable_sources),
             };
             let answer = if self.book.heard(&report.node, heard) {
-                Ok(proto::ReportAnswer { number })
+                let state = Arc::clone(&self.consensus.state().borrow());
+                let stranded = self.book.is_stranded(&state, &report.node);
+                Ok(proto::ReportAnswer { number, stranded })
             } else {
                 Err(not_leading())
             };

@@ -88,6 +88,11 @@ impl Starting {
         }
     }
 
+    /// Ends it on its way.
+    pub(crate) async fn stop(self) {
+        end(self.runtime).await;
+    }
+
     /// Waits until it says why it cannot be one.
     pub(crate) async fn refused(self) -> RaftError {
         let ended = soon("a node is refused", self.started).await.unwrap();
@@ -168,6 +173,7 @@ pub(crate) async fn soon<T>(what: &str, work: impl Future<Output = T>) -> T {
 
 async fn run(folder: std::path::PathBuf, listen: SocketAddr, wish: Wish) -> Started {
     let door = Door::new(&wish.name);
+    door.show(&wish);
     let listener = tokio::net::TcpListener::bind(listen).await.unwrap();
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     let service = RaftServer::new(RaftService { door: door.clone() });
