@@ -43,7 +43,7 @@ pub(crate) use self::free_slot::free_slot;
 use self::pipeline::PipelineParts;
 pub use self::{
     error::AgentError,
-    host::{AgentHost, HostError},
+    host::{AgentHost, Behind, HostError},
     spec::{AgentLimits, AgentSpec, Durability, Lease},
 };
 use crate::{

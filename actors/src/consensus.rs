@@ -9,7 +9,7 @@ use std::{fmt::Debug, sync::Arc};
 use async_trait::async_trait;
 use pgcapture_engine::{
     cluster::{Answer, Command, Refusal, State},
-    codes,
+    codes::{self, Explanation},
 };
 use tokio::sync::watch;
 
@@ -88,6 +88,28 @@ pub enum ProposeError {
         /// What the store said, with a code.
         reason: String,
     },
+}
+
+impl ProposeError {
+    /// Returns what it means.
+    #[must_use]
+    pub const fn explanation(&self) -> &'static Explanation {
+        match self {
+            Self::Refused(_) => &codes::node::CONFLICT,
+            Self::Unavailable { .. } => &codes::cluster::NO_QUORUM,
+            Self::TooLarge { .. } => &codes::cluster::TOO_LARGE,
+            Self::Store { .. } => &codes::node::STORE_FAILED,
+        }
+    }
+
+    /// Returns what happened without the code, for whoever shows that by itself.
+    #[must_use]
+    pub fn text(&self) -> String {
+        let text = self.to_string();
+        let coded = text.strip_prefix(self.explanation().code);
+        let bare = coded.and_then(|text| text.strip_prefix(": "));
+        bare.map(str::to_owned).unwrap_or(text)
+    }
 }
 
 fn display(reason: &str) -> String {

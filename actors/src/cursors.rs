@@ -7,6 +7,7 @@ use std::{fmt::Debug, time::Duration};
 
 use async_trait::async_trait;
 pub use pgcapture_engine::cluster::{ACKED_RUNS_MAX, Cursor, SubscriptionId};
+use pgcapture_engine::codes::{self, Explanation};
 
 /// Cursors that moved are made durable together at this pace: ten small writes a second, and after
 /// a crash at most this much is delivered again.
@@ -50,10 +51,23 @@ pub trait CursorStore: Debug + Send + Sync {
     async fn list(&self) -> Result<Vec<(SubscriptionId, Cursor)>, CursorError>;
 }
 
-/// The store failed.
+/// The store failed, or nobody agreed.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("cannot keep cursors: {reason}")]
 pub struct CursorError {
-    /// What the store said.
+    /// What it means.
+    pub explanation: &'static Explanation,
+    /// What was said.
     pub reason: String,
+}
+
+impl CursorError {
+    /// The disk did not take it.
+    #[must_use]
+    pub const fn of_store(reason: String) -> Self {
+        Self {
+            explanation: &codes::gateway::CURSOR_NOT_KEPT,
+            reason,
+        }
+    }
 }

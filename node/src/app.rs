@@ -24,7 +24,7 @@ use tokio_util::task::TaskTracker;
 pub use self::exposure::refuse_open_listener;
 use self::{
     begin::Begun,
-    membership::{take_part, watch_leader},
+    membership::{compare_lists, take_part, watch_leader},
     parts::Parts,
     server::Services,
     started::{Started, Stops},
@@ -59,6 +59,8 @@ pub struct Node {
     reconciler: JoinHandle<()>,
     /// What this node does for the cluster.
     part: Vec<Task<()>>,
+    /// Whether no other node could take what it owns.
+    stranded: watch::Receiver<bool>,
     ready: watch::Sender<bool>,
     health: server::Health,
     servers: [Task<()>; 2],
@@ -87,9 +89,11 @@ pub async fn start(config: &Config) -> anyhow::Result<Node> {
     let started = Started::start(config, &parts, leader, (begun.door.clone(), stops));
     let stops = &started.stops;
 
-    let (lease, mut part) = take_part(&parts, &started);
+    let (standing, mut part) = take_part(&parts, &started);
     part.push(watching);
-    let reconciler = parts.sources.start(lease, stops.agents.clone());
+    let (wish, peers) = (begun.wish.clone(), parts.peers.clone());
+    part.push(compare_lists(wish, peers, stops.part.clone()));
+    let reconciler = parts.sources.start(standing.lease, stops.agents.clone());
 
     let (ready, is_ready) = watch::channel(false);
     let addresses = (grpc_listener.local_addr()?, http_listener.local_addr()?);
@@ -142,6 +146,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Node> {
         started,
         reconciler,
         part,
+        stranded: standing.stranded,
         ready,
         health,
         servers: [grpc, http],
@@ -198,7 +203,7 @@ impl Node {
             tracing::error!(%error, "the last acknowledgements could not be saved");
             is_clean = false;
         }
-        self.sources.hand_over().await;
+        self.sources.hand_over(self.stranded.clone()).await;
         self.started.stops.part.cancel();
         if let Err(error) = self.started.homes.drain().await {
             tracing::warn!(%error, "the homes of subscriptions were not given back");

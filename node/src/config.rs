@@ -6,6 +6,7 @@
 
 mod check;
 mod document;
+mod guard;
 mod reader;
 mod report;
 mod secret;
@@ -21,10 +22,11 @@ use pgcapture_engine::cluster::{DEFAULT_LAG_MAX, DEFAULT_RANGES_MAX, ReplicaKind
 use schemars::JsonSchema;
 use serde::Serialize;
 
-pub(crate) use self::check::parse_kind;
+pub(crate) use self::{check::parse_kind, guard::nearest_policy};
 use self::{document::Document, reader::Reader};
 pub use self::{
     document::Origin,
+    guard::WalGuardSection,
     report::{ConfigError, Problem, SourceText},
     secret::{SecretError, read_secret},
 };
@@ -157,6 +159,8 @@ pub struct Agent {
     pub follow_below: Size,
     /// WAL distance of one COPY call; bounds the temporary space on the source.
     pub catch_up_chunk: Size,
+    /// How much WAL a source may keep for its slot, where the source does not say otherwise.
+    pub wal_guard: WalGuardSection,
 }
 
 /// A source as code.
@@ -178,6 +182,8 @@ pub struct SourceSection {
     pub tables: Vec<String>,
     /// Patterns of tables left out.
     pub exclude: Vec<String>,
+    /// How much WAL it may keep for the slot; default: as `[agent]` says.
+    pub wal_guard: WalGuardSection,
 }
 
 /// A replica as code: where existing rows of a source are read from.
@@ -315,6 +321,7 @@ impl Config {
             catch_up_above: reader.get("agent.catch_up_above", Size(256 << 20)),
             follow_below: reader.get("agent.follow_below", Size(32 << 20)),
             catch_up_chunk: reader.get("agent.catch_up_chunk", Size(128 << 20)),
+            wal_guard: WalGuardSection::take(reader, "agent"),
         };
         let (sources, replicas) = (reader.sections("source"), reader.sections("replica"));
         Self {
@@ -356,6 +363,7 @@ impl SourceSection {
             publication: reader.get(&key("publication"), default_publication(name)),
             tables: reader.get(&key("tables"), vec!["public.*".to_owned()]),
             exclude: reader.get(&key("exclude"), Vec::new()),
+            wal_guard: WalGuardSection::take(reader, &format!("source.{name}")),
         }
     }
 }

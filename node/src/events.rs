@@ -63,6 +63,8 @@ pub enum EventKind {
     NodeGone,
     /// A node that was given up is heard again.
     NodeBack,
+    /// The WAL that a source of this node keeps stands otherwise to its limit.
+    WalBudget,
 }
 
 impl EventKind {
@@ -77,6 +79,7 @@ impl EventKind {
             Self::NodeLeft => "node_left",
             Self::NodeGone => "node_gone",
             Self::NodeBack => "node_back",
+            Self::WalBudget => "wal_budget",
         }
     }
 }

@@ -18,13 +18,16 @@ use std::{
     time::Duration,
 };
 
-use pgcapture_engine::cluster::liveness::{Liveness, NodeReport};
+use pgcapture_engine::cluster::{
+    State,
+    liveness::{Liveness, NodeReport},
+};
 use tokio::{sync::watch, time::Instant};
 
 pub use self::{
     confirmations::Confirmations,
     registry::Registry,
-    reporter::{Reachable, Reporter},
+    reporter::{Reachable, Reporter, Standing},
 };
 
 /// What this node has heard of all nodes while it leads. Cheap to clone.
@@ -90,6 +93,13 @@ impl Book {
     pub fn read<T>(&self, read: impl FnOnce(&Liveness, Duration) -> T) -> Option<T> {
         let now = self.now();
         self.lock().as_ref().map(|liveness| read(liveness, now))
+    }
+
+    /// Tells whether no other node could take what a node owns; not while this node does not lead.
+    #[must_use]
+    pub fn is_stranded(&self, state: &State, node: &str) -> bool {
+        self.read(|liveness, now| liveness.is_stranded(state, node, now))
+            .unwrap_or(false)
     }
 
     /// Watches a number that changes when something was heard that may matter.

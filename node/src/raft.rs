@@ -22,6 +22,8 @@ mod machine;
 
 mod network;
 
+mod together;
+
 mod propose;
 
 mod attend;
@@ -31,6 +33,8 @@ mod members;
 mod yielding;
 
 mod join;
+
+mod compare;
 
 mod serve;
 
@@ -61,9 +65,11 @@ use self::{
     machine::StateMachine,
     network::Network,
     snapshot::Snapshots,
+    together::Together,
     types::{LogId, Peer, Raft, StoredMembership, Types, to_bytes},
 };
 pub use self::{
+    compare::compare_peers,
     door::Door,
     join::{Wish, enter},
     members::{AgreedHash, GroupStatus, Member},
@@ -139,6 +145,8 @@ struct Inner {
     lost: watch::Sender<Option<Reign>>,
     /// Held while a node is let in.
     joining: tokio::sync::Mutex<()>,
+    /// The question up to where everything is agreed on.
+    read_index: Together<Result<Option<u64>, String>>,
 }
 
 impl std::fmt::Debug for Inner {
@@ -234,6 +242,7 @@ impl RaftConsensus {
             leadership,
             lost: watch::channel(None).0,
             joining: tokio::sync::Mutex::default(),
+            read_index: Together::default(),
         });
         let (attending, keeping) = (Arc::clone(&inner), Arc::clone(&inner));
         let yielding = Arc::clone(&inner);

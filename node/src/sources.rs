@@ -36,6 +36,7 @@ use pgcapture_engine::{
     cluster::{Answer, Command, OnGap, SecretRef, Source, State, liveness::NodeReport},
     codes,
     fence::ClusterId,
+    wal_guard::WalGuard,
 };
 use tokio::{
     sync::{Semaphore, watch},
@@ -79,12 +80,18 @@ pub struct Sources {
     secrets: Secrets,
     node: String,
     limits: AgentLimits,
+    /// How much WAL a source may keep that does not say otherwise.
+    guard: WalGuard,
     running: watch::Sender<BTreeMap<String, Running>>,
     troubles: Mutex<BTreeMap<String, Trouble>>,
     /// Epochs that an agent has had, here or in an earlier life of this node.
     used: Mutex<BTreeMap<String, Epoch>>,
     report: watch::Sender<NodeReport>,
 }
+
+/// What an agent is given beside its source: the lease, unless the node is alone, and the limit of
+/// kept WAL.
+type Given = (Option<watch::Receiver<bool>>, Option<WalGuard>);
 
 /// A running agent and what it was started for.
 #[derive(Clone, Debug)]
@@ -93,13 +100,15 @@ struct Running {
     epoch: Epoch,
     /// What the slot may be let go up to; `None` on a node that is alone.
     floor: Option<Arc<Floor>>,
+    guard: Option<WalGuard>,
     url: String,
     password: Option<SecretRef>,
 }
 
 impl Running {
-    fn fits(&self, source: &Source, is_alone: bool) -> bool {
+    fn fits(&self, source: &Source, is_alone: bool, guard: Option<WalGuard>) -> bool {
         !source.paused
+            && self.guard == guard
             && self.floor.is_none() == is_alone
             && self.epoch == source.epoch
             && self.url == source.url
@@ -133,6 +142,7 @@ impl Sources {
                 follow_below: agent.follow_below.0,
                 catch_up_chunk: agent.catch_up_chunk.0,
             },
+            guard: agent.wal_guard.of_node(),
             running: watch::Sender::default(),
             troubles: Mutex::default(),
             used: Mutex::new(used),
@@ -182,6 +192,14 @@ impl Sources {
         }
     }
 
+    /// How much WAL a source may keep, of what was said about it and of what the node says; `None`: no
+    /// limit.
+    #[must_use]
+    pub fn guard_of(&self, state: &State, name: &str) -> Option<WalGuard> {
+        let wish = state.wal_wishes.get(name).copied();
+        wish.unwrap_or_default().or(self.guard)
+    }
+
     fn owns(&self, state: &State, source: &Source) -> bool {
         state.owner(&source.name) == Some(self.node.as_str())
     }
@@ -201,8 +219,8 @@ impl Sources {
         false
     }
 
-    async fn start_agent(&self, source: &Source, lease: Option<watch::Receiver<bool>>) -> bool {
-        match self.try_start_agent(source, lease).await {
+    async fn start_agent(&self, source: &Source, given: Given) -> bool {
+        match self.try_start_agent(source, given).await {
             Ok(()) => {
                 self.troubles().remove(&source.name);
                 true
@@ -214,11 +232,7 @@ impl Sources {
         }
     }
 
-    async fn try_start_agent(
-        &self,
-        source: &Source,
-        lease: Option<watch::Receiver<bool>>,
-    ) -> Result<(), Trouble> {
+    async fn try_start_agent(&self, source: &Source, (lease, guard): Given) -> Result<(), Trouble> {
         let missing = || {
             let closed = &codes::node::STORE_FAILED;
             status::trouble(closed, "the log of the source is not open".to_owned())
@@ -244,7 +258,7 @@ impl Sources {
             cluster: self.cluster,
             durability,
             lease: lease.map_or_else(Lease::permanent, Lease::watched),
-            wal_guard: None,
+            wal_guard: guard,
             limits: self.limits.clone(),
         };
         tracing::info!(
@@ -258,6 +272,7 @@ impl Sources {
             handle: agent::start(spec, host, log),
             epoch,
             floor,
+            guard,
             url: source.url.clone(),
             password: source.password.clone(),
         };
@@ -365,7 +380,8 @@ impl Hosted<'_> {
         let source = state.sources.get(name);
         let source = source.filter(|source| self.sources.owns(state, source));
         running.get(name).is_some_and(|running| {
-            !source.is_some_and(|source| running.fits(source, is_alone(state)))
+            let guard = self.sources.guard_of(state, name);
+            !source.is_some_and(|source| running.fits(source, is_alone(state), guard))
         })
     }
 }
@@ -410,7 +426,8 @@ impl Hosting for Hosted<'_> {
             return has_log;
         }
         let lease = (!is_alone(&state)).then(|| self.lease.clone());
-        sources.start_agent(source, lease).await
+        let guard = sources.guard_of(&state, name);
+        sources.start_agent(source, (lease, guard)).await
     }
 }
 

@@ -29,6 +29,38 @@ const TIMES: [(&str, u64); 6] = [
 #[schemars(with = "String")]
 pub struct Size(pub u64);
 
+/// A part of a whole, 1 to 100 percent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, JsonSchema)]
+#[schemars(with = "String")]
+pub struct Percent(pub u8);
+
+impl FromStr for Percent {
+    type Err = ParseUnitError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let digits = text.trim().strip_suffix('%').map(str::trim_end);
+        let number = digits.and_then(|digits| digits.parse().ok());
+        let percent = number.filter(|number| (1..=100).contains(number));
+        percent.map(Self).ok_or_else(|| ParseUnitError {
+            text: text.to_owned(),
+            what: "percentage from 1% to 100%",
+            example: "50%",
+        })
+    }
+}
+
+impl fmt::Display for Percent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}%", self.0)
+    }
+}
+
+impl Serialize for Percent {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
 impl Size {
     /// Returns the bytes as a length in memory.
     #[must_use]
@@ -241,6 +273,20 @@ mod tests {
         }
         for bad in ["", "5", "s", "5 parsecs", "-5s"] {
             assert!(bad.parse::<Span>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn percentages_are_parts_of_a_whole() {
+        for (text, wanted) in [
+            ("50%", Some(50)),
+            ("100 %", Some(100)),
+            ("0%", None),
+            ("101%", None),
+            ("50", None),
+            ("half", None),
+        ] {
+            assert_eq!(text.parse().ok(), wanted.map(Percent), "{text}");
         }
     }
 

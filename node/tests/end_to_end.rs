@@ -57,3 +57,6 @@ mod dump_limits;
 
 #[path = "end_to_end/dump_words.rs"]
 mod dump_words;
+
+#[path = "end_to_end/wal_budget.rs"]
+mod wal_budget;

@@ -19,8 +19,8 @@ mod consumer;
 #[expect(dead_code, reason = "shared with the tests of recovery")]
 mod trio;
 
-use consumer::{Consumer, id};
-use process::run;
+use consumer::{Consumer, YES, id, text};
+use process::{eventually, run};
 use trio::{Trio, Writer};
 
 /// Takes rows until `last`, acknowledging each; every row once, in order.
@@ -124,4 +124,115 @@ async fn a_source_leaves_a_node_that_stops_before_the_node_is_gone() {
     trio.owner_after(owner).await;
     let last = writer.stop().await;
     take_in_order(&mut consumer, written + 1, last).await;
+}
+
+/// Waits until the slot has let go of everything that is committed now.
+async fn slot_is_beyond_now(trio: &Trio) {
+    let end = trio.sql("SELECT pg_current_wal_insert_lsn()").await;
+    let end = end[0][0].clone().unwrap();
+    let sql = format!("SELECT 1 FROM pg_replication_slots WHERE confirmed_flush_lsn >= '{end}'");
+    eventually("the slot moves", async || {
+        trio.sql("SELECT pg_logical_emit_message(true, 'mark', repeat('x', 2000000))")
+            .await;
+        let beyond = trio.sql(&sql).await;
+        (!beyond.is_empty()).then_some(()).ok_or(end.clone())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_consumer_that_went_back_halts_no_next_owner_and_is_told_what_is_left() {
+    let mut trio = Trio::start().await;
+    trio.add_source().await;
+    let owner = trio.owner().await;
+    let reader = (0..3).find(|index| *index != owner).unwrap();
+    let mut consumer = Consumer::open(trio.listen(reader), "shop", &[]).await;
+    trio.joined(reader, "shop").await;
+    for number in 1..=9 {
+        let row = format!("INSERT INTO t VALUES ({number})");
+        trio.sql(&row).await;
+    }
+    take_in_order(&mut consumer, 1, 9).await;
+    slot_is_beyond_now(&trio).await;
+    consumer.close().await;
+    eventually("the consumer goes back", async || {
+        let args = ["consumer", "seek", "shop", "--to", "earliest", "--yes"];
+        let sought = run(trio.listen(reader), &args).await;
+        sought.succeeded().then_some(()).ok_or(sought.talk)
+    })
+    .await;
+    // The log of the owner still has it all.
+    let mut consumer = Consumer::open(trio.listen(reader), "shop", &[]).await;
+    assert_eq!(id(&consumer.next().await), 1);
+    drop(consumer);
+    trio.kill(owner).await;
+    trio.owner_after(owner).await;
+    let mut consumer = Consumer::open(trio.listen(reader), "shop", &[]).await;
+    let told = consumer.end().await;
+    assert_eq!(told.code(), tonic::Code::OutOfRange, "{told}");
+    assert!(told.message().starts_with("PGC-G06"), "{told}");
+    // Others are not held up.
+    let parameters = [("Start", text("earliest"))];
+    let mut other = Consumer::open(trio.listen(reader), "shop/other", &parameters).await;
+    trio.sql("INSERT INTO t VALUES (10)").await;
+    assert_eq!(other.take_until(10).await, [10]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_budget_that_spills_frees_the_source_and_a_slow_consumer_is_told_of_it() {
+    let mut trio = Trio::start().await;
+    let budget = ["--wal-budget", "8MiB", "--wal-alert", "25%"];
+    let budget = [&budget[..], &["--wal-policy", "spill"]].concat();
+    trio.add_source_with(&budget).await;
+    let owner = trio.owner().await;
+    let reader = (0..3).find(|index| *index != owner).unwrap();
+    let parameters = [("Gaps", YES)];
+    let mut slow = Consumer::open(trio.listen(reader), "shop/slow", &parameters).await;
+    trio.joined(reader, "shop/slow").await;
+    trio.sql("INSERT INTO t VALUES (1)").await;
+    assert_eq!(slow.take_until(1).await, [1]);
+    slow.close().await;
+    for first in [2, 10_001] {
+        let last = first + 7_999;
+        trio.sql(&format!(
+            "INSERT INTO t SELECT i, repeat('x', 1000) FROM generate_series({first}, {last}) i"
+        ))
+        .await;
+        let end = trio.sql("SELECT pg_current_wal_insert_lsn()").await;
+        let end = end[0][0].clone().unwrap();
+        // Nobody has read it, and yet all but the newest of it may go.
+        let sql = format!(
+            "SELECT 1 FROM pg_replication_slots WHERE confirmed_flush_lsn >= '{end}'::pg_lsn - 4000000"
+        );
+        eventually("the slot is let go", async || {
+            let is_free = !trio.sql(&sql).await.is_empty();
+            is_free.then_some(()).ok_or(end.clone())
+        })
+        .await;
+    }
+    trio.kill(owner).await;
+    trio.owner_after(owner).await;
+    let mut slow = Consumer::open(trio.listen(reader), "shop/slow", &parameters).await;
+    let message = slow.next().await;
+    let gap = message.gap.clone().expect("a gap, not rows");
+    assert_eq!(gap.reason, "wal_guard");
+    assert!(gap.to_lsn > gap.from_lsn, "{gap:?}");
+    slow.ack(&message).await;
+    // Nothing has halted.
+    trio.sql("INSERT INTO t VALUES (20000)").await;
+    let after = slow.take_until(20_000).await;
+    assert!(!after.contains(&2), "{}", after.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_was_told_other_peers_is_warned() {
+    let mut trio = Trio::start().await;
+    let log = trio.stop(2).await;
+    assert!(!log.contains("PGC-R13"), "{log}");
+    trio.start_again_with(2, "127.0.0.1:1").await;
+    let warned = trio.node(2).logged(|line| line["code"] == "PGC-R13").await;
+    let text = warned["message"].as_str().unwrap();
+    assert!(text.contains("lists the peers"), "{warned}");
+    assert!(text.contains("127.0.0.1:1"), "{warned}");
+    assert!(!warned["next"].as_str().unwrap().is_empty());
 }

@@ -11,7 +11,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use pgcapture_actors::{
     cursors::SubscriptionId,
     dump::{
-        Delivered, GivenUp, NoRanges, RangeSource, RangeTicket, RowBatch, RowEvent,
+        Delivered, GivenUp, NoRanges, OpenedRange, RangeSource, RangeTicket, RowBatch, RowEvent,
         scripted::{Ended, Script, script},
     },
     supervise::{Task, TaskKind, spawn},
@@ -25,7 +25,10 @@ use pgcapture_node::{
     rpc::peer_ranges::{Controller, PeerRangesService},
 };
 use pgcapture_proto::peer::v1::peer_ranges_server::PeerRangesServer;
-use tokio::{net::TcpListener, sync::watch};
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, watch},
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::transport::{Server, server::TcpIncoming};
 
@@ -85,6 +88,23 @@ impl Leader {
         self.script.schedule(&id());
     }
 
+    /// Opens a range for a member that wants it no earlier than `at_least`; the controller says that it
+    /// is at 30.
+    async fn opens(
+        &mut self,
+        ranges: &PeerRanges,
+        ticket: &RangeTicket,
+        at_least: Lsn,
+    ) -> (OpenedRange, mpsc::Sender<RowEvent>) {
+        let opened = async {
+            let opening = soon("opening", self.script.opening()).await.unwrap();
+            assert_eq!(opening.at_least, at_least);
+            opening.at(Lsn(30))
+        };
+        let (range, rows) = tokio::join!(ranges.open(ticket, at_least), opened);
+        (range.unwrap(), rows)
+    }
+
     async fn ended(&mut self) -> Ended {
         soon("the end", self.script.ended()).await.unwrap()
     }
@@ -142,13 +162,7 @@ async fn a_range_goes_its_whole_way() {
     assert_eq!(ranges.pull(&id()).await.unwrap(), None, "nobody leads");
     leading.send_replace(Some(leader.address.to_string()));
     let ticket = pull(&ranges).await;
-    let opened = async {
-        let opening = soon("opening", leader.script.opening()).await.unwrap();
-        assert_eq!(opening.at_least, Lsn(11));
-        opening.at(Lsn(30))
-    };
-    let (mut range, rows) = tokio::join!(ranges.open(&ticket, Lsn(11)), opened);
-    let range = range.as_mut().unwrap();
+    let (mut range, rows) = leader.opens(&ranges, &ticket, Lsn(11)).await;
     assert_eq!(range.at, Lsn(30));
     rows.send(batch(5)).await.unwrap();
     match soon("rows", range.rows.recv()).await {
@@ -208,12 +222,7 @@ async fn the_leaders_death_ends_the_rows_and_the_next_one_serves() {
     let ranges = member(&leading, "b:1");
     first.schedule();
     let ticket = pull(&ranges).await;
-    let opened = async {
-        let opening = soon("opening", first.script.opening()).await.unwrap();
-        opening.at(Lsn(30))
-    };
-    let (range, rows) = tokio::join!(ranges.open(&ticket, Lsn(1)), opened);
-    let mut range = range.unwrap();
+    let (mut range, rows) = first.opens(&ranges, &ticket, Lsn(1)).await;
     rows.send(batch(5)).await.unwrap();
     assert!(soon("rows", range.rows.recv()).await.is_some());
     first.stop.cancel();
@@ -267,12 +276,7 @@ async fn a_consumer_that_reads_nothing_stops_the_reading() {
     let ranges = member(&leading, "b:1");
     leader.schedule();
     let ticket = pull(&ranges).await;
-    let opened = async {
-        let opening = soon("opening", leader.script.opening()).await.unwrap();
-        opening.at(Lsn(30))
-    };
-    let (range, rows) = tokio::join!(ranges.open(&ticket, Lsn(1)), opened);
-    let mut range = range.unwrap();
+    let (mut range, rows) = leader.opens(&ranges, &ticket, Lsn(1)).await;
     let length = 256 << 10;
     let (mut sent, most) = (0, usize::try_from(READ_WINDOW_BYTES).unwrap() / length + 16);
     // A place that does not come in a second does not come.

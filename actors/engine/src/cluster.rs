@@ -15,6 +15,8 @@ mod cursor;
 
 mod node;
 
+mod slot;
+
 pub mod liveness;
 
 pub mod placement;
@@ -52,13 +54,15 @@ pub use self::{
         ReplicaRefusal,
     },
     route::Route,
+    slot::LetGo,
     source::{InvalidName, OnGap, Origin, SecretRef, Source, check_name},
 };
 use crate::{
-    checkpoint::Epoch,
+    checkpoint::{Checkpoint, Epoch},
     confirm,
     dump::DumpId,
     lsn::{Lsn, PgTime},
+    wal_guard::WalWish,
 };
 
 /// A source keeps at most this many declared gaps; the oldest are forgotten. A gap is a disaster:
@@ -93,6 +97,12 @@ pub struct State {
     pub attested: BTreeMap<String, confirm::Origin>,
     /// The home of every subscription that has sessions.
     pub homes: BTreeMap<SubscriptionId, String>,
+    /// What was said of each source about the WAL that may be kept for it.
+    pub wal_wishes: BTreeMap<String, WalWish>,
+    /// Up to where the slot of each source was let go by a decision, whatever consumers lacked.
+    pub let_go: BTreeMap<String, LetGo>,
+    /// How far all consumers of a stream had come when one of them went back, or began, behind that.
+    pub reached: BTreeMap<String, Checkpoint>,
     /// All dumps that are not forgotten. Not serialised with the rest: a store keeps one row each,
     /// and writes only those that changed, which it sees by the pointers.
     #[serde(skip)]
@@ -183,6 +193,31 @@ pub enum Command {
     },
     /// Gives subscriptions a home, or takes it.
     Home(HomeCommand),
+    /// Adds a source together with what is said about its WAL. The same again changes nothing.
+    AddGuardedSource {
+        /// The source.
+        source: Box<Source>,
+        /// What is said.
+        wish: WalWish,
+    },
+    /// Says how much WAL may be kept for a source. Idempotent.
+    SetWalGuard {
+        /// Which.
+        name: String,
+        /// What is said; nothing leaves it to the node.
+        wish: WalWish,
+    },
+    /// Records that the slot of a source is let go up to a place by a decision, whatever consumers
+    /// lack: the next owner declares to them what it cannot give and goes on. Refused for another epoch
+    /// than the newest.
+    LetGo {
+        /// Of which source.
+        name: String,
+        /// The agent's epoch.
+        epoch: Epoch,
+        /// How far and why.
+        let_go: LetGo,
+    },
 }
 
 /// What nodes agree on, one after the other: an entry of their common log.
@@ -310,6 +345,18 @@ impl State {
             Command::AddNode(node) => self.add_node(node),
             Command::RemoveNode { name } => Ok(self.remove_node(&name)),
             Command::Home(command) => Ok(self.apply_home(command)),
+            Command::AddGuardedSource { source, wish } => {
+                let name = source.name.clone();
+                let added = self.add_source(*source)?;
+                let said = self.set_wal_guard(&name, wish)?;
+                Ok(changed(added == Answer::Done || said == Answer::Done))
+            }
+            Command::SetWalGuard { name, wish } => self.set_wal_guard(&name, wish),
+            Command::LetGo {
+                name,
+                epoch,
+                let_go,
+            } => self.let_slot_go(&name, epoch, let_go),
         }
     }
 
@@ -388,10 +435,13 @@ impl State {
             .sources
             .remove(name)
             .ok_or_else(|| self.unknown(name))?;
-        self.epochs.insert(source.name, source.epoch);
+        self.epochs.insert(source.name.clone(), source.epoch);
         self.gaps.remove(name);
         self.owners.remove(name);
         self.attested.remove(name);
+        self.wal_wishes.remove(name);
+        self.let_go.remove(name);
+        self.reached.remove(&source.stream);
         self.replicas.retain(|_, replica| replica.source != name);
         self.dumps.retain(|_, dump| dump.source != name);
         Ok(Answer::Done)

@@ -15,10 +15,16 @@
 //! the agreed state: an [`Origin`], durable, before it is confirmed. A new leader that finds the slot
 //! at or before what was attested, or at or before the cursors, knows that nothing is missing.
 //!
+//! Two things may lie behind the slot by intent. A consumer that goes back, or begins, where the
+//! others are done reads what the owner's log still holds; a new owner has not got it and refuses that
+//! consumer with the earliest position that is left. And what a decision has *let go*, of an operator
+//! or of the limit of kept WAL, is declared by a new owner to the consumers that lack it, without
+//! halting again. Both are in the agreed state: see [`Known`].
+//!
 //! # Invariants
 //!
 //! - The confirmed position never goes back, never passes what is durable, and no entry before it is
-//!   unconsumed.
+//!   unconsumed but for what a decision has let go.
 //! - A log that starts anew says which entry is the last before it: a reader that needs an earlier
 //!   one is refused, never started later in silence.
 
@@ -71,6 +77,8 @@ pub struct Confirmation {
     /// `None` when the log is the truth.
     attested: Option<Lsn>,
     last_attested: Option<Duration>,
+    /// Let go by a decision, whatever the cursors say.
+    let_go: Lsn,
 }
 
 impl Origin {
@@ -89,6 +97,7 @@ impl Confirmation {
             confirmed: at,
             attested: None,
             last_attested: None,
+            let_go: Lsn::ZERO,
         }
     }
 
@@ -99,6 +108,7 @@ impl Confirmation {
             confirmed: at,
             attested: Some(attested),
             last_attested: None,
+            let_go: Lsn::ZERO,
         }
     }
 
@@ -108,7 +118,8 @@ impl Confirmation {
             None => durable.resume_lsn,
             Some(attested) => {
                 let proved = attested.max(proved_by_cursors(durable, floor));
-                consumed(durable, floor).min(proved)
+                let let_go = self.let_go.min(durable.resume_lsn);
+                consumed(durable, floor).min(proved).max(let_go)
             }
         };
         self.confirmed = self.confirmed.max(allowed);
@@ -143,6 +154,12 @@ impl Confirmation {
         }
     }
 
+    /// Lets the slot go up to `to`, as was agreed on; as far as the log holds it. Nothing where the log
+    /// is the truth.
+    pub fn let_go(&mut self, to: Lsn) {
+        self.let_go = self.let_go.max(to);
+    }
+
     /// Returns the confirmed position.
     #[must_use]
     pub const fn position(&self) -> Lsn {
@@ -160,18 +177,48 @@ pub enum LogStart {
     /// A consumer has not got what the slot has let go. A log that ends before the consumer is
     /// started anew at its cursor first, so that the gap stands where every consumer meets it.
     Gap(Option<Origin>),
+    /// The same, but a decision has let it go: the gap is declared and nobody need accept it again.
+    LetGo(Option<Origin>),
+}
+
+/// What is agreed on about a slot.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Known {
+    /// The least cursor.
+    pub floor: Option<Checkpoint>,
+    /// What was attested last.
+    pub attested: Option<Origin>,
+    /// How far all consumers had come before one of them went back or began.
+    pub reached: Option<Checkpoint>,
+    /// What a decision has let go.
+    pub let_go: Option<Lsn>,
+}
+
+impl Known {
+    /// Tells whether all consumers had done with everything before `slot`: who is behind it now went
+    /// there by itself.
+    fn was_done(&self, slot: Lsn) -> bool {
+        let Some(reached) = self.reached else {
+            return false;
+        };
+        let was_void = |attested: Origin| {
+            slot <= attested.resume_lsn && attested.previous.is_none_or(|last| last <= reached)
+        };
+        slot <= reached.lsn || self.attested.is_some_and(was_void)
+    }
 }
 
 /// Decides how the log goes on: `tail` is the end of this node's log, `slot` the slot's confirmed
-/// position, `floor` the least cursor, `attested` what was agreed on last. A source of which nothing
-/// was ever attested, with nothing captured and nothing consumed, begins at the slot.
+/// position. A source of which nothing was ever attested, with nothing captured and nothing consumed,
+/// begins at the slot.
 #[must_use]
-pub fn log_start(
-    tail: Origin,
-    slot: Lsn,
-    floor: Option<Checkpoint>,
-    attested: Option<Origin>,
-) -> LogStart {
+pub fn log_start(tail: Origin, slot: Lsn, known: &Known) -> LogStart {
+    let Known {
+        floor,
+        attested,
+        let_go,
+        ..
+    } = *known;
     if slot <= tail.resume_lsn {
         return LogStart::GoOn;
     }
@@ -193,8 +240,14 @@ pub fn log_start(
         }
         Some(_) | None => unknown,
     };
-    if floor.is_some() && floor < previous {
-        return LogStart::Gap(before_gap(tail, floor));
+    if floor.is_some() && floor < previous && !known.was_done(slot) {
+        let anew = before_gap(tail, floor);
+        let is_let_go = let_go.is_some_and(|to| slot <= to);
+        return if is_let_go {
+            LogStart::LetGo(anew)
+        } else {
+            LogStart::Gap(anew)
+        };
     }
     LogStart::Anew(Origin {
         previous: previous.max(tail.previous),

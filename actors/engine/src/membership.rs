@@ -83,9 +83,144 @@ pub fn next_step(wanted: &BTreeMap<u64, String>, present: &Present) -> Option<St
     Some(Step::HandOver { to: *heir })
 }
 
+/// Where a node says that it is reached, and the nodes that it was told of, in their order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Told {
+    /// Its own address; empty: it does not say.
+    pub address: String,
+    /// All addresses of the list.
+    pub peers: Vec<String>,
+}
+
+/// How two nodes were told different things.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Difference {
+    /// The peer calls itself something else than the list does.
+    #[error("the peer listed as {listed} says that it is reached at {advertised}")]
+    Address {
+        /// As it is listed.
+        listed: String,
+        /// As it says.
+        advertised: String,
+    },
+    /// Not the same nodes.
+    #[error(
+        "{peer} lists the peers {}, this node {}",
+        joined(theirs),
+        joined(ours)
+    )]
+    List {
+        /// Who.
+        peer: String,
+        /// What it lists.
+        theirs: Vec<String>,
+        /// What this node lists.
+        ours: Vec<String>,
+    },
+    /// The same nodes with another one first: two would begin a cluster.
+    #[error("{peer} lists {theirs} first, this node {ours}")]
+    First {
+        /// Who.
+        peer: String,
+        /// Its first one.
+        theirs: String,
+        /// This node's first one.
+        ours: String,
+    },
+}
+
+impl Difference {
+    /// Tells whether it matters only before there is a cluster.
+    #[must_use]
+    pub const fn is_about_beginning(&self) -> bool {
+        matches!(self, Self::First { .. })
+    }
+}
+
+/// Compares what this node was told with what the peer at `listed` was. A peer that says nothing about
+/// itself is of an older version.
+#[must_use]
+pub fn differences(ours: &Told, listed: &str, theirs: &Told) -> Vec<Difference> {
+    if theirs.address.is_empty() {
+        return Vec::new();
+    }
+    let mut found = Vec::new();
+    if theirs.address != listed {
+        found.push(Difference::Address {
+            listed: listed.to_owned(),
+            advertised: theirs.address.clone(),
+        });
+    }
+    let names = |told: &Told| told.peers.iter().cloned().collect::<BTreeSet<_>>();
+    let peer = listed.to_owned();
+    if names(ours) != names(theirs) {
+        found.push(Difference::List {
+            peer,
+            theirs: theirs.peers.clone(),
+            ours: ours.peers.clone(),
+        });
+    } else if ours.peers.first() != theirs.peers.first() {
+        let first = |told: &Told| told.peers.first().cloned().unwrap_or_default();
+        found.push(Difference::First {
+            peer,
+            theirs: first(theirs),
+            ours: first(ours),
+        });
+    }
+    found
+}
+
+fn joined(addresses: &[String]) -> String {
+    if addresses.is_empty() {
+        return "nobody".to_owned();
+    }
+    addresses.join(", ")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn told(address: &str, peers: &[&str]) -> Told {
+        Told {
+            address: address.to_owned(),
+            peers: peers.iter().map(|peer| (*peer).to_owned()).collect(),
+        }
+    }
+
+    #[test]
+    fn equal_lists_differ_in_nothing() {
+        let ours = told("a:1", &["a:1", "b:1"]);
+        let theirs = told("b:1", &["a:1", "b:1"]);
+        assert_eq!(differences(&ours, "b:1", &theirs), []);
+        // An older version says nothing.
+        assert_eq!(differences(&ours, "b:1", &Told::default()), []);
+    }
+
+    #[test]
+    fn other_addresses_lists_and_orders_are_told_apart() {
+        let ours = told("a:1", &["a:1", "b:1"]);
+        let texts = |theirs: &Told| -> Vec<String> {
+            let found = differences(&ours, "b:1", theirs);
+            found.iter().map(ToString::to_string).collect()
+        };
+        assert_eq!(
+            texts(&told("127.0.0.1:1", &["a:1", "b:1"])),
+            ["the peer listed as b:1 says that it is reached at 127.0.0.1:1"]
+        );
+        assert_eq!(
+            texts(&told("b:1", &["a:1", "b:1", "c:1"])),
+            ["b:1 lists the peers a:1, b:1, c:1, this node a:1, b:1"]
+        );
+        assert_eq!(
+            texts(&told("b:1", &[])),
+            ["b:1 lists the peers nobody, this node a:1, b:1"]
+        );
+        let order = told("b:1", &["b:1", "a:1"]);
+        assert_eq!(texts(&order), ["b:1 lists b:1 first, this node a:1"]);
+        let found = differences(&ours, "b:1", &order);
+        assert!(found.iter().all(Difference::is_about_beginning));
+    }
 
     fn address(id: u64) -> String {
         format!("n{id}:7700")

@@ -5,9 +5,13 @@
 //! lower edge: how much the least of the newer half of a window lies above the least of the older
 //! half. A slot that is followed gives no growth, a slot that stands gives the rate of the WAL.
 //!
-//! Decides nothing about the slot by itself: the agent acts on [`WalLevel`], once.
+//! Decides nothing about the slot by itself: the agent acts on [`WalLevel`].
 
-use std::{collections::VecDeque, time::Duration};
+use std::{collections::VecDeque, str::FromStr, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+use crate::lsn::Lsn;
 
 /// How far back the forecast looks: some twenty jumps of a slot that is followed.
 const WINDOW: Duration = Duration::from_secs(300);
@@ -18,14 +22,57 @@ const SAMPLES_MAX: usize = 128;
 /// A forecast beyond this is no news: ten years.
 const SECONDS_MAX: u64 = 10 * 365 * 24 * 3_600;
 
+/// Less than this is not worth an entry of the agreed state: PostgreSQL removes WAL in files of
+/// 16 MiB.
+const LET_GO_BYTES: u64 = 1 << 20;
+
 /// What happens when the limit is reached.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum WalPolicy {
     /// Tell, and keep the slot: no change is lost, the source's disk may fill.
     #[default]
     Alert,
     /// Let the slot go with a declared gap: the source is protected, changes are lost.
     DropWithGap,
+    /// Where the slot is kept for consumers: let it go up to the alert, as far as the log of the node
+    /// that reads it goes. Consumers read on from there; they get a declared gap if that node is
+    /// lost before they have read it.
+    Spill,
+}
+
+impl WalPolicy {
+    /// All of them, the mildest first.
+    pub const ALL: [Self; 3] = [Self::Alert, Self::Spill, Self::DropWithGap];
+
+    /// Returns the stable lower-case word.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Alert => "alert",
+            Self::Spill => "spill",
+            Self::DropWithGap => "drop_with_gap",
+        }
+    }
+}
+
+/// The text names no policy.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("\"{text}\" is no policy; use alert, spill or drop_with_gap")]
+pub struct UnknownPolicy {
+    /// What was written.
+    pub text: String,
+}
+
+impl FromStr for WalPolicy {
+    type Err = UnknownPolicy;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let mut all = Self::ALL.into_iter();
+        let found = all.find(|policy| policy.as_str() == text);
+        found.ok_or_else(|| UnknownPolicy {
+            text: text.to_owned(),
+        })
+    }
 }
 
 /// How much WAL a source may keep for its slot.
@@ -37,6 +84,48 @@ pub struct WalGuard {
     pub alert_percent: u8,
     /// What happens at the limit.
     pub policy: WalPolicy,
+}
+
+impl WalGuard {
+    /// Returns the bytes from which on it is told, of a limit.
+    fn alert_of(self, limit_bytes: u64) -> u64 {
+        let alert = u128::from(limit_bytes) * u128::from(self.alert_percent.min(100)) / 100;
+        u64::try_from(alert).unwrap_or(limit_bytes)
+    }
+
+    /// Returns up to where a slot is let go with [`WalPolicy::Spill`], so that it keeps what the alert
+    /// allows: never beyond `durable`, the end of the node's log; `None` while that is not worth it.
+    /// `before` is as far as it was let go already.
+    #[must_use]
+    pub fn let_go_to(self, server_end: Lsn, durable: Lsn, before: Lsn) -> Option<Lsn> {
+        let kept = self.alert_of(self.limit_bytes);
+        let to = Lsn(server_end.0.saturating_sub(kept)).min(durable);
+        (to.bytes_since(before) >= LET_GO_BYTES).then_some(to)
+    }
+}
+
+/// What was said about one source; what was not is as the node says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WalWish {
+    /// Bytes that may be kept; 0 means no limit.
+    pub limit_bytes: Option<u64>,
+    /// Percent of the limit from which on it is told.
+    pub alert_percent: Option<u8>,
+    /// What happens at the limit.
+    pub policy: Option<WalPolicy>,
+}
+
+impl WalWish {
+    /// Fills in what was not said; `None` when there is no limit.
+    #[must_use]
+    pub fn or(self, default: WalGuard) -> Option<WalGuard> {
+        let guard = WalGuard {
+            limit_bytes: self.limit_bytes.unwrap_or(default.limit_bytes),
+            alert_percent: self.alert_percent.unwrap_or(default.alert_percent),
+            policy: self.policy.unwrap_or(default.policy),
+        };
+        (guard.limit_bytes > 0).then_some(guard)
+    }
 }
 
 /// How kept WAL stands to its limit.
@@ -103,11 +192,11 @@ impl WalBudget {
         }
         let servers = safe_bytes.map_or(u64::MAX, |safe| retained.saturating_add(safe));
         let limit_bytes = self.guard.limit_bytes.min(servers);
-        let alert = u128::from(limit_bytes) * u128::from(self.guard.alert_percent.min(100)) / 100;
+        let alert = self.guard.alert_of(limit_bytes);
         // The server acts at its own limit by itself: the policy is about ours.
         let level = if retained >= self.guard.limit_bytes {
             WalLevel::Reached
-        } else if u128::from(retained) >= alert {
+        } else if retained >= alert {
             WalLevel::Warning
         } else {
             WalLevel::Within
@@ -218,6 +307,51 @@ mod tests {
             (lost.level, lost.seconds_to_limit),
             (WalLevel::Warning, Some(0))
         );
+    }
+
+    #[test]
+    fn a_policy_is_one_of_its_words() {
+        for policy in WalPolicy::ALL {
+            assert_eq!(policy.as_str().parse(), Ok(policy));
+        }
+        let unknown = "drop".parse::<WalPolicy>().unwrap_err();
+        assert!(unknown.to_string().contains("drop_with_gap"), "{unknown}");
+    }
+
+    #[test]
+    fn what_a_source_does_not_say_the_node_says() {
+        let default = budget(1_000 * MIB).guard;
+        let said = WalWish {
+            policy: Some(WalPolicy::Spill),
+            ..WalWish::default()
+        };
+        let spill = WalGuard {
+            policy: WalPolicy::Spill,
+            ..default
+        };
+        assert_eq!(WalWish::default().or(default), Some(default));
+        assert_eq!(said.or(default), Some(spill));
+        let none = WalWish {
+            limit_bytes: Some(0),
+            ..said
+        };
+        assert_eq!(none.or(default), None);
+    }
+
+    #[test]
+    fn a_slot_is_let_go_up_to_the_alert_and_never_beyond_the_log() {
+        let guard = budget(100 * MIB).guard;
+        let mib = |mib: u64| Lsn(mib * MIB);
+        for (end, durable, before, wanted) in [
+            (200, 200, 10, Some(150)),
+            (200, 120, 10, Some(120)),
+            (200, 200, 150, None),
+            (200, 5, 10, None),
+            (20, 20, 0, None),
+        ] {
+            let to = guard.let_go_to(mib(end), mib(durable), mib(before));
+            assert_eq!(to, wanted.map(mib), "{end} {durable} {before}");
+        }
     }
 
     proptest! {

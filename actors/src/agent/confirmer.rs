@@ -10,6 +10,7 @@ use metrics::histogram;
 use pgcapture_engine::{
     checkpoint::Checkpoint,
     confirm::{Confirmation, Origin},
+    lsn::Lsn,
 };
 use tokio::{
     sync::watch,
@@ -41,6 +42,8 @@ pub(super) struct Confirmer {
     pub(super) decoder: DecoderHandle,
     pub(super) status: Arc<watch::Sender<AgentStatus>>,
     pub(super) confirmation: Confirmation,
+    /// What a decision has let go, as agreed on.
+    pub(super) let_go: watch::Receiver<Lsn>,
 }
 
 /// Where confirming begins with a slot that was just taken.
@@ -65,6 +68,7 @@ impl Confirmer {
         loop {
             let durable = *self.tail.borrow_and_update();
             let least = least_cursor(&mut floor);
+            self.confirmation.let_go(*self.let_go.borrow_and_update());
             if durable.commit_time > newest {
                 newest = durable.commit_time;
                 latency.record(clock::seconds_since(newest));
@@ -82,6 +86,7 @@ impl Confirmer {
                     }
                 }
                 () = cursor_moved(&mut floor) => {}
+                () = moved(&mut self.let_go) => {}
                 (origin, result) = finished(&mut attesting) => {
                     attesting = None;
                     self.take_answer(origin, result);
@@ -134,11 +139,14 @@ fn least_cursor(floor: &mut Option<watch::Receiver<Option<Checkpoint>>>) -> Opti
 }
 
 async fn cursor_moved(floor: &mut Option<watch::Receiver<Option<Checkpoint>>>) {
-    let moved = match floor {
-        Some(floor) => floor.changed().await.is_ok(),
-        None => false,
-    };
-    if !moved {
+    match floor {
+        Some(floor) => moved(floor).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn moved<T>(watched: &mut watch::Receiver<T>) {
+    if watched.changed().await.is_err() {
         // Nobody tells any more: the last word stays.
         std::future::pending::<()>().await;
     }

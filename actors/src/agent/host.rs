@@ -8,8 +8,8 @@ use std::fmt::Debug;
 
 use async_trait::async_trait;
 use pgcapture_engine::{
-    checkpoint::Epoch,
-    cluster::Gap,
+    checkpoint::{Checkpoint, Epoch},
+    cluster::{Gap, LetGo},
     codes::{self, Explanation},
     confirm::Origin,
 };
@@ -63,6 +63,40 @@ pub trait AgentHost: Debug + Send + Sync {
             ),
         })
     }
+
+    /// Returns what lies behind the slot by intent; asked for where the slot is the durable truth, and
+    /// as new as [`Self::attested`].
+    ///
+    /// # Errors
+    ///
+    /// [`HostError`]; the agent asks again after a while.
+    async fn behind(&self) -> Result<Behind, HostError> {
+        Ok(Behind::default())
+    }
+
+    /// Agrees that the slot is let go up to a place whatever consumers lack, durably when it returns;
+    /// only then is it confirmed to PostgreSQL. An older epoch than the source's must be refused. A
+    /// host that keeps nothing refuses always.
+    ///
+    /// # Errors
+    ///
+    /// [`HostError`]; the slot stays where it is.
+    async fn let_go(&self, epoch: Epoch, let_go: LetGo) -> Result<(), HostError> {
+        let to = let_go.to;
+        Err(HostError {
+            explanation: &codes::source::NOT_ATTESTED,
+            text: format!("nobody keeps what epoch {epoch} lets go ({to})"),
+        })
+    }
+}
+
+/// What lies behind a slot by intent, as nodes agree on it; see [`pgcapture_engine::confirm::Known`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Behind {
+    /// How far all consumers had come before one of them went back or began.
+    pub reached: Option<Checkpoint>,
+    /// What a decision has let go.
+    pub let_go: Option<LetGo>,
 }
 
 /// The host could not do what an agent asked.

@@ -7,6 +7,7 @@ use std::{borrow::Cow, sync::atomic::Ordering, time::Duration};
 
 use metrics::counter;
 use pgcapture_engine::{
+    cluster::LetGo,
     codes::{Explanation, source as codes},
     lsn::Lsn,
     wal_guard::WalOutlook,
@@ -15,7 +16,8 @@ use tokio::time::timeout;
 use tracing::{error, warn};
 
 use super::{
-    AgentSpec, error::AgentError, free_slot::free_slot, gap::Gap, pipeline::PipelineParts,
+    AgentSpec, Durability, error::AgentError, free_slot::free_slot, gap::Gap,
+    pipeline::PipelineParts,
 };
 use crate::{
     log::Tail,
@@ -24,7 +26,7 @@ use crate::{
 };
 
 /// The word of a gap that protects the source.
-const GUARD_REASON: &str = "wal_guard";
+pub(super) const GUARD_REASON: &str = "wal_guard";
 
 /// Time for the log to take a gap before the source is protected without it: a log that takes
 /// nothing may be why the WAL is kept. The agreed state has the gap then.
@@ -182,14 +184,53 @@ pub(super) async fn pass_gap(
     }
     let mut connection = drop_slot(parts, config).await?;
     let created = catalog::create_slot(&mut connection, &parts.spec.slot).await?;
+    if matches!(parts.spec.durability, Durability::Slot { .. }) {
+        // The next owner must not halt again at what was accepted here.
+        let reason = lost.reason.clone().into_owned();
+        let let_go = LetGo {
+            to: created,
+            reason,
+        };
+        parts.host.let_go(parts.spec.epoch, let_go).await?;
+    }
+    close_gap(parts, publisher, tail, created, lost).await?;
+    Ok(created)
+}
+
+/// Declares to consumers what a decision has let go before this node took the slot over: from the end
+/// of its log to where the slot stands. The slot is whole.
+pub(super) async fn declare_let_go(
+    parts: &PipelineParts,
+    publisher: &PublisherHandle,
+    tail: Tail,
+    slot: Lsn,
+    let_go: LetGo,
+) -> Result<(), AgentError> {
+    let LetGo { to, reason } = let_go;
+    let lost = Lost {
+        explanation: &codes::POSITION_AHEAD,
+        reason: Cow::Owned(reason),
+        detail: format!(
+            "the slot was let go up to {to} by a decision; the changes were on another node only"
+        ),
+    };
+    close_gap(parts, publisher, tail, slot, lost).await
+}
+
+async fn close_gap(
+    parts: &PipelineParts,
+    publisher: &PublisherHandle,
+    tail: Tail,
+    to: Lsn,
+    lost: Lost,
+) -> Result<(), AgentError> {
     let gap = Gap {
         from: tail.resume_lsn,
-        to: Some(created),
+        to: Some(to),
         reason: lost.reason,
         detail: lost.detail,
     };
-    write(parts, publisher, &gap).await?;
-    Ok(created)
+    write(parts, publisher, &gap).await
 }
 
 /// Writes a gap whose end is not known and returns the error that halts the agent.

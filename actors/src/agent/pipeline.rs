@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use super::{
-    AgentHost, AgentSpec, AgentStatus, Durability, GapDecision,
+    AgentHost, AgentSpec, AgentStatus, Behind, Durability, GapDecision,
     confirmer::{Confirmer, confirmation},
     error::AgentError,
     lost::{self, Lost},
@@ -102,15 +102,15 @@ async fn begin(
         let lease = parts.spec.lease.clone();
         let publisher = Publisher::start(&parts.arbiter, writer, lease, alive);
         let tail = publisher.flush().await?;
-        let attested = match parts.spec.durability {
-            Durability::Log => None,
-            Durability::Slot { .. } => parts.host.attested().await?,
+        let agreed = match parts.spec.durability {
+            Durability::Log => (None, Behind::default()),
+            Durability::Slot { .. } => (parts.host.attested().await?, parts.host.behind().await?),
         };
-        Ok::<_, AgentError>((publisher, gone, tail, attested))
+        Ok::<_, AgentError>((publisher, gone, tail, agreed))
     };
     let connect = Connection::connect(&config, Replication::Off);
     let (fenced, connection) = tokio::join!(fence, connect);
-    let (publisher, publisher_gone, tail, attested) = fenced?;
+    let (publisher, publisher_gone, tail, (attested, behind)) = fenced?;
     let connection = connection?;
     parts
         .status
@@ -122,6 +122,7 @@ async fn begin(
         connection,
         tail,
         attested,
+        behind,
         began: since,
     };
     let taken = take_over.take_slot().await?;
@@ -160,6 +161,7 @@ async fn read(
     began: &mut Began,
 ) -> Result<Ended, AgentError> {
     let source = parts.spec.source.as_str();
+    let (let_go_tx, let_go) = watch::channel(Lsn::ZERO);
     let mut confirmation = confirmation(&parts.spec, &began.taken);
     let first = match &parts.spec.durability {
         Durability::Log => confirmation.advance(began.at.origin(), None),
@@ -185,10 +187,14 @@ async fn read(
         decoder: decoder.clone(),
         status: Arc::clone(&parts.status),
         confirmation,
+        let_go,
     };
     let mut confirmer = spawn(TaskKind::DurableTail, source, confirmer.run());
     let watch = SlotWatch {
         spec: Arc::clone(&parts.spec),
+        host: Arc::clone(&parts.host),
+        tail: parts.log.tail(),
+        let_go: let_go_tx,
         config: began.config.clone(),
         status: Arc::clone(&parts.status),
         publication_oid: began.taken.publication_oid,

@@ -3,14 +3,16 @@
 //! Looks every few seconds over a connection that is opened for the look: a session that stayed
 //! would hold up a smart shutdown. A publication that was dropped, or dropped and made anew, is a
 //! gap: 14 to 17 fail at that place for ever, 18 skips the changes with a warning that only the
-//! server's log shows.
+//! server's log shows. WAL beyond its limit is told, and dealt with as the policy says.
 
 use std::{sync::Arc, time::Duration};
 
-use metrics::gauge;
+use metrics::{counter, gauge};
 use pgcapture_engine::{
+    cluster::LetGo,
     codes::source as codes,
-    wal_guard::{WalBudget, WalLevel, WalOutlook, WalPolicy},
+    lsn::Lsn,
+    wal_guard::{WalBudget, WalGuard, WalLevel, WalOutlook, WalPolicy},
 };
 use tokio::{
     sync::watch,
@@ -18,8 +20,14 @@ use tokio::{
 };
 use tracing::{debug, error, info, warn};
 
-use super::{AgentSpec, AgentStatus, lost::Lost};
-use crate::postgres::{Config, Connection, PgError, Replication, catalog};
+use super::{
+    AgentHost, AgentSpec, AgentStatus, Durability,
+    lost::{GUARD_REASON, Lost},
+};
+use crate::{
+    log::Tail,
+    postgres::{Config, Connection, PgError, Replication, catalog},
+};
 
 /// How often to look: a dropped publication is to be noticed within five seconds.
 const LOOK_INTERVAL: Duration = Duration::from_secs(3);
@@ -32,6 +40,11 @@ const FRESHEN_ABOVE: u64 = 32 << 20;
 #[derive(Debug)]
 pub(super) struct SlotWatch {
     pub(super) spec: Arc<AgentSpec>,
+    pub(super) host: Arc<dyn AgentHost>,
+    /// The durable end of the log.
+    pub(super) tail: watch::Receiver<Tail>,
+    /// Up to where the slot is let go whatever consumers lack.
+    pub(super) let_go: watch::Sender<Lsn>,
     pub(super) config: Config,
     pub(super) status: Arc<watch::Sender<AgentStatus>>,
     /// The publication as it was when reading began.
@@ -46,6 +59,16 @@ pub(super) enum Seen {
     GuardReached(WalOutlook),
 }
 
+/// What a look found.
+enum Looked {
+    /// Nothing to do.
+    Well,
+    /// Changes are lost.
+    Lost(Lost),
+    /// The source keeps as much WAL as it may.
+    Over(WalGuard, WalOutlook),
+}
+
 impl SlotWatch {
     /// Watches until something is wrong for good. A look that fails says nothing: the stream has
     /// its own deadlines.
@@ -54,8 +77,13 @@ impl SlotWatch {
         let mut budget = self.spec.wal_guard.map(WalBudget::new);
         loop {
             match self.look(budget.as_mut(), started.elapsed()).await {
-                Ok(None) => {}
-                Ok(Some(seen)) => return seen,
+                Ok(Looked::Well) => {}
+                Ok(Looked::Over(guard, outlook)) => match guard.policy {
+                    WalPolicy::Alert => {}
+                    WalPolicy::DropWithGap => return Seen::GuardReached(outlook),
+                    WalPolicy::Spill => self.spill(guard).await,
+                },
+                Ok(Looked::Lost(lost)) => return Seen::Lost(lost),
                 Err(error) => {
                     debug!(source = %self.spec.source, %error, "could not look at the slot");
                 }
@@ -65,37 +93,79 @@ impl SlotWatch {
     }
 
     /// Looks once and returns what is wrong, if anything.
-    async fn look(
-        &self,
-        budget: Option<&mut WalBudget>,
-        now: Duration,
-    ) -> Result<Option<Seen>, PgError> {
+    async fn look(&self, budget: Option<&mut WalBudget>, now: Duration) -> Result<Looked, PgError> {
         let spec = &self.spec;
         let mut connection = Connection::connect(&self.config, Replication::Off).await?;
         let publication = catalog::publication(&mut connection, &spec.publication).await?;
         if publication.map(|publication| publication.oid) != Some(self.publication_oid) {
-            return Ok(Some(Seen::Lost(Lost::publication(spec))));
+            return Ok(Looked::Lost(Lost::publication(spec)));
         }
         let Some(slot) = catalog::slot(&mut connection, &spec.slot).await? else {
-            return Ok(None);
+            return Ok(Looked::Well);
         };
         let retained = slot.retained_bytes;
         self.status
             .send_modify(|status| status.wal_retained_bytes = retained);
         gauge!("pgcapture_slot_wal_retained_bytes", "source" => spec.source.clone())
             .set(retained as f64);
-        if retained > FRESHEN_ABOVE {
+        let is_over = spec
+            .wal_guard
+            .is_some_and(|guard| retained >= guard.limit_bytes);
+        if retained > FRESHEN_ABOVE || is_over {
             catalog::log_running_transactions(&mut connection).await?;
         }
         // A negative one is a slot that may go at the next checkpoint.
         let safe = slot
             .safe_wal_size
             .map(|safe| u64::try_from(safe).unwrap_or(0));
-        Ok(budget.and_then(|budget| self.guard(budget.observe(now, retained, safe))))
+        let (Some(budget), Some(guard)) = (budget, spec.wal_guard) else {
+            return Ok(Looked::Well);
+        };
+        let outlook = budget.observe(now, retained, safe);
+        self.tell(outlook);
+        Ok(if outlook.level == WalLevel::Reached {
+            Looked::Over(guard, outlook)
+        } else {
+            Looked::Well
+        })
+    }
+
+    /// Lets the slot go up to the alert where consumers hold it; nothing where the log is the truth,
+    /// since it holds nothing back there. What cannot be agreed on is tried again at the next look.
+    async fn spill(&self, guard: WalGuard) {
+        if !matches!(self.spec.durability, Durability::Slot { .. }) {
+            return;
+        }
+        let source = self.spec.source.as_str();
+        let (durable, before) = (self.tail.borrow().resume_lsn, *self.let_go.borrow());
+        let (end, confirmed) = {
+            let status = self.status.borrow();
+            (status.server_end_lsn.max(durable), status.confirmed_lsn)
+        };
+        let Some(to) = guard.let_go_to(end, durable, confirmed.max(before)) else {
+            return;
+        };
+        let reason = GUARD_REASON.to_owned();
+        match self
+            .host
+            .let_go(self.spec.epoch, LetGo { to, reason })
+            .await
+        {
+            Ok(()) => {
+                let code = codes::WAL_GUARD.code;
+                warn!(source, code, %to, "letting the slot go; consumers read on from this node's log");
+                counter!("pgcapture_slot_let_go_total", "source" => source.to_owned()).increment(1);
+                self.let_go.send_replace(to);
+            }
+            Err(error) => {
+                let code = error.explanation.code;
+                warn!(source, code, %error, "the slot cannot be let go yet");
+            }
+        }
     }
 
     /// Shows how kept WAL stands to its limit, and tells when that has changed.
-    fn guard(&self, outlook: WalOutlook) -> Option<Seen> {
+    fn tell(&self, outlook: WalOutlook) {
         let source = self.spec.source.as_str();
         let label = || source.to_owned();
         let seconds = outlook
@@ -125,8 +195,5 @@ impl SlotWatch {
                 WalLevel::Reached => error!(source, code, limit, "{}", codes::WAL_GUARD.title),
             }
         }
-        let policy = self.spec.wal_guard.map(|guard| guard.policy);
-        let is_over = outlook.level == WalLevel::Reached && policy == Some(WalPolicy::DropWithGap);
-        is_over.then_some(Seen::GuardReached(outlook))
     }
 }

@@ -13,7 +13,7 @@ use pgcapture_engine::{
     batch::Batch,
     checkpoint::Checkpoint,
     codes::source as codes,
-    confirm::{self, LogStart, Origin},
+    confirm::{self, Known, LogStart, Origin},
     lsn::Lsn,
 };
 use tokio::{
@@ -23,11 +23,11 @@ use tokio::{
 use tracing::{info, warn};
 
 use super::{
-    AgentSpec, Durability,
+    AgentSpec, Behind, Durability,
     error::AgentError,
     free_slot,
     gap::{self, Gap},
-    lost::{Lost, declare_open, pass_gap},
+    lost::{Lost, declare_let_go, declare_open, pass_gap},
     pipeline::PipelineParts,
 };
 use crate::{
@@ -77,6 +77,8 @@ pub(super) struct TakeOver<'a> {
     pub(super) tail: Tail,
     /// What was attested last; `None` where the log is the truth.
     pub(super) attested: Option<Origin>,
+    /// What lies behind the slot by intent.
+    pub(super) behind: Behind,
     pub(super) began: Instant,
 }
 
@@ -180,7 +182,7 @@ impl TakeOver<'_> {
         declared: Option<Gap>,
         floor: &watch::Receiver<Option<Checkpoint>>,
     ) -> Result<(Lsn, Lsn), AgentError> {
-        let tail = self.tail;
+        let (parts, tail) = (self.parts, self.tail);
         let (start, confirmed, lost) = match position {
             Ok(slot) => {
                 let start = self.decide_start(slot, floor.clone()).await?;
@@ -216,6 +218,15 @@ impl TakeOver<'_> {
                 }
                 self.pass_gap(lost).await
             }
+            LogStart::LetGo(anew) => {
+                self.attest_first(Origin::CAPTURED).await?;
+                if let Some(origin) = anew {
+                    self.tail = self.publisher.start_anew(origin).await?;
+                }
+                let let_go = self.behind.let_go.clone().unwrap_or_default();
+                declare_let_go(parts, self.publisher, self.tail, confirmed, let_go).await?;
+                Ok((confirmed, confirmed))
+            }
         }
     }
 
@@ -240,13 +251,20 @@ impl TakeOver<'_> {
     ) -> Result<LogStart, AgentError> {
         let deadline = Instant::now() + CURSOR_PATIENCE;
         loop {
-            let least = *floor.borrow_and_update();
-            let start = confirm::log_start(self.tail.origin(), slot, least, self.attested);
-            if !matches!(start, LogStart::Gap(_)) || Instant::now() > deadline {
+            let known = Known {
+                floor: *floor.borrow_and_update(),
+                attested: self.attested,
+                reached: self.behind.reached,
+                let_go: self.behind.let_go.as_ref().map(|let_go| let_go.to),
+            };
+            let start = confirm::log_start(self.tail.origin(), slot, &known);
+            let is_lossy = matches!(start, LogStart::Gap(_) | LogStart::LetGo(_));
+            if !is_lossy || Instant::now() > deadline {
                 return Ok(start);
             }
             sleep(ATTESTED_AGAIN).await;
             self.attested = self.parts.host.attested().await?;
+            self.behind = self.parts.host.behind().await?;
         }
     }
 

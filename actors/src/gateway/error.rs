@@ -90,7 +90,7 @@ impl CaptureError {
                 | LogError::Closed { .. },
             ) => &codes::STREAM_UNAVAILABLE,
             Self::ModeDiffers { .. } => &codes::MODE_DIFFERS,
-            Self::Cursors(_) => &codes::CURSOR_NOT_KEPT,
+            Self::Cursors(error) => error.explanation,
             Self::TooMany { .. } => &codes::TOO_MANY,
             Self::Ended(EndReason::Draining) => &codes::DRAINING,
             Self::Ended(EndReason::Moved | EndReason::Removed) => &codes::SUBSCRIPTION_MOVED,
@@ -185,7 +185,7 @@ impl GatewayError {
             Self::Resolve(ResolveError::Unavailable { .. }) | Self::Log(_) => {
                 &codes::STREAM_UNAVAILABLE
             }
-            Self::Cursors(_) => &codes::CURSOR_NOT_KEPT,
+            Self::Cursors(error) => error.explanation,
             Self::Busy => &codes::SUBSCRIPTION_MOVED,
             Self::Stopped => &codes::DRAINING,
         }

@@ -7,7 +7,7 @@ use std::sync::{
 
 use async_trait::async_trait;
 use pgcapture_actors::{
-    agent::{self, AgentHandle, AgentHost, AgentSpec, Durability, HostError},
+    agent::{self, AgentHandle, AgentHost, AgentSpec, Behind, Durability, HostError},
     log::{
         ChangeLog,
         embedded::{EmbeddedLog, EmbeddedLogOptions},
@@ -16,7 +16,7 @@ use pgcapture_actors::{
 };
 use pgcapture_engine::{
     checkpoint::{Checkpoint, Epoch},
-    cluster::Gap,
+    cluster::{Gap, LetGo},
     codes,
     confirm::Origin,
     fence::ClusterId,
@@ -34,12 +34,24 @@ pub(crate) const OURS: ClusterId = ClusterId(0xC1);
 pub(crate) struct Agreed {
     config: Config,
     attested: Mutex<(Epoch, Option<Origin>)>,
+    behind: Mutex<Behind>,
     pub(crate) attest_count: AtomicUsize,
     pub(crate) floor: watch::Sender<Option<Checkpoint>>,
     pub(crate) gaps: Mutex<Vec<Gap>>,
 }
 
 impl Agreed {
+    pub(crate) fn behind(&self) -> Behind {
+        self.behind.lock().expect("no test panics under it").clone()
+    }
+
+    /// A consumer goes back: from now on this is the least cursor, and it was further.
+    pub(crate) fn seek(&self, to: Checkpoint) {
+        let before = self.floor.send_replace(Some(to));
+        let mut behind = self.behind.lock().expect("no test panics under it");
+        behind.reached = behind.reached.max(before);
+    }
+
     pub(crate) fn attested(&self) -> Option<Origin> {
         self.attested.lock().expect("no test panics under it").1
     }
@@ -72,6 +84,16 @@ impl AgentHost for Agreed {
         self.attest_count.fetch_add(1, Ordering::SeqCst);
         Ok(())
     }
+
+    async fn behind(&self) -> Result<Behind, HostError> {
+        Ok(Self::behind(self))
+    }
+
+    async fn let_go(&self, _: Epoch, let_go: LetGo) -> Result<(), HostError> {
+        let mut behind = self.behind.lock().expect("no test panics under it");
+        behind.let_go = Some(let_go);
+        Ok(())
+    }
 }
 
 pub(crate) struct Cluster {
@@ -88,6 +110,7 @@ impl Cluster {
         let agreed = Agreed {
             config: world.server.config("postgres"),
             attested: Mutex::default(),
+            behind: Mutex::default(),
             attest_count: AtomicUsize::new(0),
             floor: watch::Sender::new(None),
             gaps: Mutex::default(),
@@ -142,6 +165,12 @@ impl Cluster {
         self.look_at(node);
         let host = Arc::<Agreed>::clone(&self.agreed);
         agent::start(spec, host, self.log(node))
+    }
+
+    /// Runs a statement and waits until the log has what it changed.
+    pub(crate) async fn write(&self, statement: &str) {
+        self.world.sql(statement).await;
+        self.world.caught_up().await;
     }
 
     /// Every consumer has got what the log holds now.

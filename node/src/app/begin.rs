@@ -15,8 +15,8 @@ use crate::{
 /// A member of the cluster, and what serves other nodes until everything is served.
 pub(super) struct Begun {
     pub(super) raft: RaftConsensus,
-    /// Where others reach this node.
-    pub(super) address: String,
+    /// What this node was told of itself and the others.
+    pub(super) wish: Wish,
     pub(super) door: Door,
     pub(super) peers: Option<Task<()>>,
     pub(super) stop_peers: CancellationToken,
@@ -39,6 +39,7 @@ impl Begun {
             address: config.node.advertise.clone().unwrap_or(address),
             peers: config.node.peers.clone(),
         };
+        door.show(&wish);
         let stop_peers = CancellationToken::new();
         let is_alone = wish.peers.is_empty() && store.state().borrow().nodes.len() <= 1;
         let peers = if is_alone {
@@ -65,8 +66,8 @@ impl Begun {
         raft.introduce(&wish).await?;
         Ok(Self {
             raft,
+            wish,
             door,
-            address: wish.address,
             peers,
             stop_peers,
         })

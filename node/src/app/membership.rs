@@ -10,14 +10,16 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{parts::Parts, started::Started};
-use crate::{liveness::Reporter, placement};
+use crate::{
+    liveness::{Reporter, Standing},
+    peers::Peers,
+    placement,
+    raft::{Wish, compare_peers},
+};
 
 /// Begins what this node does for its cluster: it tells that it lives, looks which sources it
 /// reaches, and gives sources to nodes while it leads.
-pub(super) fn take_part(
-    parts: &Parts,
-    started: &Started,
-) -> (watch::Receiver<bool>, Vec<Task<()>>) {
+pub(super) fn take_part(parts: &Parts, started: &Started) -> (Standing, Vec<Task<()>>) {
     let (book, stop) = (&started.book, &started.stops.part);
     let reporter = Reporter::new(
         parts.node.clone(),
@@ -26,7 +28,7 @@ pub(super) fn take_part(
         (book.clone(), started.confirmations.clone()),
         parts.sources.as_ref(),
     );
-    let (lease, reports) = reporter.start(stop.clone());
+    let (standing, reports) = reporter.start(stop.clone());
     let (sources, until) = (Arc::clone(&parts.sources), stop.clone());
     let mut part = Vec::from(reports);
     part.push(spawn(TaskKind::Liveness, "reach", async move {
@@ -39,7 +41,18 @@ pub(super) fn take_part(
         stop.clone(),
     );
     part.push(placing);
-    (lease, part)
+    (standing, part)
+}
+
+/// Compares what the nodes of the list were told with what this one was, until all have answered or
+/// `stop`.
+pub(super) fn compare_lists(wish: Wish, peers: Peers, stop: CancellationToken) -> Task<()> {
+    spawn(TaskKind::Liveness, "peers", async move {
+        tokio::select! {
+            _told = compare_peers(&wish, &peers) => (),
+            () = stop.cancelled() => (),
+        }
+    })
 }
 
 /// Watches the address of the node that leads, until `stop`; `None` while there is none.

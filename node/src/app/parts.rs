@@ -42,7 +42,7 @@ pub(super) struct Parts {
 impl Parts {
     /// Opens the logs.
     pub(super) async fn open(config: &Config, begun: &Begun) -> anyhow::Result<Self> {
-        let (raft, address) = (begun.raft.clone(), begun.address.clone());
+        let (raft, address) = (begun.raft.clone(), begun.wish.address.clone());
         let node = config.node.name.clone();
         let cluster = raft.identity().cluster;
         let consensus: Arc<dyn Consensus> = Arc::new(raft.clone());

@@ -24,6 +24,7 @@ use std::{
 use clap::{Args, Subcommand};
 use pgcapture_actors::postgres::{self, Caretaker};
 use pgcapture_engine::{cluster::Origin, codes};
+use tokio::signal::unix::Signal;
 use tokio_util::sync::CancellationToken;
 
 pub(super) use self::control::NodeView;
@@ -40,7 +41,7 @@ use super::{
 };
 use crate::{
     app::{self, Node},
-    config::{Config, SourceSection},
+    config::{Config, SourceSection, WalGuardSection},
     sources::{Definition, SourceError},
 };
 
@@ -133,15 +134,19 @@ pub(super) async fn run(global: &Global, args: DevArgs) -> Result<(), Failure> {
         _ = terminate.recv() => return Err(Failure::interrupted()),
         _ = tokio::signal::ctrl_c() => return Err(Failure::interrupted()),
     };
+    serve(&dev.block(began), args.load, &dev.shop, &mut terminate).await;
+    dev.stop().await
+}
+
+/// Prints the addresses and writes the load until it is told to stop.
+async fn serve(block: &str, load: Option<Load>, shop: &Shop, terminate: &mut Signal) {
     // The block is what the command is asked for: to stdout, where scripts find it. A stdout that
     // is gone is no reason to end.
-    if let Err(error) = output::data(&dev.block(began)) {
+    if let Err(error) = output::data(block) {
         output::talk(&format!("cannot print the addresses: {error}\n"));
     }
     let stop_load = CancellationToken::new();
-    let mut load = args
-        .load
-        .map(|load| load::start(load, dev.shop.clone(), stop_load.clone()));
+    let mut load = load.map(|load| load::start(load, shop.clone(), stop_load.clone()));
     tokio::select! {
         _ = terminate.recv() => (),
         _ = tokio::signal::ctrl_c() => (),
@@ -153,7 +158,6 @@ pub(super) async fn run(global: &Global, args: DevArgs) -> Result<(), Failure> {
     {
         tracing::warn!(%end, "the load did not end well");
     }
-    dev.stop().await
 }
 
 /// The node's files. Removed when dropped, and when we are killed.
@@ -341,6 +345,7 @@ async fn prepare(args: &DevArgs, servers: &mut Servers, node: &Node) -> Result<S
         publication: name.to_owned(),
         tables: vec![format!("{}.*", shop.schema())],
         exclude: Vec::new(),
+        wal_guard: WalGuardSection::default(),
     };
     let definition = Definition::new(STREAM, section, "", Origin::Command);
     let definition = definition.map_err(|error| source_failure(&error))?;

@@ -68,7 +68,8 @@ pub struct ResumeArgs {
     /// The source.
     name: String,
     /// Go on after the gap at which the source has halted: makes the slot anew; what was lost
-    /// stays lost and is declared to consumers.
+    /// stays lost and is declared to consumers. In a cluster what they have not read yet before
+    /// it is then on the source's node alone, and declared as well if that node is lost.
     #[arg(long)]
     accept_gap: bool,
 }

@@ -32,6 +32,10 @@ pub(super) trait FromValue: Sized {
     const IS_PUBLIC: bool = true;
     /// Converts, or tells nothing: the message is made from the expectation.
     fn from_value(value: &Value) -> Option<Self>;
+    /// What was meant by a value that cannot be converted, as a help for the writer.
+    fn suggest(_: &Value) -> Option<String> {
+        None
+    }
 }
 
 impl Reader {
@@ -59,14 +63,16 @@ impl Reader {
             } else {
                 "this".to_owned()
             };
-            self.problems.push(
-                Problem::new(
-                    &codes::config::BAD_VALUE,
-                    format!("{path} cannot take this value"),
-                )
-                .label(format!("{shown} is not {}", T::EXPECTED))
-                .at(origin.clone()),
-            );
+            let problem = Problem::new(
+                &codes::config::BAD_VALUE,
+                format!("{path} cannot take this value"),
+            )
+            .label(format!("{shown} is not {}", T::EXPECTED))
+            .at(origin.clone());
+            self.problems.push(match T::suggest(value) {
+                Some(help) => problem.help(help),
+                None => problem,
+            });
         }
         converted
     }
@@ -143,7 +149,7 @@ impl Value {
         }
     }
 
-    fn text(&self) -> Option<&str> {
+    pub(super) fn text(&self) -> Option<&str> {
         match self {
             Self::Text(text) => Some(text),
             Self::Integer(_) | Self::Bool(_) | Self::List(_) | Self::Other(_) => None,

@@ -1,5 +1,7 @@
 //! Every mistake is told with its place and what to write instead; layers win in their order.
 
+use pgcapture_engine::wal_guard::{WalGuard, WalPolicy};
+
 use super::*;
 
 fn codes_of(error: &ConfigError) -> Vec<&'static str> {
@@ -48,11 +50,13 @@ retention = { time = "1h", size = "1GiB" }
 [agent]
 catch_up_above = "64MiB"
 follow_below = "1MiB"
+wal_guard = { limit = "20GiB", alert = "40%" }
 [source.shop]
 url = "postgres://pgcapture@db1,db2/shop?target_session_attrs=read-write"
 password = "${SHOP_PASSWORD}"
 tables = ["public.*"]
 exclude = ["public.tmp_*"]
+wal_guard = { policy = "drop_with_gap" }
 [replica.r1]
 source = "shop"
 url = "postgres://pgcapture@standby/shop"
@@ -73,6 +77,13 @@ max_lag = "10s"
     assert_eq!(shop.slot, "shop_pgcapture");
     assert_eq!(shop.publication, "pgcapture_shop");
     assert_eq!(shop.stream, "shop");
+    let guard = shop.wal_guard.wish().or(config.agent.wal_guard.of_node());
+    let wanted = WalGuard {
+        limit_bytes: 20 << 30,
+        alert_percent: 40,
+        policy: WalPolicy::DropWithGap,
+    };
+    assert_eq!(guard, Some(wanted));
     let replica = &config.replica["r1"];
     assert_eq!(
         (replica.source.as_str(), replica.kind.as_str()),
@@ -96,6 +107,29 @@ fn an_unknown_key_suggests_the_one_that_was_meant() {
         text.contains("did you mean \"source.shop.tables\"?"),
         "{text}"
     );
+}
+
+#[test]
+fn a_policy_that_is_none_suggests_the_one_that_was_meant() {
+    let text = "[agent.wal_guard]\nlimit = \"20GiB\"\npolicy = \"drop\"\n";
+    let (codes, text) = mistakes(text);
+    assert_eq!(codes, ["PGC-C003"]);
+    assert!(text.contains("did you mean \"drop_with_gap\"?"), "{text}");
+    assert!(text.contains("one of \"alert\""), "{text}");
+}
+
+#[test]
+fn a_limit_of_nothing_is_none_and_a_source_may_have_its_own() {
+    let none = Config::from_text("x", "[agent]\nwal_guard.limit = \"0B\"\n").unwrap();
+    let of_node = none.agent.wal_guard.of_node();
+    let nothing = WalGuardSection::default();
+    assert_eq!(nothing.wish().or(of_node), None);
+    let own = WalGuardSection {
+        limit: Some(Size(1 << 30)),
+        ..nothing
+    };
+    let guard = own.wish().or(of_node).unwrap();
+    assert_eq!((guard.limit_bytes, guard.alert_percent), (1 << 30, 50));
 }
 
 #[test]
@@ -128,6 +162,8 @@ fn values_of_every_wrong_kind_are_refused() {
         ("limits", "ack_timeout = 2024-01-01"),
         ("log", "segment = true"),
         ("source.s", "url = \"postgres://h/d\"\ntables = [1]"),
+        ("agent", "wal_guard.alert = \"0%\""),
+        ("agent", "wal_guard.limit = \"plenty\""),
         ("replica.r", "url = \"postgres://h/d\""),
         ("replica.r", "source = \"s\""),
         (

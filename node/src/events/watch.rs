@@ -6,16 +6,22 @@ use pgcapture_actors::{
     consensus::Consensus,
     supervise::{Task, TaskKind, spawn},
 };
-use pgcapture_engine::cluster::State;
+use pgcapture_engine::{
+    cluster::State,
+    wal_guard::{WalLevel, WalOutlook},
+};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{EventKind, Events};
-use crate::sources::Sources;
+use crate::{sources::Sources, units::human_bytes};
 
 /// How often a source that was just given to this node is looked at until it is read: fine enough
 /// for a figure in hundredths of a second, and nothing to do when no source moves.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
+
+/// How often kept WAL is compared with its limit; agents look every few seconds.
+const LEVELS_EVERY: Duration = Duration::from_secs(1);
 
 /// A take-over that is not done after this time is none to be proud of; the source's trouble says
 /// why.
@@ -42,6 +48,7 @@ pub fn start(
         let mut leadership = consensus.leadership();
         let mut known = Arc::clone(&state.borrow_and_update());
         let mut coming: BTreeMap<String, Coming> = BTreeMap::new();
+        let mut levels = BTreeMap::new();
         loop {
             tokio::select! {
                 changed = state.changed() => if changed.is_err() { return },
@@ -55,6 +62,7 @@ pub fn start(
                     }
                 }
                 () = tokio::time::sleep(LOOK_EVERY), if !coming.is_empty() => (),
+                () = tokio::time::sleep(LEVELS_EVERY) => (),
                 () = stop.cancelled() => return,
             }
             let new = Arc::clone(&state.borrow_and_update());
@@ -63,6 +71,11 @@ pub fn start(
                 follow(&mut coming, &node, &known, &new, Instant::now());
                 known = new;
             }
+            let owned = known.sources.values();
+            let owned = owned.filter(|source| known.owner(&source.name) == Some(&node));
+            let now =
+                owned.map(|source| (source.name.clone(), sources.status(source).1.wal_outlook));
+            note_levels(&events, &mut levels, now.collect());
             coming.retain(|name, coming| {
                 let source = known.sources.get(name);
                 let is_read = source.is_some_and(|source| {
@@ -75,6 +88,28 @@ pub fn start(
             });
         }
     })
+}
+
+/// Records where the WAL that sources keep stands otherwise to its limit than at the last look.
+fn note_levels(
+    events: &Events,
+    levels: &mut BTreeMap<String, WalLevel>,
+    now: BTreeMap<String, WalOutlook>,
+) {
+    levels.retain(|name, _| now.contains_key(name));
+    for (name, outlook) in now {
+        let before = levels.insert(name.clone(), outlook.level);
+        if before.unwrap_or_default() == outlook.level {
+            continue;
+        }
+        let limit = human_bytes(outlook.limit_bytes);
+        let text = match outlook.level {
+            WalLevel::Within => format!("{name} keeps little WAL again; the limit is {limit}"),
+            WalLevel::Warning => format!("{name} keeps much WAL; the limit is {limit}"),
+            WalLevel::Reached => format!("{name} keeps as much WAL as it may: {limit}"),
+        };
+        events.record(EventKind::WalBudget, &name, text);
+    }
 }
 
 /// Records what differs.
@@ -146,6 +181,34 @@ mod tests {
         assert_eq!(
             told,
             ["b goes from n1 to n2, epoch 0", "c goes to n3, epoch 0"]
+        );
+    }
+
+    #[test]
+    fn kept_wal_is_told_when_it_stands_otherwise_to_its_limit() {
+        let events = Events::default();
+        let mut levels = BTreeMap::new();
+        for level in [
+            WalLevel::Within,
+            WalLevel::Reached,
+            WalLevel::Reached,
+            WalLevel::Within,
+        ] {
+            let outlook = WalOutlook {
+                level,
+                limit_bytes: 8 << 20,
+                seconds_to_limit: None,
+            };
+            let now = BTreeMap::from([("shop".to_owned(), outlook)]);
+            note_levels(&events, &mut levels, now);
+        }
+        let told: Vec<_> = events.list().into_iter().map(|event| event.text).collect();
+        assert_eq!(
+            told,
+            [
+                "shop keeps as much WAL as it may: 8 MiB",
+                "shop keeps little WAL again; the limit is 8 MiB"
+            ]
         );
     }
 

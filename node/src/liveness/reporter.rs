@@ -41,6 +41,16 @@ pub struct Reporter {
     confirmations: Confirmations,
     report: watch::Receiver<NodeReport>,
     lease: watch::Sender<Option<Instant>>,
+    stranded: watch::Sender<bool>,
+}
+
+/// What a node learns from the answers to its reports.
+#[derive(Clone, Debug)]
+pub struct Standing {
+    /// Whether it holds its lease.
+    pub lease: watch::Receiver<bool>,
+    /// Whether no other node could take what it owns.
+    pub stranded: watch::Receiver<bool>,
 }
 
 /// Why reporting to one leader has ended.
@@ -69,13 +79,18 @@ impl Reporter {
             confirmations,
             report: reachable.report(),
             lease: watch::Sender::new(None),
+            stranded: watch::Sender::new(false),
         }
     }
 
-    /// Starts to report until `stop`. The answer watches whether this node holds its lease.
+    /// Starts to report until `stop`; what is learned from it can be watched.
     #[must_use]
-    pub fn start(self, stop: CancellationToken) -> (watch::Receiver<bool>, [Task<()>; 2]) {
-        let (held_tx, held) = watch::channel(false);
+    pub fn start(self, stop: CancellationToken) -> (Standing, [Task<()>; 2]) {
+        let (held_tx, lease) = watch::channel(false);
+        let standing = Standing {
+            lease,
+            stranded: self.stranded.subscribe(),
+        };
         let keeper = spawn(
             TaskKind::Liveness,
             "lease",
@@ -87,7 +102,7 @@ impl Reporter {
                 () = stop.cancelled() => (),
             }
         });
-        (held, [keeper, reporter])
+        (standing, [keeper, reporter])
     }
 
     async fn run(mut self) {
@@ -123,6 +138,8 @@ impl Reporter {
             let sent = Instant::now();
             let report = self.report.borrow_and_update().clone();
             self.book.heard(&self.node, report);
+            let state = Arc::clone(&self.consensus.state().borrow());
+            self.strand(self.book.is_stranded(&state, &self.node));
             match self.confirmations.since(sent).await {
                 Ok(()) => self.renew(sent),
                 Err(reason) => return Ended::Broken(reason),
@@ -180,7 +197,10 @@ impl Reporter {
         loop {
             tokio::select! {
                 answer = answers.message() => match answer {
-                    Ok(Some(answer)) => self.answered(answer.number, &mut sent),
+                    Ok(Some(answer)) => {
+                        self.strand(answer.stranded);
+                        self.answered(answer.number, &mut sent);
+                    }
                     Ok(None) => return Ended::Broken("the stream has ended".to_owned()),
                     Err(status) => return Ended::Broken(status.to_string()),
                 },
@@ -236,6 +256,11 @@ impl Reporter {
                 self.renew(at);
             }
         }
+    }
+
+    fn strand(&self, is_stranded: bool) {
+        self.stranded
+            .send_if_modified(|before| std::mem::replace(before, is_stranded) != is_stranded);
     }
 
     fn renew(&self, sent: Instant) {

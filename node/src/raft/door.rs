@@ -1,15 +1,19 @@
 //! What other nodes find behind this node's address, before and after it belongs to a cluster.
 
+use std::sync::{Arc, OnceLock};
+
+use pgcapture_engine::membership::Told;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::{RaftConsensus, RaftError};
+use super::{RaftConsensus, RaftError, Wish};
 use crate::store::{ClusterId, Store};
 
 /// The door that the peer API is served behind. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Door {
     name: String,
+    told: Arc<OnceLock<Told>>,
     /// The cluster that the node's store belongs to. It stays known after a stop: a node that is about to
     /// end waits for no cluster either.
     cluster: watch::Sender<Option<ClusterId>>,
@@ -28,10 +32,22 @@ impl Door {
         let identity = store.identity()?;
         Ok(Self {
             name: name.to_owned(),
+            told: Arc::default(),
             cluster: watch::Sender::new(identity.map(|identity| identity.cluster)),
             member: watch::channel(None).0,
             stop: CancellationToken::new(),
         })
+    }
+
+    /// Shows to others what this node was told; the first time counts.
+    pub fn show(&self, wish: &Wish) {
+        // Told once, with the start of the node.
+        let _known = self.told.set(wish.told());
+    }
+
+    /// What this node was told.
+    pub(crate) fn told(&self) -> Told {
+        self.told.get().cloned().unwrap_or_default()
     }
 
     /// Opens it: the node is a member from now on.

@@ -4,7 +4,7 @@
 //! data directory and a list of peers asks them who they are. When one belongs to a cluster, it asks
 //! that cluster's leader to be let in. When none does, the first of the list begins the cluster, but
 //! only once every other one has answered that it waits too: one that is silent may belong to a
-//! cluster, of which there must not be two.
+//! cluster, of which there must not be two. Nodes that were told different lists wait as well.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
@@ -14,6 +14,7 @@ use pgcapture_engine::{
     cluster::{Command, Node},
     codes,
     lsn::PgTime,
+    membership::{Difference, Told},
 };
 use pgcapture_proto::peer::v1::{
     IdentifyRequest, IdentifyResponse, JoinRequest, join_response, raft_client::RaftClient,
@@ -21,7 +22,7 @@ use pgcapture_proto::peer::v1::{
 use tonic::{Code, Status};
 
 use super::{
-    Door, RaftConsensus, RaftError, bootstrap,
+    Door, RaftConsensus, RaftError, bootstrap, compare,
     network::{PROTOCOL, within},
     propose::PROPOSE_MAX,
     serve::cluster_of,
@@ -56,16 +57,30 @@ pub struct Wish {
     pub peers: Vec<String>,
 }
 
+impl Wish {
+    /// What others are shown of it.
+    pub(crate) fn told(&self) -> Told {
+        Told {
+            address: self.address.clone(),
+            peers: self.peers.clone(),
+        }
+    }
+}
+
 /// What a round of asking found.
 enum Found {
     /// Leaders, and members that may know them, of a cluster.
     Cluster(Vec<String>),
     /// All others wait.
     AllWait,
-    /// These are silent; `distrust` when it is for a certificate.
-    Silent {
-        addresses: Vec<String>,
+    /// Nobody belongs to a cluster, and none may be begun.
+    NotYet {
+        /// Who does not answer.
+        silent: Vec<String>,
+        /// Why one of them does not, when it is for a certificate.
         distrust: Option<String>,
+        /// How others were told something else than this node.
+        differ: Vec<Difference>,
     },
 }
 
@@ -117,12 +132,14 @@ async fn find(store: &Store, wish: &Wish, peers: &Peers) -> Result<(), RaftError
                 return bootstrap(store, &wish.name, &wish.address);
             }
             Found::AllWait => {}
-            Found::Silent {
-                addresses,
+            Found::NotYet {
+                silent,
                 distrust,
+                differ,
             } => {
                 if round % ROUNDS_TOLD == 0 {
-                    tell_waiting(&addresses, distrust.as_deref());
+                    compare::tell(&differ);
+                    tell_silent(&silent, distrust.as_deref());
                 }
             }
         }
@@ -131,7 +148,10 @@ async fn find(store: &Store, wish: &Wish, peers: &Peers) -> Result<(), RaftError
     }
 }
 
-fn tell_waiting(silent: &[String], distrust: Option<&str>) {
+fn tell_silent(silent: &[String], distrust: Option<&str>) {
+    if silent.is_empty() {
+        return;
+    }
     let silent = silent.join(", ");
     if let Some(reason) = distrust {
         let untrusted = &codes::config::UNTRUSTED;
@@ -231,14 +251,21 @@ impl RaftConsensus {
 }
 
 async fn ask_all(others: &[String], wish: &Wish, peers: &Peers) -> Result<Found, RaftError> {
-    let answers = join_all(
-        others
-            .iter()
-            .map(|address| identify(address, wish, None, peers)),
-    )
-    .await;
-    let (mut members, mut silent, mut distrust) = (Vec::new(), Vec::new(), None);
-    for (address, answer) in others.iter().zip(answers) {
+    let asked = others
+        .iter()
+        .map(|address| identify(address, wish, None, peers));
+    let answers = join_all(asked).await;
+    judge(wish, others.iter().zip(answers))
+}
+
+/// Says what the answers of all other nodes of the list mean.
+fn judge<'a>(
+    wish: &Wish,
+    answers: impl Iterator<Item = (&'a String, Result<IdentifyResponse, Status>)>,
+) -> Result<Found, RaftError> {
+    let (mut members, mut silent, mut differ) = (Vec::new(), Vec::new(), Vec::new());
+    let mut distrust = None;
+    for (address, answer) in answers {
         match answer {
             Ok(answer) if !answer.cluster.is_empty() => {
                 if !answer.leader.is_empty() {
@@ -246,7 +273,7 @@ async fn ask_all(others: &[String], wish: &Wish, peers: &Peers) -> Result<Found,
                 }
                 members.push(address.clone());
             }
-            Ok(_) => {}
+            Ok(answer) => differ.extend(compare::with(wish, address, answer)),
             Err(error) if error.code() == Code::FailedPrecondition => return Err(refusal(&error)),
             Err(error) => {
                 silent.push(address.clone());
@@ -256,17 +283,18 @@ async fn ask_all(others: &[String], wish: &Wish, peers: &Peers) -> Result<Found,
     }
     Ok(if !members.is_empty() {
         Found::Cluster(members)
-    } else if silent.is_empty() {
+    } else if silent.is_empty() && differ.is_empty() {
         Found::AllWait
     } else {
-        Found::Silent {
-            addresses: silent,
+        Found::NotYet {
+            silent,
             distrust,
+            differ,
         }
     })
 }
 
-async fn identify(
+pub(super) async fn identify(
     address: &str,
     wish: &Wish,
     member: Option<&Identity>,
@@ -353,5 +381,60 @@ fn refusal(error: &Status) -> RaftError {
     RaftError::Coded {
         explanation: explanation.unwrap_or(&codes::cluster::NOT_JOINED),
         text: text.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wish() -> Wish {
+        Wish {
+            name: "n1".to_owned(),
+            address: "a:1".to_owned(),
+            peers: vec!["a:1".to_owned(), "b:1".to_owned()],
+        }
+    }
+
+    fn answer(peers: &[&str]) -> IdentifyResponse {
+        IdentifyResponse {
+            address: "b:1".to_owned(),
+            peers: peers.iter().map(|peer| (*peer).to_owned()).collect(),
+            ..IdentifyResponse::default()
+        }
+    }
+
+    fn judged(answer: Result<IdentifyResponse, Status>) -> Found {
+        judge(&wish(), std::iter::once((&"b:1".to_owned(), answer))).unwrap()
+    }
+
+    #[test]
+    fn a_cluster_is_begun_only_when_all_wait_with_the_same_list() {
+        let same = judged(Ok(answer(&["a:1", "b:1"])));
+        assert!(matches!(same, Found::AllWait));
+        // Both would be the first.
+        for list in [&["b:1", "a:1"][..], &["a:1", "b:1", "c:1"], &[]] {
+            let Found::NotYet { silent, differ } = judged(Ok(answer(list))) else {
+                panic!("{list:?}")
+            };
+            assert_eq!((silent.len(), differ.len()), (0, 1));
+        }
+        let Found::NotYet { silent, .. } = judged(Err(Status::unavailable("away"))) else {
+            panic!("nobody answers")
+        };
+        assert_eq!(silent, ["b:1"]);
+    }
+
+    #[test]
+    fn a_cluster_that_is_there_is_joined_whatever_its_list_says() {
+        let member = IdentifyResponse {
+            cluster: vec![1; 16].into(),
+            leader: "c:1".to_owned(),
+            ..answer(&["c:1"])
+        };
+        let Found::Cluster(members) = judged(Ok(member)) else {
+            panic!("a member")
+        };
+        assert_eq!(members, ["c:1", "b:1"]);
     }
 }

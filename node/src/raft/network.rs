@@ -185,6 +185,22 @@ impl Client {
         from_bytes(&answer.body).map_err(unreadable)
     }
 
+    /// The same as openraft wants its errors.
+    async fn ask<T, R, F>(
+        &self,
+        body: &T,
+        (action, limit): (RPCTypes, Duration),
+        method: impl FnOnce(RaftClient<PeerChannel>, RaftMessage) -> F,
+    ) -> Result<R, RPCError<Types>>
+    where
+        T: Serialize,
+        R: DeserializeOwned,
+        F: Future<Output = Result<Response<RaftMessage>, Status>>,
+    {
+        let called = self.call(body, limit, method).await;
+        called.map_err(|error| self.rpc_failed(&error, action, limit))
+    }
+
     async fn send_snapshot(
         &self,
         vote: &Vote,
@@ -273,11 +289,11 @@ impl RaftNetworkV2<Types> for Client {
         } else {
             option.soft_ttl().max(APPEND_MAX)
         };
-        let called = self.call(&rpc, limit, |mut client, message| async move {
+        let asked = (RPCTypes::AppendEntries, limit);
+        self.ask(&rpc, asked, |mut client, message| async move {
             client.append_entries(message).await
-        });
-        let called = called.await;
-        called.map_err(|error| self.rpc_failed(&error, RPCTypes::AppendEntries, limit))
+        })
+        .await
     }
 
     async fn vote(
@@ -285,12 +301,11 @@ impl RaftNetworkV2<Types> for Client {
         rpc: VoteRequest<Types>,
         option: RPCOption,
     ) -> Result<VoteResponse<Types>, RPCError<Types>> {
-        let limit = option.soft_ttl();
-        let called = self.call(&rpc, limit, |mut client, message| async move {
+        let asked = (RPCTypes::Vote, option.soft_ttl());
+        self.ask(&rpc, asked, |mut client, message| async move {
             client.vote(message).await
-        });
-        let called = called.await;
-        called.map_err(|error| self.rpc_failed(&error, RPCTypes::Vote, limit))
+        })
+        .await
     }
 
     async fn pre_vote(
@@ -298,12 +313,11 @@ impl RaftNetworkV2<Types> for Client {
         rpc: VoteRequest<Types>,
         option: RPCOption,
     ) -> Result<VoteResponse<Types>, RPCError<Types>> {
-        let limit = option.soft_ttl();
-        let called = self.call(&rpc, limit, |mut client, message| async move {
+        let asked = (RPCTypes::Vote, option.soft_ttl());
+        self.ask(&rpc, asked, |mut client, message| async move {
             client.pre_vote(message).await
-        });
-        let called = called.await;
-        called.map_err(|error| self.rpc_failed(&error, RPCTypes::Vote, limit))
+        })
+        .await
     }
 
     async fn full_snapshot(
@@ -328,12 +342,11 @@ impl RaftNetworkV2<Types> for Client {
         request: TransferLeaderRequest<Types>,
         option: RPCOption,
     ) -> Result<TransferLeaderResponse<Types>, RPCError<Types>> {
-        let limit = option.soft_ttl();
-        let called = self.call(&request, limit, |mut client, message| async move {
+        let asked = (RPCTypes::TransferLeader, option.soft_ttl());
+        self.ask(&request, asked, |mut client, message| async move {
             client.transfer_leader(message).await
-        });
-        let called = called.await;
-        called.map_err(|error| self.rpc_failed(&error, RPCTypes::TransferLeader, limit))
+        })
+        .await
     }
 }
 

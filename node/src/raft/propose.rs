@@ -175,16 +175,10 @@ impl RaftConsensus {
         }
         let asked = tokio::time::timeout(PROPOSE_MAX, async {
             loop {
-                let index = match self.route() {
-                    Route::Here => self.read_index_here().await?,
-                    Route::There(id, peer) => {
-                        let client =
-                            Client::new(&self.inner.identity, &self.inner.peers, id, &peer);
-                        client.read_index().await.ok().flatten()
-                    }
-                    Route::Nowhere => None,
-                };
-                if let Some(index) = index {
+                // Whoever asks while a question is on its way shares the next one.
+                let asked = self.inner.read_index.ask(|| self.ask_read_index()).await;
+                let broken = |reason| ProposeError::Store { reason };
+                if let Some(index) = asked.map_err(broken)? {
                     return self.wait_applied(index).await;
                 }
                 self.wait_for_change().await;
@@ -194,6 +188,21 @@ impl RaftConsensus {
             Err(ProposeError::Unavailable {
                 reason: String::new(),
             })
+        })
+    }
+
+    /// Asks the leader once up to where everything is agreed on; `None` when nobody knows now.
+    async fn ask_read_index(&self) -> Result<Option<u64>, String> {
+        Ok(match self.route() {
+            Route::Here => self
+                .read_index_here()
+                .await
+                .map_err(|error| error.to_string())?,
+            Route::There(id, peer) => {
+                let client = Client::new(&self.inner.identity, &self.inner.peers, id, &peer);
+                client.read_index().await.ok().flatten()
+            }
+            Route::Nowhere => None,
         })
     }
 
@@ -341,7 +350,12 @@ impl CursorStore for RaftConsensus {
     reason = "the shape that map_err wants"
 )]
 fn cursor_error(error: ProposeError) -> CursorError {
+    let explanation = match error {
+        ProposeError::Refused(_) | ProposeError::Store { .. } => &codes::gateway::CURSOR_NOT_KEPT,
+        ProposeError::Unavailable { .. } | ProposeError::TooLarge { .. } => error.explanation(),
+    };
     CursorError {
-        reason: error.to_string(),
+        explanation,
+        reason: error.text(),
     }
 }

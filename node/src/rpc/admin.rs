@@ -5,6 +5,7 @@
 
 pub(super) mod answer;
 mod consumers;
+mod wal;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
@@ -92,6 +93,7 @@ pub(super) fn source_status(error: &SourceError) -> Status {
 
 fn definition(wanted: Option<SourceDefinition>) -> Result<Definition, SourceError> {
     let wanted = wanted.unwrap_or_default();
+    let wal_guard = wal::section(wanted.wal_guard.unwrap_or_default())?;
     let section = SourceSection {
         url: wanted.url,
         password: None,
@@ -100,6 +102,7 @@ fn definition(wanted: Option<SourceDefinition>) -> Result<Definition, SourceErro
         publication: wanted.publication,
         tables: wanted.tables,
         exclude: wanted.exclude,
+        wal_guard,
     };
     Definition::new(&wanted.name, section, &wanted.password, Origin::Command)
 }

@@ -105,7 +105,9 @@ impl LivenessService {
             if answering.is_terminated()
                 && let Some((number, received)) = unanswered.take()
             {
-                answering.set(self.answer(number, received).fuse());
+                let name = node.as_ref().map(|(name, _)| name.clone());
+                let name = name.unwrap_or_default();
+                answering.set(self.answer(name, number, received).fuse());
             }
         }
     }
@@ -120,14 +122,21 @@ impl LivenessService {
     }
 
     /// Answers a report, which renews the node's lease: only a leader that was confirmed may do that.
-    async fn answer(&self, number: u64, received: Instant) -> Result<proto::ReportAnswer, Status> {
+    async fn answer(
+        &self,
+        node: String,
+        number: u64,
+        received: Instant,
+    ) -> Result<proto::ReportAnswer, Status> {
         let since = received.checked_sub(CONFIRMED_MAX).unwrap_or(received);
         let confirmed = self.confirmations.since(since).await;
         confirmed.map_err(|reason| {
             tracing::debug!(reason, "a report is not answered");
             not_leading()
         })?;
-        Ok(proto::ReportAnswer { number })
+        let state = Arc::clone(&self.consensus.state().borrow());
+        let stranded = self.book.is_stranded(&state, &node);
+        Ok(proto::ReportAnswer { number, stranded })
     }
 }
 

@@ -10,6 +10,7 @@ use pgcapture_actors::consensus::ProposeError;
 use pgcapture_engine::{
     cluster::{Refusal, RequestId},
     codes,
+    membership::Told,
 };
 use pgcapture_proto::peer::v1::{
     AttendRequest, AttendResponse, IdentifyRequest, IdentifyResponse, JoinRequest, JoinResponse,
@@ -146,9 +147,12 @@ impl Raft for RaftService {
         &self,
         request: Request<IdentifyRequest>,
     ) -> Result<Response<IdentifyResponse>, Status> {
+        let Told { address, peers } = self.door.told();
         let mut answer = IdentifyResponse {
             protocol: PROTOCOL,
             name: self.door.name().to_owned(),
+            address,
+            peers,
             ..IdentifyResponse::default()
         };
         // A node that starts is a member before it can act as one.

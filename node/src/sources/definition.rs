@@ -5,6 +5,7 @@ use pgcapture_engine::{
     checkpoint::Epoch,
     cluster::{OnGap, Origin, SecretRef, Source, check_name},
     lsn::PgTime,
+    wal_guard::WalWish,
 };
 
 use super::{host, operations::SourceError};
@@ -39,6 +40,8 @@ pub struct Definition {
     pub exclude: Vec<String>,
     /// Who asks.
     pub origin: Origin,
+    /// What is said about the WAL that may be kept.
+    pub wal: WalWish,
 }
 
 impl Definition {
@@ -86,6 +89,7 @@ impl Definition {
             },
             exclude: section.exclude,
             origin,
+            wal: section.wal_guard.wish(),
         };
         definition.check_postgres_names()?;
         Ok(definition)

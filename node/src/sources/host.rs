@@ -4,24 +4,23 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use pgcapture_actors::{
-    agent::{AgentHost, HostError},
+    agent::{AgentHost, Behind, HostError},
     consensus::Consensus,
     postgres,
 };
 use pgcapture_engine::{
     checkpoint::Epoch,
-    cluster::{Command, Gap, SecretRef, Source},
+    cluster::{Command, Gap, LetGo, SecretRef, Source},
     codes,
     confirm::Origin,
 };
-
-use super::status::chain;
 
 /// The host of one source's agent.
 #[derive(Debug)]
 pub(super) struct SourceHost {
     consensus: Arc<dyn Consensus>,
     name: String,
+    stream: String,
     url: String,
     password: Option<SecretRef>,
 }
@@ -31,6 +30,7 @@ impl SourceHost {
         Self {
             consensus,
             name: source.name.clone(),
+            stream: source.stream.clone(),
             url: source.url.clone(),
             password: source.password.clone(),
         }
@@ -42,8 +42,8 @@ impl SourceHost {
         match self.consensus.propose(command).await {
             Ok(_) => Ok(()),
             Err(error) => Err(HostError {
-                explanation: &codes::node::STORE_FAILED,
-                text: format!("{what} cannot be recorded: {}", chain(&error)),
+                explanation: error.explanation(),
+                text: format!("{what} cannot be recorded: {}", error.text()),
             }),
         }
     }
@@ -74,6 +74,24 @@ impl AgentHost for SourceHost {
             origin,
         };
         self.agree("what was consumed", attest).await
+    }
+
+    async fn behind(&self) -> Result<Behind, HostError> {
+        let state = self.consensus.state();
+        let state = state.borrow();
+        Ok(Behind {
+            reached: state.reached.get(&self.stream).copied(),
+            let_go: state.let_go.get(&self.name).cloned(),
+        })
+    }
+
+    async fn let_go(&self, epoch: Epoch, let_go: LetGo) -> Result<(), HostError> {
+        let command = Command::LetGo {
+            name: self.name.clone(),
+            epoch,
+            let_go,
+        };
+        self.agree("what is let go", command).await
     }
 }
 

@@ -14,6 +14,7 @@ use pgcapture_engine::{
     cluster::{Answer, Command, Origin, Refusal, ReplicaRefusal, Source},
     codes::{self, Explanation},
     lsn::PgTime,
+    wal_guard::WalWish,
 };
 
 use super::{
@@ -189,20 +190,26 @@ impl Sources {
             existing?;
             let mut plan = SourcePlan::default();
             plan.passed("the source is captured already, exactly as asked");
+            if self.is_other_wish(&definition.name, definition.wal) {
+                plan.passed("its limit of kept WAL changes to what is asked");
+            }
             return Ok(plan);
         }
         let config = definition.connection()?;
         Ok(setup::plan(definition, &config).await?)
     }
 
-    /// Sets a source up and starts capturing. The same definition again changes nothing.
+    /// Sets a source up and starts capturing. The same definition again changes nothing but the limit
+    /// of kept WAL, when it names another one.
     ///
     /// # Errors
     ///
     /// [`SourceError`]; what was made in PostgreSQL for a failed attempt is dropped again.
     pub async fn add(&self, mut definition: Definition) -> Result<Source, SourceError> {
         if let Some(existing) = self.existing(&definition) {
-            return existing;
+            let source = existing?;
+            self.limit_wal(&source.name, definition.wal).await?;
+            return Ok(source);
         }
         self.refuse_own_secret(&definition)?;
         let config = definition.connection()?;
@@ -217,8 +224,12 @@ impl Sources {
         }
         setup::create(&definition, &config, &plan).await?;
         let now = PgTime::from_unix_micros(unix_now_micros());
+        let wish = definition.wal;
         let source = definition.into_source(now, plan.makes_publication);
-        let command = Command::AddSource(Box::new(source.clone()));
+        let command = Command::AddGuardedSource {
+            source: Box::new(source.clone()),
+            wish,
+        };
         if let Err(error) = self.consensus.propose(command).await {
             let made = Made {
                 slot: plan.makes_slot.then_some(&source.slot),
@@ -235,6 +246,22 @@ impl Sources {
         );
         self.wait_for_first_status(&source.name).await;
         Ok(source)
+    }
+
+    /// Tells whether something else is said about a source's WAL than before; nothing said leaves it.
+    fn is_other_wish(&self, name: &str, wish: WalWish) -> bool {
+        let state = Arc::clone(&self.consensus.state().borrow());
+        let known = state.wal_wishes.get(name).copied().unwrap_or_default();
+        wish != WalWish::default() && wish != known
+    }
+
+    async fn limit_wal(&self, name: &str, wish: WalWish) -> Result<(), SourceError> {
+        if self.is_other_wish(name, wish) {
+            let name = name.to_owned();
+            let command = Command::SetWalGuard { name, wish };
+            self.consensus.propose(command).await?;
+        }
+        Ok(())
     }
 
     /// Adds what the configuration declares and is not there yet. What fails is logged with its

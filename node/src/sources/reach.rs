@@ -7,7 +7,10 @@
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use futures_util::StreamExt as _;
-use pgcapture_actors::postgres::{Config, Host};
+use pgcapture_actors::{
+    consensus::Leadership,
+    postgres::{Config, Host},
+};
 use pgcapture_engine::cluster::{Source, State, liveness::NodeReport};
 use tokio::{
     net::{TcpStream, UnixStream},
@@ -28,6 +31,10 @@ const CONNECT_MAX: Duration = Duration::from_secs(1);
 /// Other nodes take the sources of one that stops within this time, or they stop as well.
 const HAND_OVER_MAX: Duration = Duration::from_secs(3);
 
+/// A cluster that has lost its leader has another one within this time, or there is no majority that
+/// could give a source to anybody.
+const LEADERLESS_MAX: Duration = Duration::from_secs(1);
+
 /// Sources looked at side by side.
 const LOOKS_MAX: usize = 32;
 
@@ -39,8 +46,9 @@ impl Reachable for Sources {
 
 impl Sources {
     /// Tells the leader that this node wants to stop, and waits until its sources are elsewhere; not
-    /// for long, since others may stop as well, and not at all when there are no others.
-    pub async fn hand_over(&self) {
+    /// for long, and not at all when no other node could take them: there is none, or all stop as well
+    /// (`stranded`, as the leader says).
+    pub async fn hand_over(&self, mut stranded: watch::Receiver<bool>) {
         if self.consensus.state().borrow().nodes.len() <= 1 {
             return;
         }
@@ -48,9 +56,21 @@ impl Sources {
             .send_if_modified(|report| !std::mem::replace(&mut report.is_draining, true));
         let mut state = self.consensus.state();
         let is_empty = |state: &Arc<State>| !state.owners.values().any(|it| *it == self.node);
-        let handed_over = timeout(HAND_OVER_MAX, state.wait_for(is_empty)).await;
-        if handed_over.is_err() {
+        let nobody = async {
+            if stranded.wait_for(|is_stranded| *is_stranded).await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        };
+        let why = tokio::select! {
+            biased;
+            handed_over = state.wait_for(is_empty) => handed_over.err().map(|_| "the node's store is closed"),
+            () = nobody => Some("all other nodes are away or stop as well"),
+            () = leaderless(self.consensus.leadership()) => Some("nobody leads the cluster"),
+            () = sleep(HAND_OVER_MAX) => Some("nobody took them in time"),
+        };
+        if let Some(why) = why {
             tracing::warn!(
+                why,
                 "no other node takes the sources of this one; they follow when it is gone"
             );
         }
@@ -76,6 +96,20 @@ impl Sources {
                 () = sleep(LOOK_INTERVAL) => (),
                 () = stop.cancelled() => (),
             }
+        }
+    }
+}
+
+/// Ends once nobody has led for longer than an election takes.
+async fn leaderless(mut leadership: watch::Receiver<Leadership>) {
+    loop {
+        let lost = leadership.wait_for(|now| now.leader.is_none()).await;
+        if lost.map(drop).is_err() {
+            return;
+        }
+        let found = leadership.wait_for(|now| now.leader.is_some());
+        if timeout(LEADERLESS_MAX, found).await.is_err() {
+            return;
         }
     }
 }

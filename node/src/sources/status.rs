@@ -147,7 +147,7 @@ fn log_explanation(error: &LogError) -> &'static Explanation {
 }
 
 pub(super) fn propose_trouble(error: &ProposeError) -> Trouble {
-    trouble(&codes::node::STORE_FAILED, chain(error))
+    trouble(error.explanation(), error.text())
 }
 
 pub(super) fn defect(error: &dyn std::error::Error) -> Trouble {

@@ -2,14 +2,16 @@
 //!
 //! Version 1 had sources, gaps and epochs in one value. Version 2 has replicas and cool-downs beside
 //! them, and dumps in rows of their own. Version 3 has nodes and owners. Version 4 has the common log,
-//! the last answers and the number of the newest node. Bringing a file forward is one transaction: it
-//! is of the one version or the other, whenever the node is killed.
+//! the last answers and the number of the newest node. Version 5 has what is said about kept WAL, and how
+//! far slots were let go. Bringing a file forward is one transaction: it is of the one version or the
+//! other, whenever the node is killed.
 
 use std::{collections::BTreeMap, path::Path, time::Duration};
 
 use pgcapture_engine::{
     checkpoint::Epoch,
-    cluster::{Agreed, Gap, Node, Replica, Source, State},
+    cluster::{Agreed, Gap, Node, Replica, Source, State, SubscriptionId},
+    confirm::Origin,
     dump::DumpId,
 };
 use redb::{Database, ReadableTable, TableDefinition, WriteTransaction};
@@ -20,7 +22,7 @@ use super::{
 };
 
 /// Version of everything in the file; grows when a value changes its form.
-pub const FORMAT_VERSION: u32 = 4;
+pub const FORMAT_VERSION: u32 = 5;
 
 pub(super) const META: TableDefinition<'_, &str, u32> = TableDefinition::new("meta");
 pub(super) const FORMAT_KEY: &str = "format";
@@ -100,6 +102,41 @@ impl From<StateV3> for State {
     }
 }
 
+/// The agreed state as version 4 kept it.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(super) struct StateV4 {
+    pub(super) sources: BTreeMap<String, Source>,
+    pub(super) gaps: BTreeMap<String, Vec<Gap>>,
+    pub(super) epochs: BTreeMap<String, Epoch>,
+    pub(super) replicas: BTreeMap<String, Replica>,
+    pub(super) cool_downs: BTreeMap<(String, String), Duration>,
+    pub(super) last_dump: DumpId,
+    pub(super) nodes: BTreeMap<String, Node>,
+    pub(super) last_node: u64,
+    pub(super) owners: BTreeMap<String, String>,
+    pub(super) attested: BTreeMap<String, Origin>,
+    pub(super) homes: BTreeMap<SubscriptionId, String>,
+}
+
+impl From<StateV4> for State {
+    fn from(old: StateV4) -> Self {
+        Self {
+            sources: old.sources,
+            gaps: old.gaps,
+            epochs: old.epochs,
+            replicas: old.replicas,
+            cool_downs: old.cool_downs,
+            last_dump: old.last_dump,
+            nodes: old.nodes,
+            last_node: old.last_node,
+            owners: old.owners,
+            attested: old.attested,
+            homes: old.homes,
+            ..Self::default()
+        }
+    }
+}
+
 /// Reads what was agreed on, makes the file when it is new, and brings an older one forward.
 pub(super) fn read_or_create(database: &Database, path: &Path) -> Result<Agreed, StoreError> {
     let transaction = database
@@ -109,6 +146,7 @@ pub(super) fn read_or_create(database: &Database, path: &Path) -> Result<Agreed,
     let state = match found {
         None => State::default(),
         Some(FORMAT_VERSION) => read_state(&transaction)?,
+        Some(4) => read_old::<StateV4>(&transaction)?,
         Some(3) => read_old::<StateV3>(&transaction)?,
         Some(2) => read_old::<StateV2>(&transaction)?,
         Some(1) => read_old::<StateV1>(&transaction)?,

@@ -94,7 +94,7 @@ impl CursorStore for MemoryCursors {
     async fn save(&self, cursors: Vec<(SubscriptionId, Cursor)>) -> Result<(), CursorError> {
         if self.is_failing.load(Ordering::SeqCst) {
             let reason = "the disk is full".to_owned();
-            return Err(CursorError { reason });
+            return Err(CursorError::of_store(reason));
         }
         self.cursors.lock().unwrap().extend(cursors);
         Ok(())

@@ -175,3 +175,24 @@ async fn without_a_majority_a_change_is_refused_with_a_code() {
     assert!(error.to_string().starts_with("PGC-R01"), "{error}");
     assert!(last.raft.state().borrow().sources.is_empty());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_majority_cursors_are_refused_for_that_and_not_for_the_disk() {
+    let (_places, mut nodes) = three_nodes().await;
+    let last = nodes.pop().unwrap();
+    for node in nodes {
+        node.kill().await;
+    }
+    let id = SubscriptionId {
+        stream: "shop".to_owned(),
+        consumer: "a".to_owned(),
+    };
+    let saved = vec![(id.clone(), Cursor::default())];
+    let both =
+        last.run(|raft| Box::pin(async move { tokio::join!(raft.load(&id), raft.save(saved)) }));
+    let (loaded, saved) = soon("they give up", both).await;
+    for error in [loaded.unwrap_err(), saved.unwrap_err()] {
+        assert_eq!(error.explanation.code, "PGC-R01", "{error}");
+        assert!(!error.to_string().contains("PGC-"), "{error}");
+    }
+}

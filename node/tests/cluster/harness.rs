@@ -99,6 +99,11 @@ impl Starting {
         }
     }
 
+    /// Ends it on its way.
+    pub(crate) async fn stop(self) {
+        end(self.runtime).await;
+    }
+
     /// Waits until it says why it cannot be one.
     pub(crate) async fn refused(self) -> RaftError {
         let ended = soon("a node is refused", self.started).await.unwrap();
@@ -185,6 +190,7 @@ async fn run(
 ) -> Started {
     let store = open(&folder).await?;
     let door = Door::of(&wish.name, &store)?;
+    door.show(&wish);
     let listener = tokio::net::TcpListener::bind(listen).await.unwrap();
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     let service = RaftServer::new(RaftService { door: door.clone() });

@@ -1,7 +1,11 @@
 //! Nodes join, leave and hand over.
 
 use pgcapture_actors::consensus::Consensus as _;
-use pgcapture_engine::cluster::Answer;
+use pgcapture_engine::{cluster::Answer, membership::Difference};
+use pgcapture_node::{
+    peers::Peers,
+    raft::{Wish, compare_peers},
+};
 use pgcapture_proto::peer::v1::{IdentifyRequest, raft_client::RaftClient};
 use tokio::sync::watch;
 
@@ -146,4 +150,50 @@ async fn the_last_one_that_votes_cannot_be_removed() {
         .run(|raft| Box::pin(async move { raft.remove("n1").await }))
         .await;
     assert!(error.unwrap_err().to_string().starts_with("PGC-R08"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_with_another_list_of_peers_is_told_what_differs() {
+    let (places, _nodes) = three_nodes().await;
+    let mut wish = Wish {
+        name: "n9".to_owned(),
+        address: places[0].address.clone(),
+        peers: addresses(&places),
+    };
+    let peers = Peers::default();
+    let told = soon("all answer", compare_peers(&wish, &peers)).await;
+    assert_eq!(told, []);
+    // The order matters only before there is a cluster.
+    wish.peers.reverse();
+    let told = soon("all answer", compare_peers(&wish, &peers)).await;
+    assert_eq!(told, []);
+    wish.peers.pop();
+    let told = soon("all answer", compare_peers(&wish, &peers)).await;
+    assert_eq!(told.len(), 2, "{told:?}");
+    assert!(told.iter().all(|it| matches!(it, Difference::List { .. })));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_with_different_lists_begin_no_cluster() {
+    let places = [Place::new("n1"), Place::new("n2")];
+    let mut peers = addresses(&places);
+    let first = places[0].start(&peers);
+    peers.reverse();
+    let second = places[1].start(&peers);
+    // Each is the first of its own list: both would begin one.
+    let asking = Wish {
+        name: "n9".to_owned(),
+        address: "elsewhere:1".to_owned(),
+        peers: addresses(&places),
+    };
+    let told = soon("both answer", compare_peers(&asking, &Peers::default())).await;
+    assert_eq!(told, []);
+    second.stop().await;
+    // With one list they do.
+    let second = places[1].start(&addresses(&places));
+    let (first, second) = (first.ready().await, second.ready().await);
+    assert_eq!(
+        first.raft.identity().cluster,
+        second.raft.identity().cluster
+    );
 }

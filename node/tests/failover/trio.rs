@@ -48,10 +48,16 @@ impl Trio {
 
     /// Captures table `t` as source `shop`, asked of the first node.
     pub(crate) async fn add_source(&self) {
+        self.add_source_with(&[]).await;
+    }
+
+    /// The same with more arguments.
+    pub(crate) async fn add_source_with(&self, more: &[&str]) {
         self.sql("CREATE TABLE t (id bigint PRIMARY KEY, v text)")
             .await;
         let url = self.server.url("postgres");
         let args = ["source", "add", "shop", "--url", &url];
+        let args = [&args, more].concat();
         run(self.listen(0), &args).await.expect(0);
     }
 
@@ -59,7 +65,7 @@ impl Trio {
         &self.addresses[index]
     }
 
-    async fn sql(&self, sql: &str) -> Vec<Vec<Option<String>>> {
+    pub(crate) async fn sql(&self, sql: &str) -> Vec<Vec<Option<String>>> {
         let config = self.server.config("postgres");
         let connection = Connection::connect(&config, Replication::Off).await;
         let mut connection = connection.expect("the server takes sessions");
@@ -132,6 +138,18 @@ impl Trio {
     pub(crate) async fn start_again(&mut self, index: usize) {
         let file = self.file(index);
         self.nodes[index] = Some(Node::start(&file).await);
+    }
+
+    /// The same with one more peer in its list.
+    pub(crate) async fn start_again_with(&mut self, index: usize, peer: &str) {
+        let mut addresses = self.addresses.clone();
+        addresses.push(peer.to_owned());
+        let file = configure(&self.folders[index], &addresses, index);
+        self.nodes[index] = Some(Node::start(&file).await);
+    }
+
+    pub(crate) fn node(&self, index: usize) -> &Node {
+        self.nodes[index].as_ref().unwrap()
     }
 }
 

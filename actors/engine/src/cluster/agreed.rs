@@ -3,13 +3,15 @@
 //! [`Agreed::apply`] is deterministic: equal entries in equal order make equal values on every node.
 //! It tells what an entry touched, so that a store writes that and nothing else.
 
-use std::{fmt, sync::Arc};
+use std::{collections::BTreeSet, fmt, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Answer, Answered, Cursor, CursorCommand, CursorTable, Proposal, Refusal, RequestId, State,
+    Answer, Answered, Command, Cursor, CursorCommand, CursorTable, Proposal, Refusal, RequestId,
+    State,
 };
+use crate::checkpoint::Checkpoint;
 
 /// How a request ended: both are equal on every node.
 pub type Outcome = Result<Answer, Refusal>;
@@ -69,13 +71,15 @@ impl Agreed {
         }
         let answer = match proposal {
             Proposal::State(command) => {
+                let done = self.done_without_consumers(&command);
                 // A refused command may not leave a trace: it works on a copy, which shares dumps.
                 let mut state = State::clone(&self.state);
                 let answer = match state.apply(command) {
                     Ok(answer) => answer,
                     Err(refusal) => return (Err(refusal), touched),
                 };
-                if answer != Answer::Unchanged {
+                let is_reached = done.is_some_and(|(stream, at)| state.reach(&stream, at));
+                if answer != Answer::Unchanged || is_reached {
                     touched.state = true;
                     self.state = Arc::new(state);
                 }
@@ -83,6 +87,7 @@ impl Agreed {
             }
             Proposal::Cursors(mut command) => {
                 self.keep_to_home(&mut command);
+                touched.state = self.note_reached(&command);
                 let ids = named(&command);
                 self.cursors.apply(command);
                 for id in ids {
@@ -102,6 +107,37 @@ impl Agreed {
 }
 
 impl Agreed {
+    /// Keeps how far the consumers of a stream have come before one of them goes back: the slot may
+    /// be there. Returns whether that was news.
+    fn note_reached(&mut self, command: &CursorCommand) -> bool {
+        let CursorCommand::Save { cursors, .. } = command else {
+            return false;
+        };
+        let back = cursors.iter();
+        let back = back.filter(|(id, cursor)| self.cursors.falls_back(id, cursor));
+        let streams: BTreeSet<&str> = back.map(|(id, _)| id.stream.as_str()).collect();
+        let mut is_news = false;
+        for stream in streams {
+            let floor = self.cursors.floor(stream);
+            // A state that stays the same keeps its pointer.
+            if let Some(floor) = floor.filter(|floor| self.state.is_further(stream, *floor)) {
+                is_news |= Arc::make_mut(&mut self.state).reach(stream, floor);
+            }
+        }
+        is_news
+    }
+
+    /// What is attested while a stream has no consumer was done with by all that ever come: returns
+    /// the stream and the last entry before it.
+    fn done_without_consumers(&self, command: &Command) -> Option<(String, Checkpoint)> {
+        let Command::Attest { name, origin, .. } = command else {
+            return None;
+        };
+        let stream = &self.state.sources.get(name)?.stream;
+        let is_unread = self.cursors.floor(stream).is_none();
+        Some((stream.clone(), origin.previous?)).filter(|_| is_unread)
+    }
+
     /// Takes out the cursors of subscriptions that are at home on another node than the one that
     /// saves them.
     fn keep_to_home(&self, command: &mut CursorCommand) {
@@ -123,8 +159,9 @@ fn named(command: &CursorCommand) -> Vec<super::SubscriptionId> {
 mod tests {
     use super::*;
     use crate::{
-        checkpoint::Checkpoint,
-        cluster::{Command, HomeClaim, HomeCommand, Node, SubscriptionId},
+        checkpoint::Epoch,
+        cluster::{HomeClaim, HomeCommand, Node, SubscriptionId, tests::source},
+        confirm::Origin,
         lsn::{Lsn, PgTime},
     };
 
@@ -198,6 +235,59 @@ mod tests {
         let (_, touched) = agreed.apply(remove);
         assert_eq!(touched.removed, Some(subscription()));
         assert_eq!(touched.answered, Some((2, RequestId(3), Answer::Done)));
+    }
+
+    #[test]
+    fn how_far_all_had_come_is_kept_when_one_goes_back() {
+        let mut agreed = Agreed::default();
+        let add = Command::AddSource(Box::new(source("shop")));
+        let add = Request {
+            id: RequestId(100),
+            proposal: Proposal::State(add),
+        };
+        agreed.apply(add).0.unwrap();
+        let reached = |agreed: &Agreed| agreed.state.reached.get("shop").copied();
+        for (request, lsn, is_news, wanted) in [
+            (1, 5, false, None),
+            (2, 9, false, None),
+            (3, 4, true, Some(9)),
+            (4, 7, false, Some(9)),
+            (5, 6, false, Some(9)),
+            (6, 12, false, Some(9)),
+            (7, 1, true, Some(12)),
+        ] {
+            let (_, touched) = agreed.apply(save(request, lsn));
+            assert_eq!(touched.state, is_news, "{request}");
+            let wanted = wanted.map(|lsn| Checkpoint::new(Lsn(lsn), 1));
+            assert_eq!(reached(&agreed), wanted, "{request}");
+        }
+    }
+
+    #[test]
+    fn what_is_attested_without_consumers_was_reached_by_all_that_come() {
+        let mut agreed = Agreed::default();
+        let apply = |agreed: &mut Agreed, id, command| {
+            let proposal = Proposal::State(command);
+            let id = RequestId(id);
+            agreed.apply(Request { id, proposal }).0.unwrap();
+        };
+        let add = Command::AddSource(Box::new(source("shop")));
+        apply(&mut agreed, 100, add);
+        let attest = |lsn| Command::Attest {
+            name: "shop".to_owned(),
+            epoch: Epoch(0),
+            origin: Origin {
+                previous: Some(Checkpoint::new(Lsn(lsn), 1)),
+                resume_lsn: Lsn(lsn + 10),
+            },
+        };
+        apply(&mut agreed, 101, attest(5));
+        let reached = Some(Checkpoint::new(Lsn(5), 1));
+        assert_eq!(agreed.state.reached.get("shop").copied(), reached);
+        // With a consumer its cursor counts.
+        agreed.apply(save(1, 3)).0.unwrap();
+        apply(&mut agreed, 102, attest(20));
+        assert_eq!(agreed.state.reached.get("shop").copied(), reached);
     }
 
     #[test]

@@ -82,13 +82,30 @@ impl CursorTable {
     /// Returns what every subscription of a stream has done with; `None` when it has none.
     #[must_use]
     pub fn floor(&self, stream: &str) -> Option<Checkpoint> {
+        self.of_stream(stream).map(|cursor| cursor.floor).min()
+    }
+
+    /// Tells whether a cursor that is saved now would put its stream behind what all others have done
+    /// with: it goes back, or is new.
+    #[must_use]
+    pub fn falls_back(&self, id: &SubscriptionId, cursor: &Cursor) -> bool {
+        match self.cursors.get(id) {
+            Some(known) => cursor.floor < known.floor,
+            // Most new ones begin at the end; then the first of the others settles it.
+            None => !self
+                .of_stream(&id.stream)
+                .any(|other| other.floor <= cursor.floor),
+        }
+    }
+
+    fn of_stream<'a>(&'a self, stream: &'a str) -> impl Iterator<Item = &'a Arc<Cursor>> {
         let first = SubscriptionId {
             stream: stream.to_owned(),
             consumer: String::new(),
         };
         let after = self.cursors.range(first..);
-        let of_stream = after.take_while(|(id, _)| id.stream == stream);
-        of_stream.map(|(_, cursor)| cursor.floor).min()
+        let of_stream = after.take_while(move |(id, _)| id.stream == stream);
+        of_stream.map(|(_, cursor)| cursor)
     }
 
     /// Returns all cursors in the order of their names.

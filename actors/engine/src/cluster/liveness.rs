@@ -174,6 +174,14 @@ impl Liveness {
         self.is_alive(node, now) && !seen.report.is_draining && !is_cut_off
     }
 
+    /// Tells whether no other node could take what a node owns: all others are away or stop as well. One
+    /// that has not been heard yet may still be there.
+    #[must_use]
+    pub fn is_stranded(&self, state: &State, node: &str, now: Duration) -> bool {
+        let mut others = state.nodes.keys().filter(|other| *other != node);
+        others.all(|other| self.life(other, now) != Life::Alive)
+    }
+
     /// Returns when the next node would be given up for its silence, or a source for its distance:
     /// the moment to look again if nothing is heard before.
     #[must_use]
@@ -246,6 +254,41 @@ mod tests {
         assert!(!liveness.is_alive("n1", ms(3_000)));
         liveness.heard("n1", NodeReport::default(), ms(3_010));
         assert!(liveness.is_alive("n1", ms(3_010)));
+    }
+
+    #[test]
+    fn a_node_is_stranded_when_all_others_are_away_or_stop_as_well() {
+        let mut state = State::default();
+        for (id, name) in [(1, "n1"), (2, "n2"), (3, "n3")] {
+            let node = crate::cluster::Node {
+                name: name.to_owned(),
+                id,
+                address: format!("{name}:7700"),
+                joined_at: crate::lsn::PgTime(1),
+            };
+            state.nodes.insert(name.to_owned(), node);
+        }
+        let mut liveness = Liveness::new(ms(0));
+        let stops = NodeReport {
+            is_draining: true,
+            ..NodeReport::default()
+        };
+        liveness.heard("n1", stops.clone(), ms(10));
+        liveness.heard("n2", stops.clone(), ms(10));
+        assert!(!liveness.is_stranded(&state, "n1", ms(10)), "n3 is unheard");
+        liveness.heard("n3", NodeReport::default(), ms(10));
+        assert!(!liveness.is_stranded(&state, "n1", ms(10)));
+        assert!(liveness.is_stranded(&state, "n3", ms(10)));
+        let silent = ms(10) + SILENCE_MAX;
+        liveness.heard("n1", stops.clone(), silent);
+        assert!(liveness.is_stranded(&state, "n1", silent), "n3 is silent");
+        liveness.heard("n3", stops, silent);
+        assert!(liveness.is_stranded(&state, "n1", silent), "all stop");
+        liveness.heard("n2", NodeReport::default(), silent);
+        assert!(!liveness.is_stranded(&state, "n1", silent));
+        liveness.gone("n2");
+        assert!(liveness.is_stranded(&state, "n1", silent));
+        assert!(Liveness::new(ms(0)).is_stranded(&State::default(), "n1", ms(0)));
     }
 
     #[test]

@@ -120,6 +120,17 @@ pub const STILL_ALIVE: Explanation = Explanation {
            what listens there, or pass --force",
 };
 
+/// Not the same list of peers everywhere.
+pub const PEERS_DIFFER: Explanation = Explanation {
+    code: "PGC-R13",
+    title: "the nodes were told different lists of peers",
+    text: "Every node is told the same [node] peers, each node in it under the address that it \
+           advertises. While no cluster has begun, nodes whose lists differ wait: two of them might \
+           begin one each. Afterwards it is a warning: a node that starts anew might not find the others.",
+    next: "write the same [node] peers in the same order on every node, and set [node] advertise to the \
+           address in that list; then start the nodes that differed again",
+};
+
 /// Every code of the family.
 pub const ALL: &[&Explanation] = &[
     &NO_QUORUM,
@@ -135,4 +146,5 @@ pub const ALL: &[&Explanation] = &[
     &RECOVERED,
     &NOTHING_TO_RECOVER,
     &STILL_ALIVE,
+    &PEERS_DIFFER,
 ];

@@ -459,11 +459,14 @@ pub const FENCED: Explanation = Explanation {
 pub const WAL_GUARD: Explanation = Explanation {
     code: "PGC-S51",
     title: "the source keeps more WAL for the slot than wal_guard allows",
-    text: "The limit was reached and its policy is to protect the source: the slot was let go, which \
-           is a gap. With the policy alert it is told only, and the source's disk fills further.",
+    text: "What happens at the limit is its policy. alert: it is told only, and the source's disk fills \
+           further. spill, in a cluster: the slot is let go as far as the log of the node that reads it \
+           goes; consumers read on from there, and get a declared gap if that node is lost before they \
+           have. drop_with_gap: the slot is let go, which is a gap, and the source halts.",
     next: "See why the slot does not move: a log that takes nothing, consumers that do not \
-           acknowledge, a long transaction. Then go on with a new slot, the gap declared to consumers: \
-           pgcapture source resume NAME --accept-gap.",
+           acknowledge, a long transaction. When the source has halted, go on with a new slot, the gap \
+           declared to consumers: pgcapture source resume NAME --accept-gap. Another limit: pgcapture \
+           source add NAME again with --wal-budget.",
 };
 
 /// The node cannot prove its right to the source.

@@ -17,6 +17,14 @@ const fn origin(previous: Option<Checkpoint>, resume: u64) -> Origin {
     }
 }
 
+fn known(floor: Option<Checkpoint>, attested: Option<Origin>) -> Known {
+    Known {
+        floor,
+        attested,
+        ..Known::default()
+    }
+}
+
 #[test]
 fn a_single_node_confirms_what_its_log_holds() {
     let mut confirmation = Confirmation::by_log(Lsn(5));
@@ -122,9 +130,65 @@ fn a_log_goes_on_starts_anew_or_has_a_gap() {
             LogStart::Gap(Some(origin(at(70, SEQ_LAST), 71))),
         ),
     ] {
-        let start = log_start(tail, Lsn(slot), floor, attested);
+        let start = log_start(tail, Lsn(slot), &known(floor, attested));
         assert_eq!(start, wanted, "{slot} {floor:?} {attested:?}");
     }
+}
+
+#[test]
+fn who_went_back_behind_the_slot_is_refused_and_is_no_gap() {
+    let tail = origin(at(40, 3), 50);
+    let attested = Some(origin(at(60, 2), 90));
+    let anew = |previous, resume| LogStart::Anew(origin(previous, resume));
+    let gap = LogStart::Gap(Some(origin(at(45, 0), 50)));
+    for (slot, reached, attested, wanted) in [
+        (60, at(60, 2), None, anew(at(59, SEQ_LAST), 60)),
+        (61, at(60, 2), None, gap),
+        // What was void beyond the cursors.
+        (90, at(60, 2), attested, anew(at(60, 2), 90)),
+        (90, at(60, 1), attested, gap),
+        (91, at(60, 2), attested, gap),
+        (90, None, attested, gap),
+    ] {
+        let known = Known {
+            reached,
+            ..known(at(45, 0), attested)
+        };
+        let start = log_start(tail, Lsn(slot), &known);
+        assert_eq!(start, wanted, "{slot} {reached:?}");
+    }
+}
+
+#[test]
+fn what_a_decision_has_let_go_is_declared_and_does_not_halt() {
+    let tail = origin(at(40, 3), 50);
+    let start = |slot, floor, let_go| {
+        let known = Known {
+            let_go: Some(Lsn(let_go)),
+            ..known(floor, None)
+        };
+        log_start(tail, Lsn(slot), &known)
+    };
+    let floor = at(45, 0);
+    let before = Some(origin(floor, 50));
+    assert_eq!(start(70, floor, 70), LogStart::LetGo(before));
+    assert_eq!(start(71, floor, 70), LogStart::Gap(before));
+    assert_eq!(start(50, floor, 70), LogStart::GoOn);
+    let consumed = LogStart::Anew(origin(at(69, SEQ_LAST), 70));
+    assert_eq!(start(70, at(80, 0), 70), consumed);
+}
+
+#[test]
+fn a_decision_lets_go_what_is_durable_and_no_more() {
+    let mut confirmation = Confirmation::by_slot(Lsn(5), Lsn(0));
+    let durable = origin(at(40, 3), 50);
+    confirmation.let_go(Lsn(45));
+    assert_eq!(confirmation.advance(durable, at(20, 2)), Lsn(45));
+    confirmation.let_go(Lsn(90));
+    assert_eq!(confirmation.advance(durable, at(20, 2)), Lsn(50));
+    let mut confirmation = Confirmation::by_log(Lsn(5));
+    confirmation.let_go(Lsn(90));
+    assert_eq!(confirmation.advance(durable, None), Lsn(50));
 }
 
 #[test]
@@ -145,7 +209,7 @@ fn only_a_source_that_was_never_captured_begins_without_a_past() {
             LogStart::Gap(Some(origin(at(40, 3), 40))),
         ),
     ] {
-        let start = log_start(tail, Lsn(60), floor, attested);
+        let start = log_start(tail, Lsn(60), &known(floor, attested));
         assert_eq!(start, wanted, "{tail:?} {floor:?} {attested:?}");
     }
 }
@@ -164,6 +228,8 @@ enum Event {
     Confirm { is_cut_off: bool },
     /// The other node, or the same one, becomes the leader.
     TakeOver { node: usize },
+    /// A consumer goes back over so many entries of the leader's log.
+    Seek { consumer: usize, back: usize },
 }
 
 fn event() -> impl Strategy<Value = Event> {
@@ -177,6 +243,7 @@ fn event() -> impl Strategy<Value = Event> {
         (0_usize..2, 0_usize..8).prop_map(|(consumer, count)| Event::Consume { consumer, count }),
         any::<bool>().prop_map(|is_cut_off| Event::Confirm { is_cut_off }),
         (0_usize..2).prop_map(|node| Event::TakeOver { node }),
+        (0_usize..2, 1_usize..6).prop_map(|(consumer, back)| Event::Seek { consumer, back }),
     ]
 }
 
@@ -196,6 +263,7 @@ struct Model {
     slot: Lsn,
     attested: Option<Origin>,
     cursors: [Checkpoint; 2],
+    reached: Option<Checkpoint>,
     logs: [Log; 2],
     leader: usize,
     confirmation: Confirmation,
@@ -210,6 +278,7 @@ impl Model {
             slot: Lsn(10),
             attested: None,
             cursors: [Checkpoint::new(Lsn(9), 0); 2],
+            reached: None,
             logs: [Log::default(), Log::default()],
             leader: 0,
             confirmation: Confirmation::by_slot(Lsn(10), Lsn(0)),
@@ -252,10 +321,15 @@ impl Model {
     /// What a consumer reads next on the leader, or that it is refused.
     fn consume(&mut self, consumer: usize, count: usize) {
         let (log, cursor) = (&self.logs[self.leader], self.cursors[consumer]);
-        assert!(
-            Some(cursor) >= log.begin,
-            "nobody is refused: {cursor} {log:?}"
-        );
+        if Some(cursor) < log.begin {
+            // Told, and so it asks for what is left.
+            assert!(
+                Some(cursor) < self.reached,
+                "only who went back is refused: {cursor} {log:?}"
+            );
+            self.cursors[consumer] = log.begin.unwrap();
+            return;
+        }
         let missing = self.wal.iter().flat_map(|(entries, _)| entries);
         let missing: Vec<_> = missing.filter(|entry| **entry > cursor).collect();
         let read = log.entries.iter().filter(|entry| **entry > cursor);
@@ -282,17 +356,33 @@ impl Model {
         for (entries, _) in &self.wal {
             let is_gone = entries[0].lsn < self.slot;
             assert!(
-                !is_gone || entries.last().copied() <= floor,
+                !is_gone || entries.last().copied() <= floor.max(self.reached),
                 "{entries:?} is gone and was not consumed: {floor:?}"
             );
         }
     }
 
+    /// What the agreed state notes of a cursor that goes back.
+    fn seek(&mut self, consumer: usize, back: usize) {
+        let (log, cursor) = (&self.logs[self.leader], self.cursors[consumer]);
+        let read = log.entries.iter().filter(|entry| **entry < cursor);
+        let Some(to) = read.rev().nth(back - 1).copied() else {
+            return;
+        };
+        self.reached = self.reached.max(self.floor());
+        self.cursors[consumer] = to;
+    }
+
     fn take_over(&mut self, node: usize) {
         self.leader = node;
         let log = &mut self.logs[node];
-        let floor = self.cursors.iter().min().copied();
-        match log_start(log.end, self.slot, floor, self.attested) {
+        let known = Known {
+            floor: self.cursors.iter().min().copied(),
+            attested: self.attested,
+            reached: self.reached,
+            let_go: None,
+        };
+        match log_start(log.end, self.slot, &known) {
             LogStart::GoOn => {}
             LogStart::Anew(origin) => {
                 assert!(origin.previous >= log.end.previous);
@@ -302,7 +392,7 @@ impl Model {
                     end: origin,
                 };
             }
-            LogStart::Gap(_) => panic!("nobody has moved the slot"),
+            LogStart::Gap(_) | LogStart::LetGo(_) => panic!("nobody has moved the slot"),
         }
         let attested = self.attested.unwrap_or_default().resume_lsn;
         self.confirmation = Confirmation::by_slot(self.slot, attested);
@@ -330,6 +420,7 @@ proptest! {
                 Event::Consume { consumer, count } => model.consume(consumer, count),
                 Event::Confirm { is_cut_off } => model.confirm(is_cut_off),
                 Event::TakeOver { node } => model.take_over(node),
+                Event::Seek { consumer, back } => model.seek(consumer, back),
             }
         }
     }
@@ -355,15 +446,22 @@ proptest! {
                 Event::Consume { consumer, count } => model.consume(consumer, count),
                 Event::Confirm { is_cut_off } => model.confirm(is_cut_off),
                 Event::TakeOver { node } => model.take_over(node),
+                Event::Seek { consumer, back } => model.seek(consumer, back),
             }
         }
         let to = Lsn(model.slot.0.max(model.wal_end.saturating_sub(moved)));
         let (log, floor) = (&model.logs[node], model.floor());
         let mut gone = model.wal.iter().flat_map(|(entries, _)| entries);
         let is_lost = gone.any(|entry| {
-            entry.lsn < to && Some(*entry) > floor && Some(*entry) > log.end.previous
+            // Who went back knows that other nodes may not have it.
+            let done = floor.max(model.reached);
+            entry.lsn < to && Some(*entry) > done && Some(*entry) > log.end.previous
         });
-        let start = log_start(log.end, to, floor, model.attested);
+        let known = Known {
+            reached: model.reached,
+            ..known(floor, model.attested)
+        };
+        let start = log_start(log.end, to, &known);
         prop_assert!(!is_lost || matches!(start, LogStart::Gap(_)), "{start:?}");
     }
 }

@@ -9,13 +9,12 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use pgcapture_proto::admin::v1::SourceDefinition;
 use tokio::{sync::Mutex, time::Instant};
-use tokio_util::sync::CancellationToken;
 
 use super::{
     DevArgs, FOREIGN_NAME, Folder, STREAM,
     cluster::{Cluster, api},
     control::{Answer, NodeState, Obey, Request, Server},
-    load, make_shop, node_folder,
+    make_shop, node_folder, serve,
     servers::{Registrar, Servers},
     shop::Shop,
 };
@@ -70,24 +69,8 @@ pub(super) async fn run(global: &Global, args: &DevArgs) -> Result<(), Failure> 
         _ = terminate.recv() => return Err(Failure::interrupted()),
         _ = tokio::signal::ctrl_c() => return Err(Failure::interrupted()),
     };
-    if let Err(error) = output::data(&several.block(began)) {
-        output::talk(&format!("cannot print the addresses: {error}\n"));
-    }
-    let stop_load = CancellationToken::new();
-    let mut load = args
-        .load
-        .map(|load| load::start(load, several.shop.clone(), stop_load.clone()));
-    tokio::select! {
-        _ = terminate.recv() => (),
-        _ = tokio::signal::ctrl_c() => (),
-    }
-    output::talk("stopping …\n");
-    stop_load.cancel();
-    if let Some(load) = &mut load
-        && let Err(end) = load.join().await
-    {
-        tracing::warn!(%end, "the load did not end well");
-    }
+    let block = several.block(began);
+    serve(&block, args.load, &several.shop, &mut terminate).await;
     several.stop().await
 }
 

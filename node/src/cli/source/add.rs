@@ -1,14 +1,19 @@
 //! `pgcapture source add`: check first, show the SQL, then do it.
 
-use clap::Args;
+use clap::{Args, ValueEnum};
+use pgcapture_engine::wal_guard::WalPolicy;
 use pgcapture_proto::admin::v1::{
-    AddSourceRequest, Check, PlanSourceRequest, SourceDefinition, SourcePlan, check::Severity,
+    AddSourceRequest, Check, PlanSourceRequest, SourceDefinition, SourcePlan, WalGuard,
+    check::Severity,
 };
 
 use super::SourceView;
-use crate::cli::{
-    Failure, Global, connect,
-    output::{self, Format},
+use crate::{
+    cli::{
+        Failure, Global, connect,
+        output::{self, Format},
+    },
+    units::{Percent, Size},
 };
 
 /// Arguments of `source add`.
@@ -38,12 +43,62 @@ pub struct AddArgs {
     /// Publication; default: pgcapture_NAME.
     #[arg(long)]
     publication: Option<String>,
+    /// How much WAL PostgreSQL may keep for the slot, such as 20GiB; 0B: no limit; default: as the
+    /// node's configuration says ([agent] wal_guard). Given again for a source that is there, it
+    /// changes the limit.
+    #[arg(long, value_name = "SIZE")]
+    wal_budget: Option<Size>,
+    /// From which part of it on a warning is given, such as 50%.
+    #[arg(long, value_name = "PERCENT")]
+    wal_alert: Option<Percent>,
+    /// What happens at the limit.
+    #[arg(long, value_enum, value_name = "POLICY")]
+    wal_policy: Option<PolicyArg>,
     /// Only check and show the SQL.
     #[arg(long)]
     dry_run: bool,
 }
 
+/// What happens when a source keeps as much WAL as it may.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum PolicyArg {
+    /// Tell; the source's disk may fill.
+    #[value(name = "alert", alias = "warn")]
+    Alert,
+    /// In a cluster: let the slot go as far as the owner's log goes. A consumer that has not read it gets
+    /// a gap if the owner is lost before; on a single node the same as alert.
+    #[value(name = "spill")]
+    Spill,
+    /// Let the slot go with a declared gap; the source halts until somebody accepts it.
+    #[value(name = "drop_with_gap", alias = "drop-with-gap")]
+    DropWithGap,
+}
+
+impl From<PolicyArg> for WalPolicy {
+    fn from(policy: PolicyArg) -> Self {
+        match policy {
+            PolicyArg::Alert => Self::Alert,
+            PolicyArg::Spill => Self::Spill,
+            PolicyArg::DropWithGap => Self::DropWithGap,
+        }
+    }
+}
+
+impl AddArgs {
+    /// What is said about kept WAL; `None` when nothing is.
+    fn wal_guard(&self) -> Option<WalGuard> {
+        let policy = self.wal_policy.map(WalPolicy::from);
+        let guard = WalGuard {
+            limit_bytes: self.wal_budget.map(|size| size.0),
+            alert_percent: self.wal_alert.map(|alert| u32::from(alert.0)),
+            policy: policy.map_or("", WalPolicy::as_str).to_owned(),
+        };
+        (guard != WalGuard::default()).then_some(guard)
+    }
+}
+
 pub(super) async fn run(global: &Global, args: AddArgs) -> Result<(), Failure> {
+    let wal_guard = args.wal_guard();
     let definition = SourceDefinition {
         name: args.name,
         stream: args.stream.unwrap_or_default(),
@@ -53,6 +108,7 @@ pub(super) async fn run(global: &Global, args: AddArgs) -> Result<(), Failure> {
         publication: args.publication.unwrap_or_default(),
         tables: args.tables,
         exclude: args.exclude,
+        wal_guard,
     };
     let mut client = connect::admin(global).await?;
     let request = PlanSourceRequest {

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use pgcapture_engine::lsn::Lsn;
-use pgcapture_proto::admin::v1::{Failover, Source, SourceStatus, Trouble};
+use pgcapture_engine::{codes::source, lsn::Lsn};
+use pgcapture_proto::admin::v1::{Failover, Source, SourceStatus, Trouble, WalOutlook};
 use serde::Serialize;
 
 use crate::{
@@ -40,6 +40,7 @@ pub(crate) struct SourceView {
     lag_bytes: u64,
     lag_seconds: f64,
     wal_retained_bytes: u64,
+    wal_budget: Option<WalBudgetView>,
     source_temp_bytes_max: u64,
     rows: u64,
     transactions: u64,
@@ -49,6 +50,56 @@ pub(crate) struct SourceView {
     replicas: Vec<String>,
     #[serde(skip)]
     status: SourceStatus,
+}
+
+/// How kept WAL stands to its limit.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct WalBudgetView {
+    level: String,
+    limit_bytes: u64,
+    seconds_to_limit: Option<u64>,
+    alert_percent: u32,
+    policy: String,
+}
+
+impl From<WalOutlook> for WalBudgetView {
+    fn from(outlook: WalOutlook) -> Self {
+        Self {
+            level: outlook.level,
+            limit_bytes: outlook.limit_bytes,
+            seconds_to_limit: outlook.seconds_to_limit,
+            alert_percent: outlook.alert_percent,
+            policy: outlook.policy,
+        }
+    }
+}
+
+/// Returns the limit of kept WAL for people: how much, what happens there, and when.
+fn budget_text(budget: Option<&WalBudgetView>) -> String {
+    let Some(budget) = budget.filter(|budget| budget.limit_bytes > 0) else {
+        return "–".to_owned();
+    };
+    let limit = format!("{} ({})", human_bytes(budget.limit_bytes), budget.policy);
+    match (budget.level.as_str(), budget.seconds_to_limit) {
+        ("reached", _) => format!("! {limit}, reached"),
+        (_, Some(seconds)) => {
+            let left = human_duration(Duration::from_secs(seconds));
+            format!("{limit}, in {left}")
+        }
+        (_, None) => limit,
+    }
+}
+
+/// Returns the lines that warn of kept WAL; `None` while it is within its limit.
+fn budget_warning(name: &str, kept: u64, budget: Option<&WalBudgetView>) -> Option<String> {
+    let budget = budget.filter(|budget| matches!(budget.level.as_str(), "warning" | "reached"))?;
+    let code = source::WAL_GUARD.code;
+    let next = source::WAL_GUARD.next.replace(source::NAME, name);
+    let (kept, limit) = (human_bytes(kept), budget_text(Some(budget)));
+    Some(format!(
+        "! {name}: {code} PostgreSQL keeps {kept} of WAL for the slot; the limit is {}\n  next: {next}",
+        limit.trim_start_matches("! ")
+    ))
 }
 
 /// What is wrong and what to do.
@@ -135,6 +186,7 @@ impl From<Source> for SourceView {
             lag_bytes: status.lag_bytes,
             lag_seconds: Duration::from_micros(status.lag_micros.unsigned_abs()).as_secs_f64(),
             wal_retained_bytes: status.wal_retained_bytes,
+            wal_budget: status.wal.clone().map(WalBudgetView::from),
             source_temp_bytes_max: status.source_temp_bytes_max,
             rows: status.row_count,
             transactions: status.transaction_count,
@@ -175,6 +227,7 @@ impl View for SourceView {
         ("URL", true),
         ("REPLICAS", true),
         ("LAST FAILOVER", true),
+        ("WAL BUDGET", true),
     ];
 
     fn cells(&self) -> Vec<String> {
@@ -198,11 +251,18 @@ impl View for SourceView {
             self.url.clone(),
             joined(&self.replicas),
             failover_text(self.last_failover.as_ref(), unix_now_micros()),
+            budget_text(self.wal_budget.as_ref()),
         ]
     }
 
     fn hint(&self) -> Option<String> {
-        trouble_text(&self.name, self.status.trouble.as_ref())
+        let budget = self.wal_budget.as_ref();
+        let lines = [
+            trouble_text(&self.name, self.status.trouble.as_ref()),
+            budget_warning(&self.name, self.wal_retained_bytes, budget),
+        ];
+        let lines: Vec<_> = lines.into_iter().flatten().collect();
+        (!lines.is_empty()).then(|| lines.join("\n"))
     }
 }
 
@@ -250,6 +310,28 @@ pub(crate) fn trouble_text(name: &str, trouble: Option<&Trouble>) -> Option<Stri
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn kept_wal_is_shown_with_its_limit_and_warned_of_in_time() {
+        let budget = |level: &str, seconds| WalBudgetView {
+            level: level.to_owned(),
+            limit_bytes: 20 << 30,
+            seconds_to_limit: seconds,
+            alert_percent: 50,
+            policy: "alert".to_owned(),
+        };
+        let within = budget("within", None);
+        assert_eq!(budget_text(Some(&within)), "20 GiB (alert)");
+        assert_eq!(budget_text(None), "–");
+        assert_eq!(budget_warning("shop", 1, Some(&within)), None);
+        let soon = budget("warning", Some(130));
+        let told = budget_warning("shop", 12 << 30, Some(&soon)).unwrap();
+        assert!(told.starts_with("! shop: PGC-S51 "), "{told}");
+        assert!(told.contains("20 GiB (alert), in 2m10s"), "{told}");
+        assert!(told.contains("next: "), "{told}");
+        let reached = budget("reached", Some(0));
+        assert!(budget_text(Some(&reached)).starts_with("! "));
+    }
 
     #[test]
     fn a_failover_is_told_with_its_age_its_time_and_whence() {

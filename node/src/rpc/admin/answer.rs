@@ -9,6 +9,7 @@ use pgcapture_proto::admin::v1::{
     check::Severity,
 };
 
+use super::wal;
 use crate::{
     logs::Logs,
     sources::{self, Definition, Sources},
@@ -21,6 +22,7 @@ pub(in crate::rpc) fn source(
     source: &cluster::Source,
 ) -> Source {
     let (word, agent) = sources.status(source);
+    let wal = wal::outlook(sources.guard_of(state, &source.name), &agent);
     let lag_micros = i64::try_from(sources::lag(&agent).as_micros()).unwrap_or(i64::MAX);
     let status = SourceStatus {
         state: word.to_owned(),
@@ -41,10 +43,11 @@ pub(in crate::rpc) fn source(
             next: trouble.next,
         }),
         commit_time: unix_micros(agent.commit_time),
+        wal,
     };
     let gaps = state.gaps.get(&source.name).map(Vec::as_slice);
     Source {
-        definition: Some(source_definition(source)),
+        definition: Some(source_definition(state, source)),
         paused: source.paused,
         epoch: source.epoch.0,
         created_at: unix_micros(source.created_at),
@@ -60,7 +63,7 @@ pub(in crate::rpc) fn source(
     }
 }
 
-fn source_definition(source: &cluster::Source) -> SourceDefinition {
+fn source_definition(state: &cluster::State, source: &cluster::Source) -> SourceDefinition {
     SourceDefinition {
         name: source.name.clone(),
         stream: source.stream.clone(),
@@ -70,6 +73,7 @@ fn source_definition(source: &cluster::Source) -> SourceDefinition {
         publication: source.publication.clone(),
         tables: source.tables.clone(),
         exclude: source.exclude.clone(),
+        wal_guard: wal::guard(state.wal_wishes.get(&source.name)),
     }
 }
 
@@ -102,6 +106,7 @@ pub(in crate::rpc) fn plan(definition: &Definition, plan: sources::SourcePlan) -
             publication: definition.publication.clone(),
             tables: definition.tables.clone(),
             exclude: definition.exclude.clone(),
+            wal_guard: wal::guard(Some(&definition.wal)),
         }),
     }
 }

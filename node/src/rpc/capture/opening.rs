@@ -147,6 +147,29 @@ impl Opening {
 }
 
 fn unplaced(error: &HomeError) -> Status {
-    let unavailable = &codes::gateway::STREAM_UNAVAILABLE;
-    status(unavailable.code, error, unavailable.next)
+    let (explanation, text) = match error {
+        HomeError::Propose(error) => (error.explanation(), error.text()),
+        HomeError::Unsettled => (&codes::gateway::STREAM_UNAVAILABLE, error.to_string()),
+    };
+    status(explanation.code, text, explanation.next)
+}
+
+#[cfg(test)]
+mod tests {
+    use pgcapture_actors::consensus::ProposeError;
+    use tonic::Code;
+
+    use super::*;
+
+    #[test]
+    fn without_a_majority_the_status_says_so_once() {
+        let reason = "no leader is known".to_owned();
+        let error = HomeError::Propose(ProposeError::Unavailable { reason });
+        let status = unplaced(&error);
+        assert_eq!(status.code(), Code::Unavailable);
+        let text = "PGC-R01: no majority of the nodes agreed in time: no leader is known; next: ";
+        assert!(status.message().starts_with(text), "{}", status.message());
+        let unsettled = unplaced(&HomeError::Unsettled);
+        assert!(unsettled.message().starts_with("PGC-G10"));
+    }
 }

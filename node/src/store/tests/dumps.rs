@@ -7,7 +7,9 @@ use pgcapture_engine::{
         DumpAction, DumpCommand, DumpOptions, DumpRule, FinishedRange, Gap, NewDump, PlannedTable,
         Replica, ReplicaKind, TableLayout, WantedPages,
     },
+    confirm,
     dump::{DumpId, Extent, Heap, PageRange, TableName},
+    wal_guard::WalWish,
 };
 use proptest::prelude::*;
 use redb::ReadableDatabase as _;
@@ -275,6 +277,42 @@ async fn a_file_of_version_two_is_brought_forward_whole() {
     assert_eq!(cursor_found, Some(cursor(5)));
     let answer = store.propose(create("a", 1)).await.unwrap();
     assert_eq!(answer, Answer::DumpCreated(DumpId(8)));
+}
+
+#[tokio::test]
+async fn a_file_of_version_four_is_brought_forward_whole() {
+    let directory = tempfile::tempdir().unwrap();
+    let origin = confirm::Origin {
+        previous: Some(Checkpoint::new(Lsn(5), 1)),
+        resume_lsn: Lsn(9),
+    };
+    let old = StateV4 {
+        sources: BTreeMap::from([("shop".to_owned(), source("shop"))]),
+        replicas: BTreeMap::from([("r1".to_owned(), replica())]),
+        last_node: 3,
+        owners: BTreeMap::from([("shop".to_owned(), "n2".to_owned())]),
+        attested: BTreeMap::from([("shop".to_owned(), origin)]),
+        homes: BTreeMap::from([(subscription("a"), "n2".to_owned())]),
+        ..StateV4::default()
+    };
+    write_old(&directory.path().join("node.redb"), 4, &old);
+
+    let store = Store::open(directory.path()).unwrap();
+    let (after, store) = reopened(store, directory.path());
+    let wanted = State::from(old);
+    assert_eq!(after, wanted);
+    assert_eq!(after.attested["shop"], origin);
+    assert!(after.wal_wishes.is_empty() && after.let_go.is_empty());
+    // A source of then is given a limit now.
+    let wish = WalWish {
+        limit_bytes: Some(20 << 30),
+        ..WalWish::default()
+    };
+    let name = "shop".to_owned();
+    let set = Command::SetWalGuard { name, wish };
+    assert_eq!(store.propose(set).await.unwrap(), Answer::Done);
+    let (after, _store) = reopened(store, directory.path());
+    assert_eq!(after.wal_wishes["shop"], wish);
 }
 
 #[test]
