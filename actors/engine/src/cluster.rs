@@ -184,7 +184,8 @@ pub enum Command {
     },
     /// Does something about dumps.
     Dump(DumpCommand),
-    /// Adds a node, or changes where it is reached. The same node again changes nothing.
+    /// Adds a node, or changes where it is reached. The same node again changes nothing. A new one is
+    /// refused unless it has the number after the newest.
     AddNode(Node),
     /// Forgets a node. The second time changes nothing.
     RemoveNode {
@@ -304,6 +305,16 @@ pub enum Refusal {
     /// It is about a dump.
     #[error(transparent)]
     Dump(#[from] DumpRefusal),
+    /// A new node gets the number after the newest, which was another one by then.
+    #[error("node \"{name}\" cannot have the number {id}: the next one is {next}")]
+    NodeNumber {
+        /// The node's name.
+        name: String,
+        /// The number that was proposed.
+        id: u64,
+        /// The number that it may have.
+        next: u64,
+    },
 }
 
 impl State {

@@ -137,6 +137,7 @@ impl From<ProposeError> for DumpError {
                     | Refusal::InvalidName(_)
                     | Refusal::EpochMoved { .. }
                     | Refusal::NodeExists { .. }
+                    | Refusal::NodeNumber { .. }
                     | Refusal::TooManyNodes
                     | Refusal::TooManySources => &codes::dump::BAD_REQUEST,
                 };

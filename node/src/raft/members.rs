@@ -32,6 +32,9 @@ const CAUGHT_UP: u64 = 64;
 /// How often a leader looks whether its members are as they should be.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
+/// A number that another leader has given meanwhile is found out by the refusal; elections are rarer.
+const NUMBER_TRIES: usize = 5;
+
 /// A step that does not end within this time is begun anew.
 const STEP_MAX: Duration = Duration::from_secs(10);
 
@@ -75,9 +78,12 @@ pub struct AgreedHash {
 }
 
 /// How asking to be let in ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LetIn {
     /// With this number.
     Joined(u64),
+    /// It was let in before and removed since.
+    Removed,
     /// Somebody else leads.
     NotLeader,
 }
@@ -292,7 +298,24 @@ impl RaftConsensus {
         if !self.leadership().borrow().is_me {
             return Ok(LetIn::NotLeader);
         }
-        let id = self.state().borrow().last_node + 1;
+        let mut id = self.state().borrow().last_node + 1;
+        for _ in 1..NUMBER_TRIES {
+            match self.let_in_as(id, name, address, request).await {
+                Err(ProposeError::Refused(Refusal::NodeNumber { next, .. })) => id = next,
+                ended => return ended,
+            }
+        }
+        self.let_in_as(id, name, address, request).await
+    }
+
+    /// Proposes one number.
+    pub(super) async fn let_in_as(
+        &self,
+        id: u64,
+        name: &str,
+        address: &str,
+        request: RequestId,
+    ) -> Result<LetIn, ProposeError> {
         let node = Node {
             name: name.to_owned(),
             id,
@@ -304,10 +327,11 @@ impl RaftConsensus {
             proposal: Proposal::State(Command::AddNode(node)),
         };
         self.agree_as(request).await?;
+        // It may have been let in under another number, when it asked before. The number of one that
+        // was removed is nobody's any more.
         let state = self.state();
         let node = state.borrow().nodes.get(name).map(|node| node.id);
-        // Removed again already, for all that this node knows: the one that asks finds out.
-        Ok(LetIn::Joined(node.unwrap_or(id)))
+        Ok(node.map_or(LetIn::Removed, LetIn::Joined))
     }
 }
 

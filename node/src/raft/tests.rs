@@ -8,7 +8,7 @@ use pgcapture_actors::{
 };
 use pgcapture_engine::{
     checkpoint::Checkpoint,
-    cluster::{Answer, Command},
+    cluster::{Answer, Command, Refusal, RequestId},
     lsn::{Lsn, PgTime},
 };
 use tempfile::TempDir;
@@ -66,7 +66,7 @@ async fn a_proposal_costs_one_durable_transaction() {
     let disk = Arc::default();
     let (_folder, raft) = on_disk(&disk).await;
     let before = disk.syncs.load(Ordering::SeqCst);
-    for number in 20..30 {
+    for number in 2..12 {
         let answer = raft.propose(add_node(number, "a:1")).await.unwrap();
         assert_eq!(answer, Answer::Done);
     }
@@ -80,7 +80,7 @@ async fn proposals_that_come_together_share_a_sync() {
     let disk = Arc::default();
     let (_folder, raft) = on_disk(&disk).await;
     let before = disk.syncs.load(Ordering::SeqCst);
-    let proposals = (0..64_u64).map(|n| raft.propose(add_node(20 + n % 8, &format!("a:{n}"))));
+    let proposals = (0..64_u64).map(|n| raft.propose(add_node(2, &format!("a:{n}"))));
     for answer in futures_util::future::join_all(proposals).await {
         answer.unwrap();
     }
@@ -93,7 +93,7 @@ async fn a_disk_that_fails_ends_the_node() {
     let disk = Arc::default();
     let (_folder, raft) = on_disk(&disk).await;
     disk.is_failing.store(true, Ordering::SeqCst);
-    let refused = raft.propose(add_node(20, "a:1")).await;
+    let refused = raft.propose(add_node(2, "a:1")).await;
     assert!(
         matches!(
             refused,
@@ -109,7 +109,7 @@ async fn a_disk_that_fails_ends_the_node() {
 async fn what_was_answered_is_there_after_a_crash() {
     let folder = tempfile::tempdir().unwrap();
     let raft = RaftConsensus::alone(folder.path(), "n1").await.unwrap();
-    raft.propose(add_node(20, "a:1")).await.unwrap();
+    raft.propose(add_node(2, "a:1")).await.unwrap();
     let saved = vec![(subscription(1), cursor(3))];
     raft.save(saved.clone()).await.unwrap();
     // The folder as a crash leaves it.
@@ -120,7 +120,7 @@ async fn what_was_answered_is_there_after_a_crash() {
     )
     .unwrap();
     let raft = RaftConsensus::alone(crashed.path(), "n1").await.unwrap();
-    assert!(raft.state().borrow().nodes.contains_key("n20"));
+    assert!(raft.state().borrow().nodes.contains_key("n2"));
     assert_eq!(raft.list().await.unwrap(), saved);
     CursorStore::remove(&raft, &subscription(1)).await.unwrap();
     assert_eq!(raft.load(&subscription(1)).await.unwrap(), None);
@@ -131,7 +131,7 @@ async fn too_much_for_an_entry_is_refused_and_cursors_are_parted() {
     let folder = tempfile::tempdir().unwrap();
     let raft = RaftConsensus::alone(folder.path(), "n1").await.unwrap();
     let refused = raft
-        .propose(add_node(20, &"x".repeat(ENTRY_BYTES_MAX)))
+        .propose(add_node(2, &"x".repeat(ENTRY_BYTES_MAX)))
         .await;
     assert!(
         matches!(refused, Err(ProposeError::TooLarge { .. })),
@@ -150,7 +150,7 @@ async fn the_log_is_cut_and_a_snapshot_takes_its_place() {
         let raft = RaftConsensus::alone(&path, "n1").await.unwrap();
         for round in 0..6_u64 {
             let address = |n: u64| format!("a:{}", round * 1_000 + n);
-            let proposals = (0..1_000).map(|n| raft.propose(add_node(20, &address(n))));
+            let proposals = (0..1_000).map(|n| raft.propose(add_node(2, &address(n))));
             let proposals: Vec<_> = proposals.collect();
             for answer in futures_util::future::join_all(proposals).await {
                 answer.unwrap();
@@ -170,4 +170,37 @@ async fn the_log_is_cut_and_a_snapshot_takes_its_place() {
         raft.hash().await.unwrap()
     });
     assert_eq!(after.await.sum, before.sum);
+}
+
+#[tokio::test]
+async fn a_number_that_is_taken_meanwhile_is_not_given_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let raft = RaftConsensus::alone(folder.path(), "n1").await.unwrap();
+    let (x, y) = (RequestId(7), RequestId(8));
+    let let_in = async |name: &'static str, request| raft.let_in(name, "a:1", request).await;
+    assert_eq!(let_in("x", x).await.unwrap(), LetIn::Joined(2));
+    // What a leader proposes that has not heard of the last one yet.
+    let stale = raft.let_in_as(2, "y", "a:1", y).await;
+    assert!(
+        matches!(
+            stale,
+            Err(ProposeError::Refused(Refusal::NodeNumber { next: 3, .. }))
+        ),
+        "{stale:?}"
+    );
+    assert_eq!(let_in("y", y).await.unwrap(), LetIn::Joined(3));
+    assert_eq!(let_in("x", x).await.unwrap(), LetIn::Joined(2), "as before");
+}
+
+#[tokio::test]
+async fn a_node_that_was_removed_is_told_so_when_it_asks_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let raft = RaftConsensus::alone(folder.path(), "n1").await.unwrap();
+    let request = RequestId(7);
+    let joined = raft.let_in("x", "a:1", request).await.unwrap();
+    assert_eq!(joined, LetIn::Joined(2));
+    let name = "x".to_owned();
+    raft.propose(Command::RemoveNode { name }).await.unwrap();
+    let again = raft.let_in("x", "a:1", request).await.unwrap();
+    assert_eq!(again, LetIn::Removed);
 }

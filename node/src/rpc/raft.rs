@@ -181,6 +181,10 @@ impl Raft for RaftService {
                 cluster: member.identity().cluster.0.to_be_bytes().to_vec().into(),
                 id,
             }),
+            Ok(LetIn::Removed) => {
+                let what = format!("node \"{}\" was let in and then removed", request.name);
+                return Err(refused(&codes::cluster::REMOVED, &what));
+            }
             Ok(LetIn::NotLeader) => join_response::End::NotLeader(not_leader(&member)),
             Err(ProposeError::Refused(refusal)) => return Err(join_refused(&refusal)),
             Err(error) => return Err(Status::unavailable(error.to_string())),

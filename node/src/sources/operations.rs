@@ -94,6 +94,7 @@ impl SourceError {
                 | Refusal::TooManySources
                 | Refusal::EpochMoved { .. }
                 | Refusal::NodeExists { .. }
+                | Refusal::NodeNumber { .. }
                 | Refusal::TooManyNodes
                 | Refusal::Replica(ReplicaRefusal::Exists { .. }),
             )

@@ -114,7 +114,7 @@ impl Members {
         let relay = Relay::start(listener.local_addr().unwrap());
         let member = Command::AddNode(Member {
             name: name.to_owned(),
-            id: self.nodes.len() as u64,
+            id: self.nodes.len() as u64 + 1,
             address: relay.address.to_string(),
             joined_at: PgTime(0),
         });

@@ -62,7 +62,7 @@ impl Cluster {
             let node = TestNode::start(name, &cluster.state, retention).await;
             cluster.apply(Command::AddNode(Node {
                 name: (*name).to_owned(),
-                id: id as u64,
+                id: id as u64 + 1,
                 address: node.address.to_string(),
                 joined_at: PgTime(0),
             }));

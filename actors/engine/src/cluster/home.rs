@@ -125,7 +125,7 @@ mod tests {
         for (id, name) in names.iter().enumerate() {
             let node = Node {
                 name: (*name).to_owned(),
-                id: id as u64,
+                id: id as u64 + 1,
                 address: format!("{name}:7070"),
                 joined_at: PgTime(0),
             };

@@ -46,7 +46,15 @@ impl State {
         if self.nodes.len() >= NODES_MAX {
             return Err(Refusal::TooManyNodes);
         }
-        self.last_node = self.last_node.max(node.id);
+        // Who proposes may not have heard of the last one: two would share a number, and a vote.
+        let next = self.last_node + 1;
+        // A node that was always alone changes its name by leaving and coming back.
+        let is_renamed = self.nodes.is_empty() && node.id == self.last_node;
+        if node.id != next && !is_renamed {
+            let Node { name, id, .. } = node;
+            return Err(Refusal::NodeNumber { name, id, next });
+        }
+        self.last_node = node.id;
         self.nodes.insert(node.name.clone(), node);
         Ok(Answer::Done)
     }

@@ -272,3 +272,38 @@ fn two_nodes_of_one_name_are_refused() {
     let refused = state.apply(Command::AddNode(node("n1", 2)));
     assert!(matches!(refused, Err(Refusal::NodeExists { .. })));
 }
+
+#[test]
+fn two_nodes_never_get_one_number() {
+    let mut state = State::default();
+    for (name, id) in [("n1", 1), ("x", 2)] {
+        state.apply(Command::AddNode(node(name, id))).unwrap();
+    }
+    let before = state.clone();
+    for taken in [0, 1, 2, 4] {
+        let refused = state.apply(Command::AddNode(node("y", taken)));
+        let number = Refusal::NodeNumber {
+            name: "y".to_owned(),
+            id: taken,
+            next: 3,
+        };
+        assert_eq!(refused, Err(number));
+    }
+    assert_eq!(state, before);
+    // A removed node's number stays its own.
+    let name = "x".to_owned();
+    state.apply(Command::RemoveNode { name }).unwrap();
+    state.apply(Command::AddNode(node("y", 2))).unwrap_err();
+    state.apply(Command::AddNode(node("y", 3))).unwrap();
+}
+
+#[test]
+fn a_node_that_was_always_alone_may_change_its_name() {
+    let mut state = State::default();
+    state.apply(Command::AddNode(node("old", 1))).unwrap();
+    let name = "old".to_owned();
+    state.apply(Command::RemoveNode { name }).unwrap();
+    let added = state.apply(Command::AddNode(node("new", 1)));
+    assert_eq!(added, Ok(Answer::Done));
+    assert_eq!(state.last_node, 1);
+}

@@ -44,11 +44,11 @@ fn flip(path: &Path, place: usize) {
 async fn a_damaged_snapshot_is_left_out_and_the_one_before_is_used() {
     let folder = tempfile::tempdir().unwrap();
     let other = tempfile::tempdir().unwrap();
-    let first = store(folder.path(), 20..23).await;
+    let first = store(folder.path(), 2..5).await;
     let snapshots = Snapshots::open(other.path(), cluster(&first)).unwrap();
     let older = snapshots.build(&first).unwrap().meta;
     drop(first);
-    let second = store(folder.path(), 30..33).await;
+    let second = store(folder.path(), 5..8).await;
     let newer = snapshots.build(&second).unwrap().meta;
     assert!(newer.last_log_id > older.last_log_id);
     let newest = || snapshots.newest().unwrap().map(|snapshot| snapshot.meta);
@@ -66,8 +66,8 @@ async fn a_damaged_snapshot_is_left_out_and_the_one_before_is_used() {
 #[tokio::test]
 async fn a_snapshot_of_another_cluster_is_refused_and_changes_nothing() {
     let (mine, theirs) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let my_store = store(mine.path(), 20..22).await;
-    let their_store = store(theirs.path(), 30..34).await;
+    let my_store = store(mine.path(), 2..4).await;
+    let their_store = store(theirs.path(), 2..6).await;
     let their_snapshots = Snapshots::open(theirs.path(), cluster(&their_store)).unwrap();
     let foreign = their_snapshots.build(&their_store).unwrap();
     let snapshots = Snapshots::open(mine.path(), cluster(&my_store)).unwrap();
@@ -86,7 +86,7 @@ async fn a_snapshot_of_another_cluster_is_refused_and_changes_nothing() {
 #[tokio::test]
 async fn what_a_snapshot_brings_is_everything_and_survives() {
     let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let source = store(from.path(), 20..25).await;
+    let source = store(from.path(), 2..7).await;
     let target = Store::open(to.path()).unwrap();
     let from_here = Snapshots::open(from.path(), cluster(&source)).unwrap();
     let snapshot = from_here.build(&source).unwrap();
