@@ -414,7 +414,7 @@ mod tests {
         assert!(matches!(same, Found::AllWait));
         // Both would be the first.
         for list in [&["b:1", "a:1"][..], &["a:1", "b:1", "c:1"], &[]] {
-            let Found::NotYet { silent, differ } = judged(Ok(answer(list))) else {
+            let Found::NotYet { silent, differ, .. } = judged(Ok(answer(list))) else {
                 panic!("{list:?}")
             };
             assert_eq!((silent.len(), differ.len()), (0, 1));
