@@ -8,6 +8,12 @@ use std::{error::Error, fs, path::Path};
 
 use anyhow::Context as _;
 use pgcapture_engine::codes;
+use rustls::{
+    CertificateError, RootCertStore,
+    client::verify_server_cert_signed_by_trust_anchor,
+    pki_types::{CertificateDer, UnixTime, pem::PemObject as _},
+    server::ParsedCertificate,
+};
 use tonic::transport::{Certificate, ClientTlsConfig, Identity, ServerTlsConfig};
 
 use crate::config::Config;
@@ -38,6 +44,46 @@ pub(crate) fn client(config: &Config) -> anyhow::Result<Option<ClientTlsConfig>>
         tls = tls.ca_certificate(Certificate::from_pem(read(ca)?));
     }
     Ok(Some(tls))
+}
+
+/// Returns the authority of certificates that must be shown; `None` when none must.
+pub(crate) fn authority(config: &Config) -> anyhow::Result<Option<RootCertStore>> {
+    let Some(ca) = &config.tls.client_ca else {
+        return Ok(None);
+    };
+    let code = codes::config::TLS.code;
+    let unusable = || format!("{code}: {} cannot be used", ca.display());
+    let mut roots = RootCertStore::empty();
+    for root in CertificateDer::pem_slice_iter(&read(ca)?) {
+        let root = root.with_context(unusable)?;
+        roots.add(root).with_context(unusable)?;
+    }
+    Ok(Some(roots))
+}
+
+/// Tells whether a certificate says that it is not for serving: a client's. The handshake has verified
+/// it otherwise, and goes on to hold when it expires while a connection is open.
+pub(crate) fn is_clients(chain: &[CertificateDer<'_>], authority: &RootCertStore) -> bool {
+    let Some((end, between)) = chain.split_first() else {
+        return true;
+    };
+    let Ok(parsed) = ParsedCertificate::try_from(end) else {
+        return true;
+    };
+    let algorithms = rustls::crypto::ring::default_provider().signature_verification_algorithms;
+    let verified = verify_server_cert_signed_by_trust_anchor(
+        &parsed,
+        authority,
+        between,
+        UnixTime::now(),
+        algorithms.all,
+    );
+    matches!(
+        verified,
+        Err(rustls::Error::InvalidCertificate(
+            CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. }
+        ))
+    )
 }
 
 /// Returns what one side says of the other's certificate, when that is why a call has failed.

@@ -14,8 +14,13 @@ mod process;
 use std::{fs, net::TcpListener, os::unix::fs::PermissionsExt as _, path::Path};
 
 use pgcapture_actors::postgres::{Connection, LocalServer, LocalServerOptions, Replication};
+use pgcapture_proto::peer::v1::{IdentifyRequest, raft_client::RaftClient};
 use process::{Ended, Node, Place, run};
 use tempfile::TempDir;
+use tonic::{
+    Code,
+    transport::{Certificate, ClientTlsConfig, Endpoint, Identity},
+};
 
 /// A folder of certificates.
 struct Certs {
@@ -66,6 +71,19 @@ impl Certs {
 async fn ask(node: &str, flags: &[String], args: &[&str]) -> Ended {
     let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
     run(node, &[args, &flags].concat()).await
+}
+
+/// Asks a node what only nodes may ask, with a certificate of this name.
+async fn identify(node: &str, certs: &Certs, name: &str) -> Result<(), tonic::Status> {
+    let read = |file: String| fs::read(certs.file(&file)).unwrap();
+    let identity = Identity::from_pem(read(format!("{name}.crt")), read(format!("{name}.key")));
+    let ca = Certificate::from_pem(read("ca.crt".to_owned()));
+    let tls = ClientTlsConfig::new().identity(identity).ca_certificate(ca);
+    let endpoint = Endpoint::from_shared(format!("https://{node}")).unwrap();
+    let channel = endpoint.tls_config(tls).unwrap().connect().await.unwrap();
+    let request = IdentifyRequest::default();
+    let asked = RaftClient::new(channel).identify(request).await;
+    asked.map(drop)
 }
 
 fn free_addresses() -> Vec<String> {
@@ -125,71 +143,70 @@ async fn files_are_made_as_they_must_be_and_never_replaced_by_accident() {
     assert!(!Path::new(&empty.file("n1.key")).exists());
 }
 
+/// Starts three nodes that find each other by their certificates.
+async fn start_three(certs: &Certs, folders: &[TempDir], addresses: &[String]) -> Vec<Node> {
+    let peers = &addresses[..3];
+    let mut files = Vec::new();
+    for index in 0..3 {
+        let name = format!("n{}", index + 1);
+        let (folder, listen) = (&folders[index], &addresses[index]);
+        let tls = certs.node(&name).await;
+        files.push(configure(folder, &name, listen, peers, &tls));
+    }
+    futures_util::future::join_all(files.iter().map(|file| Node::start(file))).await
+}
+
+/// A row arrives through every node.
+async fn captures(nodes: &[Node], flags: &[String], server: &LocalServer) {
+    let node = &nodes[1].listen;
+    let healthy = ["cluster", "health", "--until", "healthy"];
+    ask(node, flags, &healthy).await.expect(0);
+    let config = server.config("postgres");
+    let connection = Connection::connect(&config, Replication::Off).await;
+    let mut connection = connection.unwrap();
+    let create = "CREATE TABLE t (id bigint PRIMARY KEY)";
+    connection.query(create).await.unwrap();
+    let url = server.url("postgres");
+    let add = ["source", "add", "shop", "--url", &url];
+    ask(node, flags, &add).await.expect(0);
+    ask(node, flags, &healthy).await.expect(0);
+    connection.query("INSERT INTO t VALUES (7)").await.unwrap();
+    for node in nodes {
+        let tail = ["tail", "shop", "--from", "earliest", "-n", "1"];
+        let seen = ask(&node.listen, flags, &tail).await.expect(0);
+        assert!(seen.data.contains("INSERT public.t id=7"), "{seen:?}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn nodes_and_clients_know_each_other_by_their_authority() {
     let (certs, others) = (Certs::init().await, Certs::init().await);
     let addresses = free_addresses();
-    let peers = &addresses[..3];
     let folders: Vec<_> = (0..4).map(|_| tempfile::tempdir().unwrap()).collect();
-    let mut files = Vec::new();
-    for index in 0..3 {
-        let name = format!("n{}", index + 1);
-        let tls = certs.node(&name).await;
-        files.push(configure(
-            &folders[index],
-            &name,
-            &addresses[index],
-            peers,
-            &tls,
-        ));
-    }
-    let starts = futures_util::future::join_all(files.iter().map(|file| Node::start(file)));
     let server = LocalServer::start(LocalServerOptions::default());
+    let starts = start_three(&certs, &folders, &addresses);
     let (server, nodes) = tokio::join!(server, starts);
     let server = server.expect("PostgreSQL is installed");
-    certs
-        .ask(&["issue", "operator", "--client"])
-        .await
-        .expect(0);
-    others
-        .ask(&["issue", "operator", "--client"])
-        .await
-        .expect(0);
-    let flags = certs.flags("operator", &certs);
-
-    let node = &nodes[1].listen;
-    let healthy = ["cluster", "health", "--until", "healthy"];
-    ask(node, &flags, &healthy).await.expect(0);
-    let config = server.config("postgres");
-    let mut connection = Connection::connect(&config, Replication::Off)
-        .await
-        .unwrap();
-    connection
-        .query("CREATE TABLE t (id bigint PRIMARY KEY)")
-        .await
-        .unwrap();
-    let url = server.url("postgres");
-    ask(node, &flags, &["source", "add", "shop", "--url", &url])
-        .await
-        .expect(0);
-    ask(node, &flags, &healthy).await.expect(0);
-    connection.query("INSERT INTO t VALUES (7)").await.unwrap();
-    for node in &nodes {
-        let tail = ["tail", "shop", "--from", "earliest", "-n", "1"];
-        let seen = ask(&node.listen, &flags, &tail).await.expect(0);
-        assert!(seen.data.contains("INSERT public.t id=7"), "{seen:?}");
+    for authority in [&certs, &others] {
+        let operator = ["issue", "operator", "--client"];
+        authority.ask(&operator).await.expect(0);
     }
+    let flags = certs.flags("operator", &certs);
+    captures(&nodes, &flags, &server).await;
 
     // A client of another authority, one that shows nothing, and one that trusts another authority.
+    let node = &nodes[1].listen;
     let foreign = others.flags("operator", &certs);
-    let status = ["cluster", "status"];
-    for flags in [
-        &foreign,
-        &foreign[..2].to_vec(),
-        &certs.flags("operator", &others),
-    ] {
-        let refused = ask(node, flags, &status).await.expect(5);
+    let nothing = foreign[..2].to_vec();
+    for flags in [foreign, nothing, certs.flags("operator", &others)] {
+        let refused = ask(node, &flags, &["cluster", "status"]).await.expect(5);
         refused.says(&["PGC-C009", "pgcapture cert issue"]);
+    }
+
+    // What nodes ask of each other is not for clients.
+    for (name, code) in [("operator", Some(Code::Unauthenticated)), ("n1", None)] {
+        let asked = identify(node, &certs, name).await;
+        assert_eq!(asked.err().map(|status| status.code()), code, "{name}");
     }
 
     // A node of another authority is not let in, and says why.

@@ -38,7 +38,7 @@ use crate::{
     rpc::{
         admin::{self, AdminService},
         agent::{self, AgentService},
-        auth::TokenCheck,
+        auth::{NodeCheck, TokenCheck},
         capture::{self, CaptureService},
         cluster::{self, ClusterService},
         dump_control::{self, DumpControlService},
@@ -64,15 +64,19 @@ const SCHEDULE_BYTES_MAX: usize = 16 << 20;
 pub(super) struct Credentials {
     tls: Option<ServerTlsConfig>,
     check: TokenCheck,
+    /// For what nodes ask of each other.
+    nodes: NodeCheck,
 }
 
 impl Credentials {
     /// Reads the files and the token.
     pub(super) fn read(config: &Config) -> anyhow::Result<Self> {
         let token = config.auth.token.as_ref().map(read_secret).transpose()?;
+        let check = TokenCheck::new(token.as_deref());
         Ok(Self {
             tls: tls::server(config)?,
-            check: TokenCheck::new(token.as_deref()),
+            nodes: NodeCheck::new(check.clone(), tls::authority(config)?),
+            check,
         })
     }
 }
@@ -219,7 +223,7 @@ pub(super) async fn serve(
             .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
-    let check = credentials.check;
+    let (check, nodes) = (credentials.check, credentials.nodes);
     let mut server = builder(credentials.tls)?;
     let PeerServices {
         door,
@@ -253,10 +257,10 @@ pub(super) async fn serve(
         .add_service(InterceptedService::new(cluster, check.clone()))
         .add_service(InterceptedService::new(replicas, check.clone()))
         .add_service(InterceptedService::new(dumps, check.clone()))
-        .add_service(InterceptedService::new(liveness, check.clone()))
-        .add_service(InterceptedService::new(raft, check.clone()))
-        .add_service(InterceptedService::new(peer_log, check.clone()))
-        .add_service(InterceptedService::new(ranges, check.clone()))
+        .add_service(InterceptedService::new(liveness, nodes.clone()))
+        .add_service(InterceptedService::new(raft, nodes.clone()))
+        .add_service(InterceptedService::new(peer_log, nodes.clone()))
+        .add_service(InterceptedService::new(ranges, nodes))
         .add_service(InterceptedService::new(
             reflection().build_v1()?,
             check.clone(),
@@ -283,7 +287,7 @@ pub(super) fn serve_peers(
     credentials: Credentials,
     stop: CancellationToken,
 ) -> anyhow::Result<Task<()>> {
-    let service = InterceptedService::new(raft_server(door), credentials.check);
+    let service = InterceptedService::new(raft_server(door), credentials.nodes);
     let router = builder(credentials.tls)?.add_service(service);
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     Ok(spawn(TaskKind::Server, "peers", async move {

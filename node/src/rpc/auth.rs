@@ -1,12 +1,18 @@
-//! The token that every call must carry: `authorization: Bearer …`.
+//! The token that every call must carry: `authorization: Bearer …`; and, where clients show
+//! certificates, that of a node for what nodes ask of each other.
 //!
 //! Keeps a hash of the token only; compares in constant time.
 
+use std::sync::Arc;
+
 use pgcapture_engine::codes;
 use pgcapture_proto::status::status;
+use rustls::RootCertStore;
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 use tonic::{Request, Status, service::Interceptor};
+
+use crate::tls;
 
 /// Lets calls with the right token through; all when there is none.
 #[derive(Clone)]
@@ -52,6 +58,44 @@ impl Interceptor for TokenCheck {
         Err(status(denied.code, what, denied.next))
     }
 }
+
+/// Lets other nodes through: with the right token, and with a certificate that is no client's.
+#[derive(Clone, Debug)]
+pub struct NodeCheck {
+    token: TokenCheck,
+    authority: Option<Arc<RootCertStore>>,
+}
+
+impl NodeCheck {
+    /// Makes the check; without an authority no certificates are shown, and the token is all.
+    #[must_use]
+    pub fn new(token: TokenCheck, authority: Option<RootCertStore>) -> Self {
+        Self {
+            token,
+            authority: authority.map(Arc::new),
+        }
+    }
+}
+
+impl Interceptor for NodeCheck {
+    fn call(&mut self, request: Request<()>) -> Result<Request<()>, Status> {
+        let request = self.token.call(request)?;
+        let Some(authority) = &self.authority else {
+            return Ok(request);
+        };
+        let chain = request.peer_certs().unwrap_or_default();
+        if !tls::is_clients(&chain, authority) {
+            return Ok(request);
+        }
+        metrics::counter!("pgcapture_auth_failures_total", "reason" => "certificate").increment(1);
+        let what = "only nodes may ask this, and the certificate is a client's";
+        Err(status(codes::node::DENIED.code, what, NODES_NEXT))
+    }
+}
+
+/// What to do when a client asks what nodes ask each other.
+const NODES_NEXT: &str =
+    "give nodes certificates made with `pgcapture cert issue NAME --host HOST`";
 
 #[cfg(test)]
 mod tests {
