@@ -6,6 +6,8 @@
 
 pub mod probe;
 
+pub mod readers;
+
 mod registry;
 
 mod reporter;
@@ -58,7 +60,9 @@ impl Book {
 
     /// Forgets everything: another node leads. The second call does nothing.
     pub fn close(&self) {
-        *self.lock() = None;
+        if self.lock().take().is_some() {
+            self.has_changed();
+        }
     }
 
     /// Records a report; `false` when this node does not lead.

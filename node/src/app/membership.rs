@@ -10,10 +10,13 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{parts::Parts, started::Started};
-use crate::{liveness::Reporter, placement};
+use crate::{
+    liveness::{Reporter, readers},
+    placement,
+};
 
-/// Begins what this node does for its cluster: it tells that it lives, looks which sources it
-/// reaches, and gives sources to nodes while it leads.
+/// Begins what this node does for its cluster: it tells that it lives, looks which sources and replicas
+/// it reaches, and gives sources and ranges of dumps to nodes while it leads.
 pub(super) fn take_part(
     parts: &Parts,
     started: &Started,
@@ -32,6 +35,12 @@ pub(super) fn take_part(
     part.push(spawn(TaskKind::Liveness, "reach", async move {
         sources.look_around(until).await;
     }));
+    let (sources, readable) = (Arc::clone(&parts.sources), started.dumps.readable());
+    let telling = readers::tell_leader(sources, readable);
+    part.push(run_until(stop, "reach of dumps", telling));
+    let (consensus, others) = (Arc::clone(&parts.consensus), started.others.clone());
+    let telling = readers::tell_controller(consensus, book.clone(), others);
+    part.push(run_until(stop, "readers", telling));
     let placing = placement::start(
         Arc::clone(&parts.consensus),
         book.clone(),
@@ -40,6 +49,18 @@ pub(super) fn take_part(
     );
     part.push(placing);
     (lease, part)
+}
+
+/// Runs something that has no end until `stop`.
+fn run_until(
+    stop: &CancellationToken,
+    name: &str,
+    work: impl Future<Output = ()> + Send + 'static,
+) -> Task<()> {
+    let stop = stop.clone();
+    spawn(TaskKind::Liveness, name, async move {
+        stop.run_until_cancelled(work).await;
+    })
 }
 
 /// Watches the address of the node that leads, until `stop`; `None` while there is none.

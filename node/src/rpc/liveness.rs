@@ -6,7 +6,7 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use pgcapture_actors::consensus::Consensus;
-use pgcapture_engine::{cluster::liveness::NodeReport, codes};
+use pgcapture_engine::{cluster::liveness::NodeReport, codes, dump::schedule::NodeReach};
 use pgcapture_proto::{
     peer::v1::{self as proto, liveness_server::Liveness},
     status::status,
@@ -77,6 +77,10 @@ impl LivenessService {
             let heard = NodeReport {
                 is_draining: report.draining,
                 unreachable: BTreeSet::from_iter(report.unreachable_sources),
+                reach: NodeReach {
+                    seats: report.dump_seats,
+                    replicas: BTreeSet::from_iter(report.readable_replicas),
+                },
             };
             let answer = if self.book.heard(&report.node, heard) {
                 Ok(proto::ReportAnswer { number })

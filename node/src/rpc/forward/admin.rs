@@ -6,7 +6,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use futures_util::future::join_all;
-use pgcapture_engine::codes;
 use pgcapture_proto::admin::v1::{
     AddSourceRequest, Consumer, Failover, GetConsumerRequest, GetNodeRequest, GetSourceRequest,
     GetStreamRequest, ListConsumersRequest, ListConsumersResponse, ListSourcesRequest,
@@ -18,7 +17,7 @@ use pgcapture_proto::admin::v1::{
 use tonic::{Request, Response, Status};
 
 use super::{
-    Forward, Target, is_marked,
+    Forward, Target, is_away, is_marked,
     merge::{self, Told, unreachable_source},
     part,
 };
@@ -305,9 +304,4 @@ impl Admin for ForwardingAdmin {
             .home(&request, &subscription_of(&request.get_ref().uri));
         answer!(self, target, request, remove_consumer)
     }
-}
-
-fn is_away(status: &Status) -> bool {
-    let code = status.metadata().get(pgcapture_proto::status::CODE_KEY);
-    code.is_some_and(|code| code.as_bytes() == codes::node::OWNER_AWAY.code.as_bytes())
 }
