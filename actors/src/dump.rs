@@ -2,7 +2,9 @@
 //!
 //! [`RangeSource`] is the seam to the gateway: a subscription that has a session pulls ranges, opens
 //! them at a position that it has not passed yet, and says how each ended. A range that is given up
-//! is handed out again; a range is finished once its last row was acknowledged.
+//! is handed out again; a range is finished once its last row was acknowledged. [`RangeReader`] is the
+//! seam between nodes: the controller of the one that leads says which node reads a range, and that
+//! one reads it for whoever holds the ticket.
 
 mod request;
 
@@ -26,19 +28,22 @@ mod postgres_reader;
 
 pub mod scripted;
 
-use std::fmt::Debug;
+use std::fmt::{self, Debug};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use pgcapture_engine::{
     codes::Explanation,
     dump::{DumpId, Extent, Heap},
     lsn::Lsn,
 };
 use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
 
 pub use self::{
     handle::DumpControllerHandle,
+    hub::{OtherNodes, ReaderNode},
     postgres_reader::{PostgresReader, ReplicaConfigs},
     reader::{FoundTable, OpenedRows, RangeOrder, ReadTarget, RowReader, RowSource, TablesFound},
     request::{DumpRequest, ScheduledRange, TableRequest},
@@ -65,6 +70,10 @@ pub trait RangeSource: Debug + Send + Sync {
     /// [`DumpError`].
     async fn pull(&self, id: &SubscriptionId) -> Result<Option<RangeTicket>, DumpError>;
 
+    /// Takes note that the server has said that a range has no more rows; they are on their way. Whoever
+    /// opens a range by [`Self::open`] need not tell.
+    async fn was_read(&self, _ticket: &RangeTicket) {}
+
     /// Opens a range in a snapshot that contains every transaction that commits before `at_least`.
     /// Waits for a replica that is behind, within its limits. Dropping the answer cancels the reading.
     ///
@@ -82,6 +91,41 @@ pub trait RangeSource: Debug + Send + Sync {
 
     /// Gives a range back that was not wholly acknowledged; it is handed out again after a pause.
     async fn give_up(&self, ticket: RangeTicket, reason: GivenUp);
+}
+
+/// Reads ranges on this node, whoever handed them out.
+#[async_trait]
+pub trait RangeReader: Debug + Send + Sync {
+    /// Opens a range in a snapshot that contains every transaction that commits before the positions of
+    /// the order and its ticket. Waits for a replica that is behind, within its limits. Dropping the
+    /// answer cancels the reading.
+    ///
+    /// # Errors
+    ///
+    /// [`DumpError`]; with [`RangeRemedy::Elsewhere`] when this node is at fault.
+    async fn read(&self, order: ReadOrder) -> Result<OpenedRange, DumpError>;
+}
+
+/// An order to read a range.
+pub struct ReadOrder {
+    /// Which.
+    pub ticket: RangeTicket,
+    /// Every transaction that commits before this position must be in.
+    pub at_least: Lsn,
+    /// Ends the reading before its end: nobody may have the rows any more.
+    pub stop: CancellationToken,
+    /// Is run once the server has said that there are no more rows; they may still be on their way.
+    pub on_read: BoxFuture<'static, ()>,
+}
+
+impl fmt::Debug for ReadOrder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = f.debug_struct("ReadOrder");
+        let shown = shown.field("ticket", &self.ticket);
+        shown
+            .field("at_least", &self.at_least)
+            .finish_non_exhaustive()
+    }
 }
 
 /// There is never a range: for a gateway without dumps.
@@ -129,6 +173,14 @@ pub struct RangeTicket {
     pub extent: Extent,
     /// From which replica.
     pub replica: String,
+    /// The node that shall read it; empty for the one that is asked, which is alone.
+    pub node: String,
+    /// Where that node is reached; empty when it is the one that handed the range out.
+    pub address: String,
+    /// Every transaction that commits before this position must be in, whatever was delivered.
+    pub at_least: Lsn,
+    /// Bytes that may be read a second, at most.
+    pub rate_bytes_per_second: Option<u64>,
 }
 
 /// A range that is being read.
@@ -203,6 +255,8 @@ pub struct DumpError {
 pub enum RangeRemedy {
     /// Try it again after a pause: the replica was away, cancelled us, or was behind.
     Retry,
+    /// Try it again at once, on another node: the one that read it is away, or took no more.
+    Elsewhere,
     /// The table was rewritten: plan it anew.
     Replan,
     /// It will not get better by itself: the table fails, with this error.

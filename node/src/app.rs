@@ -113,11 +113,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Node> {
         started.events.clone(),
         stops.part.clone(),
     ));
-    let readers = (
-        Arc::clone(&parts.replicas),
-        started.dumps.clone(),
-        Arc::clone(&parts.reader),
-    );
+    let readers = started.readers(&parts);
     let others = started.others(&parts, &begun.raft);
     let peers = started.peer_services(&parts);
     let services = Services::new(admin, others, readers, peers, stops.dumps.clone());

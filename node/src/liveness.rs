@@ -8,6 +8,8 @@ pub mod probe;
 
 mod confirmations;
 
+pub mod readers;
+
 mod registry;
 
 mod reporter;
@@ -64,7 +66,9 @@ impl Book {
 
     /// Forgets everything: another node leads. The second call does nothing.
     pub fn close(&self) {
-        *self.lock() = None;
+        if self.lock().take().is_some() {
+            self.has_changed();
+        }
     }
 
     /// Records a report; `false` when this node does not lead.

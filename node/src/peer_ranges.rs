@@ -3,7 +3,8 @@
 //! A task stays a member of the leader: directly when that is this node, over the peer API otherwise. A
 //! ticket belongs to the membership that took it; when that ends its rows end without an *end*, its
 //! finish is refused and the next controller hands the range out again. Tickets get numbers of this node,
-//! since two controllers may give the same.
+//! since two controllers may give the same. The rows come straight from the node that the ticket names,
+//! whoever leads.
 
 mod link;
 
@@ -22,7 +23,10 @@ use std::{
 use async_trait::async_trait;
 use pgcapture_actors::{
     cursors::SubscriptionId,
-    dump::{Delivered, DumpError, GivenUp, OpenedRange, RangeSource, RangeTicket},
+    dump::{
+        Delivered, DumpError, GivenUp, OpenedRange, RangeReader, RangeSource, RangeTicket,
+        ReadOrder,
+    },
     supervise::{Task, TaskKind, spawn},
 };
 use pgcapture_engine::{cluster::State, lsn::Lsn};
@@ -45,6 +49,8 @@ pub struct Leadership {
     pub leader: watch::Receiver<Option<String>>,
     /// This node's controller, for when it leads.
     pub local: Arc<dyn RangeSource>,
+    /// What reads on this node, whoever leads.
+    pub reader: Arc<dyn RangeReader>,
     /// The way to the others.
     pub peers: Peers,
     /// The agreed state: only subscriptions with a dump that is not over ask. Without it all do.
@@ -101,7 +107,9 @@ impl Inner {
     }
 
     fn set_link(&self, link: Option<Link>) {
-        self.link.send_replace(link);
+        if let Some(before) = self.link.send_replace(link) {
+            before.gone.cancel();
+        }
         self.tell();
     }
 
@@ -175,7 +183,25 @@ impl RangeSource for PeerRanges {
 
     async fn open(&self, ticket: &RangeTicket, at_least: Lsn) -> Result<OpenedRange, DumpError> {
         let Taken { link, ticket } = self.inner.find(ticket)?;
-        link.open(&ticket, at_least, &self.inner.calls).await
+        let leadership = &self.inner.leadership;
+        let is_here = ticket.node.is_empty() || ticket.node == leadership.node;
+        let (told, taken) = (link.clone(), ticket.clone());
+        let order = ReadOrder {
+            ticket,
+            at_least,
+            stop: link.gone,
+            on_read: Box::pin(async move { told.was_read(&taken).await }),
+        };
+        let gone = order.stop.clone();
+        let opening = async {
+            if is_here {
+                return leadership.reader.read(order).await;
+            }
+            let Leadership { peers, cluster, .. } = leadership;
+            rows::open(peers, cluster, order, &self.inner.calls).await
+        };
+        let opened = gone.run_until_cancelled(opening).await;
+        opened.unwrap_or_else(|| Err(wire::away("another node leads")))
     }
 
     async fn finish(&self, ticket: RangeTicket, delivered: Delivered) -> Result<(), DumpError> {

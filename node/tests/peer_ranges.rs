@@ -1,4 +1,5 @@
-//! Ranges of dumps from the leader's controller, for the sessions of another node.
+//! Ranges of dumps from the leader's controller, for the sessions of another node; the rows come from the node
+//! that the ticket names.
 
 #![allow(
     clippy::unwrap_used,
@@ -11,8 +12,9 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use pgcapture_actors::{
     cursors::SubscriptionId,
     dump::{
-        Delivered, GivenUp, NoRanges, OpenedRange, RangeSource, RangeTicket, RowBatch, RowEvent,
-        scripted::{Ended, Script, script},
+        Delivered, DumpError, GivenUp, OpenedRange, RangeReader, RangeRemedy, RangeSource,
+        RangeTicket, RowBatch, RowEvent,
+        scripted::{Ended, Script, ScriptedRanges, script},
     },
     supervise::{Task, TaskKind, spawn},
 };
@@ -47,7 +49,7 @@ fn id() -> SubscriptionId {
     }
 }
 
-/// A node with a controller, whose answers the test gives.
+/// A node with a controller and a reader, whose answers the test gives.
 struct Leader {
     script: Script,
     address: SocketAddr,
@@ -67,6 +69,7 @@ impl Leader {
             address: address.to_string(),
             leader: leader.subscribe(),
             ranges,
+            reader: Arc::clone(&script.ranges) as Arc<dyn RangeReader>,
             orders: TaskTracker::new(),
             stop: stop.clone(),
         });
@@ -83,9 +86,22 @@ impl Leader {
         }
     }
 
-    /// Schedules a range for the subscription.
+    /// Schedules a range for the subscription that this node reads itself.
     fn schedule(&mut self) {
-        self.script.schedule(&id());
+        let address = self.address.to_string();
+        self.script.schedule_on(&id(), "a", &address);
+    }
+
+    /// Schedules a range that another node reads.
+    fn schedule_on(&mut self, worker: &Self) {
+        let address = worker.address.to_string();
+        self.script.schedule_on(&id(), "w", &address);
+    }
+
+    /// Opens the next range that is to be read here.
+    async fn open(&mut self, at: u64) -> mpsc::Sender<RowEvent> {
+        let opening = soon("opening", self.script.opening()).await;
+        opening.unwrap().at(Lsn(at))
     }
 
     /// Opens a range for a member that wants it no earlier than `at_least`; the controller says that it
@@ -111,13 +127,13 @@ impl Leader {
 }
 
 fn member(leader: &watch::Sender<Option<String>>, address: &str) -> PeerRanges {
-    member_with(leader, address, Arc::new(NoRanges))
+    member_with(leader, address, &script().ranges)
 }
 
 fn member_with(
     leader: &watch::Sender<Option<String>>,
     address: &str,
-    local: Arc<dyn RangeSource>,
+    own: &Arc<ScriptedRanges>,
 ) -> PeerRanges {
     let config = Config::from_text("test.toml", "").unwrap();
     PeerRanges::start(Leadership {
@@ -125,7 +141,8 @@ fn member_with(
         address: address.to_owned(),
         cluster: "c1".to_owned(),
         leader: leader.subscribe(),
-        local,
+        local: Arc::clone(own) as Arc<dyn RangeSource>,
+        reader: Arc::clone(own) as Arc<dyn RangeReader>,
         peers: Peers::new(&config).unwrap(),
         state: None,
     })
@@ -183,6 +200,7 @@ async fn a_range_goes_its_whole_way() {
         row_count: 1,
         bytes: 5,
     };
+    assert!(matches!(leader.ended().await, Ended::Read(_)));
     ranges.finish(ticket.clone(), delivered).await.unwrap();
     assert!(matches!(leader.ended().await, Ended::Finished(_, told) if told == delivered));
     let again = ranges.finish(ticket, delivered).await.unwrap_err();
@@ -209,7 +227,7 @@ async fn failures_and_reasons_arrive_as_they_are() {
         .await;
     match leader.ended().await {
         Ended::GivenUp(_, GivenUp::Requeued(why)) => assert_eq!(why, "busy"),
-        other @ (Ended::Finished(..) | Ended::GivenUp(..)) => panic!("{other:?}"),
+        other @ (Ended::Finished(..) | Ended::GivenUp(..) | Ended::Read(_)) => panic!("{other:?}"),
     }
 }
 
@@ -227,7 +245,8 @@ async fn the_leaders_death_ends_the_rows_and_the_next_one_serves() {
     assert!(soon("rows", range.rows.recv()).await.is_some());
     first.stop.cancel();
     let last = soon("the end of the rows", range.rows.recv()).await;
-    assert!(last.is_none(), "no end was said: {last:?}");
+    let is_broken = matches!(last, None | Some(RowEvent::Failed(_)));
+    assert!(is_broken, "no end was said: {last:?}");
     leading.send_replace(Some(second.address.to_string()));
     second.schedule();
     // The same number at the other controller is another range.
@@ -303,11 +322,7 @@ async fn a_consumer_that_reads_nothing_stops_the_reading() {
 async fn a_node_that_leads_asks_itself() {
     let (leading, _) = watch::channel(Some("b:1".to_owned()));
     let mut own = script();
-    let ranges = member_with(
-        &leading,
-        "b:1",
-        Arc::clone(&own.ranges) as Arc<dyn RangeSource>,
-    );
+    let ranges = member_with(&leading, "b:1", &own.ranges);
     own.schedule(&id());
     let ticket = pull(&ranges).await;
     ranges.finish(ticket, Delivered::default()).await.unwrap();
@@ -318,4 +333,87 @@ async fn a_node_that_leads_asks_itself() {
     let (wrong, _) = watch::channel(Some(leader.address.to_string()));
     let stranger = member(&wrong, "c:1");
     assert_eq!(stranger.pull(&id()).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn rows_come_straight_from_the_node_that_reads() {
+    let (leading, _) = watch::channel(None);
+    let mut leader = Leader::start(&leading).await;
+    let mut worker = Leader::start(&leading).await;
+    leading.send_replace(Some(leader.address.to_string()));
+    let ranges = member(&leading, "b:1");
+    leader.schedule_on(&worker);
+    let ticket = pull(&ranges).await;
+    let (range, rows) = tokio::join!(ranges.open(&ticket, Lsn(11)), worker.open(30));
+    let mut range = range.unwrap();
+    assert_eq!(range.at, Lsn(30));
+    rows.send(batch(5)).await.unwrap();
+    rows.send(RowEvent::End).await.unwrap();
+    let first = soon("rows", range.rows.recv()).await;
+    assert!(matches!(first, Some(RowEvent::Rows(_))), "{first:?}");
+    assert!(
+        matches!(leader.ended().await, Ended::Read(_)),
+        "the leader hears it"
+    );
+    let last = soon("the end", range.rows.recv()).await;
+    assert!(matches!(last, Some(RowEvent::End)), "{last:?}");
+    ranges.finish(ticket, Delivered::default()).await.unwrap();
+    assert!(matches!(leader.ended().await, Ended::Finished(..)));
+}
+
+/// What is told of a range whose node went.
+fn assert_lost(error: &DumpError) {
+    let told = (error.explanation.code, error.remedy);
+    assert_eq!(told, ("PGC-E18", RangeRemedy::Elsewhere), "{error}");
+}
+
+#[tokio::test]
+async fn a_node_that_dies_while_it_reads_is_at_fault_and_not_the_range() {
+    let (leading, _) = watch::channel(None);
+    let mut leader = Leader::start(&leading).await;
+    let mut worker = Leader::start(&leading).await;
+    leading.send_replace(Some(leader.address.to_string()));
+    let ranges = member(&leading, "b:1");
+    leader.schedule_on(&worker);
+    let ticket = pull(&ranges).await;
+    let (range, rows) = tokio::join!(ranges.open(&ticket, Lsn(11)), worker.open(30));
+    let mut range = range.unwrap();
+    rows.send(batch(5)).await.unwrap();
+    assert!(soon("rows", range.rows.recv()).await.is_some());
+    worker.stop.cancel();
+    match soon("the end", range.rows.recv()).await {
+        Some(RowEvent::Failed(error)) => assert_lost(&error),
+        other => panic!("{other:?}"),
+    }
+    ranges.give_up(ticket, GivenUp::Disconnected).await;
+    assert!(matches!(leader.ended().await, Ended::GivenUp(..)));
+    // Nobody listens there at all.
+    let gone = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = gone.local_addr().unwrap().to_string();
+    drop(gone);
+    leader.script.schedule_on(&id(), "w", &address);
+    let ticket = pull(&ranges).await;
+    let refused = soon("an answer", ranges.open(&ticket, Lsn(11))).await;
+    assert_lost(&refused.unwrap_err());
+}
+
+#[tokio::test]
+async fn rows_of_an_old_leaders_ticket_end_with_its_leadership() {
+    let (leading, _) = watch::channel(None);
+    let mut leader = Leader::start(&leading).await;
+    let mut worker = Leader::start(&leading).await;
+    leading.send_replace(Some(leader.address.to_string()));
+    let ranges = member(&leading, "b:1");
+    leader.schedule_on(&worker);
+    let ticket = pull(&ranges).await;
+    let (range, rows) = tokio::join!(ranges.open(&ticket, Lsn(11)), worker.open(30));
+    let mut range = range.unwrap();
+    rows.send(batch(5)).await.unwrap();
+    assert!(soon("rows", range.rows.recv()).await.is_some());
+    leading.send_replace(None);
+    let last = soon("the end of the rows", range.rows.recv()).await;
+    assert!(last.is_none(), "no end was said: {last:?}");
+    let late = ranges.finish(ticket, Delivered::default()).await;
+    late.unwrap_err();
+    soon("the reading", rows.closed()).await;
 }

@@ -25,8 +25,8 @@ pub use self::{
     facts::ReplicaFacts,
     pages::PageSet,
     status::{
-        DumpStatus, Progress, RETRIES_SHOWN_MAX, RangeRetry, ReplicaHealth, ReplicaStatus,
-        SweepStatus, TableStatus, WaitsFor,
+        DumpStatus, Progress, READINGS_SHOWN_MAX, RETRIES_SHOWN_MAX, RangeReading, RangeRetry,
+        ReplicaHealth, ReplicaStatus, SweepStatus, TableStatus, WaitsFor,
     },
 };
 

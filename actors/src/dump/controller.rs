@@ -6,6 +6,7 @@
 
 mod chronicle;
 mod errands;
+mod news;
 mod queries;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -24,10 +25,10 @@ use pgcapture_engine::{
 };
 use tokio::sync::{oneshot, watch};
 
-use self::chronicle::Chronicle;
 pub(super) use self::queries::{ReplicaSeen, ReplicaStatuses, Status, Statuses, Watch};
+use self::{chronicle::Chronicle, news::tell_changes};
 use super::{
-    Delivered, DumpError, GivenUp, RangeRemedy, RangeTicket,
+    Delivered, DumpError, GivenUp, OtherNodes, RangeRemedy, RangeTicket,
     hub::{Hub, away},
 };
 use crate::{
@@ -87,6 +88,7 @@ impl Door {
 pub(super) struct DumpController {
     hub: Arc<Hub>,
     state: watch::Receiver<Arc<State>>,
+    others: watch::Receiver<OtherNodes>,
     schedule: Schedule,
     /// Ends that wait for their proposal. Bounded by the ranges that may run.
     ended: Vec<Ended>,
@@ -113,9 +115,12 @@ impl DumpController {
     fn new(hub: Arc<Hub>, alive: Alive) -> Self {
         let mut state = hub.consensus.state();
         state.mark_changed();
+        let mut others = hub.node.others.clone();
+        others.mark_changed();
         Self {
-            schedule: Schedule::new(hub.last_ticket()),
+            schedule: Schedule::on(&hub.node.name, hub.node.seats, hub.last_ticket()),
             state,
+            others,
             hub,
             ended: Vec::new(),
             is_recording: false,
@@ -145,7 +150,13 @@ impl DumpController {
             self.hub.set_asking(asking.collect());
             self.facts
                 .retain(|name, _| state.replicas.contains_key(name));
+            self.hub.forget_replicas(&state);
         }
+        let others = self.others.borrow_and_update();
+        if others.has_changed() {
+            self.schedule.set_others((**others).clone());
+        }
+        drop(others);
         for ticket in self.hub.take_lost() {
             let setback = GivenUp::Disconnected.into();
             self.schedule.give_up(ticket, setback, now);
@@ -256,14 +267,20 @@ impl DumpController {
         }
     }
 
-    fn ticket(assignment: &Assignment) -> RangeTicket {
+    fn ticket(&self, assignment: Assignment) -> RangeTicket {
+        let state = self.state.borrow();
+        let node = state.nodes.get(&assignment.node);
         RangeTicket {
             number: assignment.ticket,
             dump: assignment.dump,
-            source: assignment.source.clone(),
-            heap: assignment.heap.clone(),
+            source: assignment.source,
+            heap: assignment.heap,
             extent: assignment.extent,
-            replica: assignment.replica.clone(),
+            replica: assignment.replica,
+            address: node.map_or_else(String::new, |node| node.address.clone()),
+            node: assignment.node,
+            at_least: assignment.at_least,
+            rate_bytes_per_second: assignment.rate_bytes_per_second,
         }
     }
 }
@@ -276,7 +293,8 @@ impl Actor for DumpController {
         self.look();
         self.follow_up(ctx);
         let (state, controller) = (self.hub.consensus.state(), ctx.address());
-        let watching = tell_changes(state, controller, self.hub.stopping());
+        let others = self.hub.node.others.clone();
+        let watching = tell_changes(state, others, controller, self.hub.stopping());
         self.state_watch = Some(spawn(TaskKind::DumpController, "state", watching));
         ctx.run_interval(TICK, |controller, ctx| {
             if controller.hub.stopping().is_cancelled() {
@@ -285,39 +303,6 @@ impl Actor for DumpController {
                 controller.tick();
             }
         });
-    }
-}
-
-/// Sends a message for each change of the agreed state.
-async fn tell_changes(
-    mut state: watch::Receiver<Arc<State>>,
-    controller: Addr<DumpController>,
-    stopping: tokio_util::sync::CancellationToken,
-) {
-    loop {
-        tokio::select! {
-            () = stopping.cancelled() => return,
-            changed = state.changed() => if changed.is_err() {
-                return;
-            },
-        }
-        if controller.send(StateChanged).await.is_err() {
-            return;
-        }
-    }
-}
-
-/// Event: the agreed state is another one.
-#[derive(Message)]
-#[rtype(result = "()")]
-struct StateChanged;
-
-impl Handler<StateChanged> for DumpController {
-    type Result = ();
-
-    fn handle(&mut self, _: StateChanged, ctx: &mut Self::Context) {
-        self.look();
-        self.follow_up(ctx);
     }
 }
 
@@ -361,17 +346,25 @@ impl Handler<Pull> for DumpController {
             self.hub.set_last_ticket(assignment.ticket);
             self.chronicle.handed_out(&assignment);
             Pulled {
-                ticket: Some(Self::ticket(&assignment)),
+                ticket: Some(self.ticket(assignment)),
                 hub: Arc::clone(&self.hub),
             }
         }))
     }
 }
 
+/// Tells the controller that the server is done with a range: it may have the next one read while the
+/// rows are still on their way.
+pub(super) async fn was_read(controller: &Door, ticket: u64) {
+    if let Err(error) = controller.send(Read(ticket)).await {
+        tracing::debug!(ticket, %error, "a range was read for a controller that is gone");
+    }
+}
+
 /// Event: a range was read to its end; its rows are on their way.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub(super) struct Read(pub(super) u64);
+struct Read(u64);
 
 impl Handler<Read> for DumpController {
     type Result = ();

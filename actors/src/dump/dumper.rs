@@ -7,6 +7,8 @@
 use std::sync::Arc;
 
 use actix::{Actor, ActorContext, ActorFutureExt, AsyncContext, Context, WrapFuture};
+use futures_util::future::BoxFuture;
+use metrics::{counter, gauge};
 use pgcapture_engine::dump::pace::RowPace;
 use tokio::{
     sync::{mpsc, oneshot},
@@ -16,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     DumpError, OpenedRange, OpenedRows, ROW_BATCHES_WAITING_MAX, RangeOrder, ReadTarget, RowEvent,
-    RowReader, RowSource, controller, hub::away, worker::Seat,
+    RowReader, RowSource, hub::away, worker::Seat,
 };
 use crate::supervise::{TaskKind, spawn};
 
@@ -34,11 +36,13 @@ pub(super) struct Reading {
     pub(super) reader: Arc<dyn RowReader>,
     pub(super) target: ReadTarget,
     pub(super) order: RangeOrder,
-    pub(super) ticket: u64,
     pub(super) pace: RowPace,
     pub(super) answer: Answer,
-    /// Is told when the range was read.
-    pub(super) controller: controller::Door,
+    /// Is run when the range was read.
+    pub(super) on_read: BoxFuture<'static, ()>,
+    /// Nobody may have the rows any more.
+    pub(super) stop: CancellationToken,
+    /// The node stops.
     pub(super) stopping: CancellationToken,
 }
 
@@ -80,16 +84,18 @@ impl Reading {
             reader,
             target,
             order,
-            ticket,
             pace,
             mut answer,
-            controller,
+            on_read,
+            stop,
             stopping,
         } = self;
+        let _counted = Counted::new(&target.replica.name);
         let opened = tokio::select! {
             biased;
             () = answer.closed() => return,
             () = stopping.cancelled() => Err(away()),
+            () = stop.cancelled() => Err(away()),
             opened = reader.open(&target, &order) => opened,
         };
         let (rows_tx, rows) = mpsc::channel(ROW_BATCHES_WAITING_MAX);
@@ -113,38 +119,53 @@ impl Reading {
                 // The session ends too, or finds the channel closed.
                 drop(rows_tx.try_send(RowEvent::Failed(away())));
             }
-            () = pass_on(source, pace, &rows_tx, read(&controller, ticket)) => {}
+            () = stop.cancelled() => {}
+            () = pass_on(source, pace, &rows_tx, (&target.replica.name, on_read)) => {}
         }
     }
 }
 
-/// Tells the controller that the server is done with a range: it may read the next one while the rows
-/// are still on their way.
-async fn read(controller: &controller::Door, ticket: u64) {
-    if let Err(error) = controller.send(controller::Read(ticket)).await {
-        tracing::debug!(ticket, %error, "a range was read for a controller that is gone");
+/// A range that this node is reading, for the metrics.
+struct Counted(metrics::Gauge);
+
+impl Counted {
+    fn new(replica: &str) -> Self {
+        let reading = gauge!("pgcapture_dump_reading_ranges", "replica" => replica.to_owned());
+        reading.increment(1.0);
+        Self(reading)
     }
 }
 
-/// Passes rows on until the server has said that there are no more; then `read` is run as well.
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.decrement(1.0);
+    }
+}
+
+/// Passes rows on until the server has said that there are no more; then `on_read` is run as well.
 async fn pass_on(
     mut source: Box<dyn RowSource>,
     mut pace: RowPace,
     rows: &mpsc::Sender<RowEvent>,
-    read: impl Future<Output = ()>,
+    (replica, on_read): (&str, BoxFuture<'static, ()>),
 ) {
     let began = Instant::now();
+    let counter = |name: &'static str| counter!(name, "replica" => replica.to_owned());
+    let rows_read = counter("pgcapture_dump_rows_read_total");
+    let bytes_read = counter("pgcapture_dump_bytes_read_total");
     loop {
         let batch = match source.next().await {
             Ok(Some(batch)) => batch,
             Ok(None) => {
                 // Neither waits for the other: the consumer may be slow, the controller away.
-                let (told, ()) = tokio::join!(rows.send(RowEvent::End), read);
+                let (told, ()) = tokio::join!(rows.send(RowEvent::End), on_read);
                 return drop(told);
             }
             Err(error) => return drop(rows.send(RowEvent::Failed(error)).await),
         };
         let bytes = batch.bytes.len() as u64;
+        rows_read.increment(batch.rows.len() as u64);
+        bytes_read.increment(bytes);
         if rows.send(RowEvent::Rows(batch)).await.is_err() {
             return;
         }

@@ -1,6 +1,6 @@
 //! The door to dumps: for the gateway a [`RangeSource`], for people orders and queries.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use pgcapture_engine::{
@@ -13,10 +13,12 @@ use pgcapture_engine::{
     lsn::Lsn,
 };
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use super::{
-    Delivered, DumpError, DumpRequest, GivenUp, OpenedRange, RangeOrder, RangeRemedy, RangeSource,
-    RangeTicket, ReadTarget, RowReader, ScheduledRange, TablesFound,
+    Delivered, DumpError, DumpRequest, GivenUp, OpenedRange, RangeOrder, RangeReader, RangeRemedy,
+    RangeSource, RangeTicket, ReadOrder, ReadTarget, ReaderNode, RowReader, ScheduledRange,
+    TablesFound,
     controller::{self, Drain, Finish, GiveUp, Pull, ReplicaStatuses, Status, Statuses, Watch},
     hub::Hub,
     plan, targets, worker,
@@ -32,14 +34,29 @@ pub struct DumpControllerHandle {
 }
 
 impl DumpControllerHandle {
-    /// Starts controller and worker; they run until [`Self::drain`] has returned.
+    /// Starts controller and worker of a node that is alone; they run until [`Self::drain`] has
+    /// returned.
     ///
     /// # Panics
     ///
     /// Outside an actix `System` or a `LocalSet` on a tokio runtime.
     #[must_use]
     pub fn start(consensus: Arc<dyn Consensus>, reader: Arc<dyn RowReader>) -> Self {
-        let hub = Arc::new(Hub::new(consensus, reader));
+        Self::start_on(ReaderNode::alone(), consensus, reader)
+    }
+
+    /// The same on a node of a cluster.
+    ///
+    /// # Panics
+    ///
+    /// As [`Self::start`].
+    #[must_use]
+    pub fn start_on(
+        node: ReaderNode,
+        consensus: Arc<dyn Consensus>,
+        reader: Arc<dyn RowReader>,
+    ) -> Self {
+        let hub = Arc::new(Hub::new(node, consensus, reader));
         let controller = controller::start(&hub);
         let worker = worker::start(&hub, &controller);
         Self {
@@ -187,6 +204,12 @@ impl DumpControllerHandle {
         self.controller.send(ReplicaStatuses).await
     }
 
+    /// Watches the replicas that this node reaches and may read from now.
+    #[must_use]
+    pub fn readable(&self) -> watch::Receiver<Arc<BTreeSet<String>>> {
+        self.hub.readable()
+    }
+
     /// Hands out no ranges any more, waits until every end that was reported is recorded, and stops.
     /// End the sessions first. The second call returns at once.
     pub async fn drain(&self) {
@@ -285,32 +308,19 @@ impl RangeSource for DumpControllerHandle {
         Ok(pulled.and_then(controller::Pulled::take))
     }
 
+    async fn was_read(&self, ticket: &RangeTicket) {
+        controller::was_read(&self.controller, ticket.number).await;
+    }
+
     async fn open(&self, ticket: &RangeTicket, at_least: Lsn) -> Result<OpenedRange, DumpError> {
-        let state = self.hub.state();
-        let gone = |what: String| DumpError {
-            explanation: &codes::dump::UNKNOWN_REPLICA,
-            what,
-            remedy: RangeRemedy::Retry,
+        let (controller, number) = (self.controller.clone(), ticket.number);
+        let order = ReadOrder {
+            ticket: ticket.clone(),
+            at_least,
+            stop: CancellationToken::new(),
+            on_read: Box::pin(async move { controller::was_read(&controller, number).await }),
         };
-        let replica = state.replica(&ticket.replica);
-        let replica = replica.map_err(|refusal| gone(refusal.to_string()))?;
-        let source = state.source(&ticket.source);
-        let source = source.map_err(|refusal| gone(refusal.to_string()))?;
-        let target = ReadTarget {
-            replica: replica.clone(),
-            source: source.clone(),
-        };
-        let dump = state.dumps.get(&ticket.dump);
-        let rate = dump.and_then(|dump| dump.options.rate_bytes_per_second);
-        let order = RangeOrder {
-            dump: ticket.dump,
-            heap: ticket.heap.clone(),
-            extent: ticket.extent,
-            at_least: at_least.max(planned_at(&state, ticket)),
-            is_paced: rate.is_some(),
-        };
-        let pace = RowPace::new(rate);
-        self.worker.open(target, order, ticket.number, pace).await
+        self.read(order).await
     }
 
     async fn finish(&self, ticket: RangeTicket, delivered: Delivered) -> Result<(), DumpError> {
@@ -327,10 +337,42 @@ impl RangeSource for DumpControllerHandle {
     }
 }
 
-/// Returns the position that every range of a table must reach, whatever its session has delivered.
-fn planned_at(state: &State, ticket: &RangeTicket) -> Lsn {
-    let dump = state.dumps.get(&ticket.dump);
-    let mut tables = dump.into_iter().flat_map(|dump| &dump.tables);
-    let table = tables.find(|table| table.heap.oid == ticket.heap.oid);
-    table.map_or(Lsn(0), |table| table.layout.planned_at)
+#[async_trait]
+impl RangeReader for DumpControllerHandle {
+    async fn read(&self, order: ReadOrder) -> Result<OpenedRange, DumpError> {
+        let ReadOrder {
+            ticket,
+            at_least,
+            stop,
+            on_read,
+        } = order;
+        let state = self.hub.state();
+        // What was agreed on lately may not be known on every node yet.
+        let unknown = |what: String| DumpError {
+            explanation: &codes::dump::UNKNOWN_REPLICA,
+            what,
+            remedy: RangeRemedy::Elsewhere,
+        };
+        let replica = state.replica(&ticket.replica);
+        let replica = replica.map_err(|refusal| unknown(refusal.to_string()))?;
+        let source = state.source(&ticket.source);
+        let source = source.map_err(|refusal| unknown(refusal.to_string()))?;
+        if replica.source != source.name {
+            let what = format!("{} is no replica of {}", replica.name, source.name);
+            return Err(unknown(what));
+        }
+        let target = ReadTarget {
+            replica: replica.clone(),
+            source: source.clone(),
+        };
+        let order = RangeOrder {
+            dump: ticket.dump,
+            heap: ticket.heap,
+            extent: ticket.extent,
+            at_least: at_least.max(ticket.at_least),
+            is_paced: ticket.rate_bytes_per_second.is_some(),
+        };
+        let pace = RowPace::new(ticket.rate_bytes_per_second);
+        self.worker.open(target, order, pace, (stop, on_read)).await
+    }
 }

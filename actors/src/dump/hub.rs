@@ -1,7 +1,7 @@
 //! What all lives of the controller, the worker and their doors share.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -9,7 +9,11 @@ use std::{
     time::Duration,
 };
 
-use pgcapture_engine::{cluster::State, codes, dump::schedule::Setback};
+use pgcapture_engine::{
+    cluster::State,
+    codes,
+    dump::schedule::{NODE_SEATS_MAX, NodeReach, Setback},
+};
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
@@ -19,15 +23,45 @@ use crate::{
     cursors::SubscriptionId,
 };
 
+/// What other nodes can read, by name.
+pub type OtherNodes = Arc<BTreeMap<String, NodeReach>>;
+
+/// What a node is for dumps.
+#[derive(Clone, Debug)]
+pub struct ReaderNode {
+    /// Its name; empty when it is alone.
+    pub name: String,
+    /// Ranges that it reads at once, at most.
+    pub seats: u32,
+    /// What other nodes can read, as long as this one leads.
+    pub others: watch::Receiver<OtherNodes>,
+}
+
+impl ReaderNode {
+    /// Returns a node that has no others.
+    #[must_use]
+    pub fn alone() -> Self {
+        Self {
+            name: String::new(),
+            seats: NODE_SEATS_MAX,
+            // Closed from the beginning: nobody need wait.
+            others: watch::channel(OtherNodes::default()).1,
+        }
+    }
+}
+
 /// Shared by everything about dumps on a node.
 #[derive(Debug)]
 pub(super) struct Hub {
+    pub(super) node: ReaderNode,
     pub(super) consensus: Arc<dyn Consensus>,
     pub(super) reader: Arc<dyn RowReader>,
     /// Changes whenever there may be something to pull.
     changes: watch::Sender<u64>,
     /// Subscriptions with an active dump: all others need not ask the controller.
     asking: watch::Sender<Arc<BTreeSet<SubscriptionId>>>,
+    /// Replicas that this node may read from now.
+    readable: watch::Sender<Arc<BTreeSet<String>>>,
     /// The newest ticket of all lives of the controller.
     last_ticket: AtomicU64,
     /// Tickets whose asker was gone before the answer came. Bounded by the ranges that may run.
@@ -37,12 +71,18 @@ pub(super) struct Hub {
 }
 
 impl Hub {
-    pub(super) fn new(consensus: Arc<dyn Consensus>, reader: Arc<dyn RowReader>) -> Self {
+    pub(super) fn new(
+        node: ReaderNode,
+        consensus: Arc<dyn Consensus>,
+        reader: Arc<dyn RowReader>,
+    ) -> Self {
         Self {
+            node,
             consensus,
             reader,
             changes: watch::Sender::new(0),
             asking: watch::Sender::default(),
+            readable: watch::Sender::default(),
             last_ticket: AtomicU64::new(0),
             lost: Mutex::default(),
             began: Instant::now(),
@@ -81,6 +121,35 @@ impl Hub {
             let is_new = **known != asking;
             if is_new {
                 *known = Arc::new(asking);
+            }
+            is_new
+        });
+    }
+
+    pub(super) fn readable(&self) -> watch::Receiver<Arc<BTreeSet<String>>> {
+        self.readable.subscribe()
+    }
+
+    /// Takes note of whether this node may read from a replica.
+    pub(super) fn set_readable(&self, replica: &str, may_read: bool) {
+        self.readable.send_if_modified(|known| {
+            let is_new = known.contains(replica) != may_read;
+            if is_new && may_read {
+                Arc::make_mut(known).insert(replica.to_owned());
+            } else if is_new {
+                Arc::make_mut(known).remove(replica);
+            }
+            is_new
+        });
+    }
+
+    /// Forgets replicas that are not known any more.
+    pub(super) fn forget_replicas(&self, state: &State) {
+        self.readable.send_if_modified(|known| {
+            let is_known = |name: &String| state.replicas.contains_key(name);
+            let is_new = !known.iter().all(is_known);
+            if is_new {
+                Arc::make_mut(known).retain(is_known);
             }
             is_new
         });
@@ -176,6 +245,7 @@ impl From<GivenUp> for Setback {
             }
             GivenUp::Failed(error) => match error.remedy {
                 RangeRemedy::Retry => Self::Unread(error.into()),
+                RangeRemedy::Elsewhere => Self::NodeLost(error.to_string()),
                 RangeRemedy::Replan => Self::Rewritten(error.what),
                 RangeRemedy::Fail => Self::Final(error.into()),
             },

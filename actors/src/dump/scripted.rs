@@ -17,10 +17,13 @@ use pgcapture_engine::{
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{
-    Delivered, DumpError, GivenUp, OpenedRange, ROW_BATCHES_WAITING_MAX, RangeRemedy, RangeSource,
-    RangeTicket, RowEvent,
+    Delivered, DumpError, GivenUp, OpenedRange, ROW_BATCHES_WAITING_MAX, RangeReader, RangeRemedy,
+    RangeSource, RangeTicket, ReadOrder, RowEvent,
 };
-use crate::cursors::SubscriptionId;
+use crate::{
+    cursors::SubscriptionId,
+    supervise::{Task, TaskKind, spawn},
+};
 
 /// Events that a test may leave unread.
 const EVENTS_WAITING_MAX: usize = 64;
@@ -32,6 +35,8 @@ pub struct ScriptedRanges {
     due: Mutex<VecDeque<(SubscriptionId, RangeTicket)>>,
     opens: mpsc::Sender<Opening>,
     ends: mpsc::Sender<Ended>,
+    /// What passes rows on; ends with the rows.
+    passing: Mutex<Vec<Task<()>>>,
 }
 
 /// What the test holds.
@@ -61,6 +66,8 @@ pub enum Ended {
     Finished(u64, Delivered),
     /// Given up, under this ticket.
     GivenUp(u64, GivenUp),
+    /// Read to its end, under this ticket; told only by whoever reads elsewhere.
+    Read(u64),
 }
 
 /// Makes a source and what a test needs to drive it.
@@ -73,6 +80,7 @@ pub fn script() -> Script {
         due: Mutex::default(),
         opens: opens_tx,
         ends: ends_tx,
+        passing: Mutex::default(),
     });
     Script {
         ranges,
@@ -85,6 +93,11 @@ pub fn script() -> Script {
 impl Script {
     /// Makes a range due for a subscription and returns the number of its ticket.
     pub fn schedule(&mut self, id: &SubscriptionId) -> u64 {
+        self.schedule_on(id, "", "")
+    }
+
+    /// The same for a range that shall be read on a node at an address.
+    pub fn schedule_on(&mut self, id: &SubscriptionId, node: &str, address: &str) -> u64 {
         self.last += 1;
         let name = TableName {
             schema: "public".to_owned(),
@@ -102,6 +115,10 @@ impl Script {
             },
             extent: Extent::Pages(PageRange::ALL),
             replica: "scripted".to_owned(),
+            node: node.to_owned(),
+            address: address.to_owned(),
+            at_least: Lsn::ZERO,
+            rate_bytes_per_second: None,
         };
         self.ranges.due().push_back((id.clone(), ticket));
         self.ranges.changes.send_modify(|number| *number += 1);
@@ -186,8 +203,50 @@ impl RangeSource for ScriptedRanges {
         told.await.map_err(|_| failure("the test has gone"))
     }
 
+    async fn was_read(&self, ticket: &RangeTicket) {
+        // A test that has ended does not care.
+        drop(self.ends.send(Ended::Read(ticket.number)).await);
+    }
+
     async fn give_up(&self, ticket: RangeTicket, reason: GivenUp) {
         // A test that has ended does not care.
         drop(self.ends.send(Ended::GivenUp(ticket.number, reason)).await);
+    }
+}
+
+#[async_trait]
+impl RangeReader for ScriptedRanges {
+    async fn read(&self, order: ReadOrder) -> Result<OpenedRange, DumpError> {
+        let ReadOrder {
+            ticket,
+            at_least,
+            stop,
+            on_read,
+        } = order;
+        let mut opened = self.open(&ticket, at_least).await?;
+        let at = opened.at;
+        let (passed_on, rows) = mpsc::channel(ROW_BATCHES_WAITING_MAX);
+        let task = spawn(TaskKind::Dumper, "scripted", async move {
+            let passing = async {
+                while let Some(event) = opened.rows.recv().await {
+                    let is_end = matches!(event, RowEvent::End);
+                    if passed_on.send(event).await.is_err() {
+                        return;
+                    }
+                    if is_end {
+                        return on_read.await;
+                    }
+                }
+            };
+            tokio::select! {
+                () = passing => {}
+                () = passed_on.closed() => {}
+                () = stop.cancelled() => {}
+            }
+        });
+        let mut passing = self.passing.lock().unwrap_or_else(PoisonError::into_inner);
+        passing.push(task);
+        drop(passing);
+        Ok(OpenedRange { at, rows })
     }
 }

@@ -2,6 +2,7 @@
 //! Time is paused: whatever waits is due at once, in its order.
 
 mod faults;
+mod nodes;
 mod orders;
 mod script;
 

@@ -7,21 +7,23 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU32, Ordering},
     },
     time::Duration,
 };
 
 use actix::{Actor, ActorContext, Addr, AsyncContext, Context, Handler, MailboxError, Message};
+use futures_util::future::BoxFuture;
 use pgcapture_engine::{
     cluster::{DumpState, Replica, State},
     codes,
-    dump::pace::RowPace,
+    dump::{pace::RowPace, schedule::NODE_SEATS_MAX},
 };
 use tokio::{
     sync::{oneshot, watch},
     time::{sleep, timeout},
 };
+use tokio_util::sync::CancellationToken;
 
 use super::{
     DumpError, OpenedRange, RangeOrder, RangeRemedy, ReadTarget,
@@ -36,9 +38,6 @@ const WORKER_MAILBOX: usize = 256;
 
 /// Pause before a worker that panicked is built anew.
 const REBUILD_PAUSE: Duration = Duration::from_millis(100);
-
-/// Ranges that a node reads at once, at most: each is a connection and a few batches of rows.
-pub(super) const DUMPERS_MAX: usize = 256;
 
 /// How often a replica is asked how it is, while dumps read from it.
 const HEALTH_INTERVAL: Duration = Duration::from_secs(1);
@@ -55,7 +54,7 @@ const SYNC_INTERVAL: Duration = Duration::from_millis(500);
 /// Starts the worker of a node.
 pub(super) fn start(hub: &Arc<Hub>, controller: &controller::Door) -> Door {
     let (shared, controller) = (Arc::clone(hub), controller.clone());
-    let dumper_count = Arc::new(AtomicUsize::new(0));
+    let dumper_count = Arc::new(AtomicU32::new(0));
     let build = move |alive| DumpWorker {
         hub: Arc::clone(&shared),
         controller: controller.clone(),
@@ -82,8 +81,8 @@ impl Door {
         &self,
         target: ReadTarget,
         order: RangeOrder,
-        ticket: u64,
         pace: RowPace,
+        (stop, on_read): (CancellationToken, BoxFuture<'static, ()>),
     ) -> Result<OpenedRange, DumpError> {
         let mut addr = self.addr.clone();
         let found = addr.wait_for(Option::is_some).await;
@@ -93,9 +92,10 @@ impl Door {
         let order = OpenRange {
             target,
             order,
-            ticket,
             pace,
             answer,
+            stop,
+            on_read,
         };
         worker.send(order).await.map_err(|error| match error {
             MailboxError::Closed | MailboxError::Timeout => away(),
@@ -118,7 +118,7 @@ pub(super) struct DumpWorker {
     hub: Arc<Hub>,
     controller: controller::Door,
     /// Dumpers of all lives of the worker.
-    dumper_count: Arc<AtomicUsize>,
+    dumper_count: Arc<AtomicU32>,
     /// One task a replica, with the definition it was started for.
     watches: BTreeMap<String, (Replica, Task<()>)>,
     _alive: Alive,
@@ -146,9 +146,10 @@ impl Actor for DumpWorker {
 struct OpenRange {
     target: ReadTarget,
     order: RangeOrder,
-    ticket: u64,
     pace: RowPace,
     answer: oneshot::Sender<Result<OpenedRange, DumpError>>,
+    stop: CancellationToken,
+    on_read: BoxFuture<'static, ()>,
 }
 
 impl Handler<OpenRange> for DumpWorker {
@@ -157,17 +158,17 @@ impl Handler<OpenRange> for DumpWorker {
     fn handle(&mut self, order: OpenRange, _: &mut Self::Context) -> Self::Result {
         let seat = Seat::take(&self.dumper_count).ok_or_else(|| DumpError {
             explanation: &codes::dump::CONTROLLER_AWAY,
-            what: format!("this node reads {DUMPERS_MAX} ranges already, as many as it may"),
-            remedy: RangeRemedy::Retry,
+            what: format!("this node reads {NODE_SEATS_MAX} ranges already, as many as it may"),
+            remedy: RangeRemedy::Elsewhere,
         })?;
         let reading = Reading {
             reader: Arc::clone(&self.hub.reader),
             target: order.target,
             order: order.order,
-            ticket: order.ticket,
             pace: order.pace,
             answer: order.answer,
-            controller: self.controller.clone(),
+            on_read: order.on_read,
+            stop: order.stop,
             stopping: self.hub.stopping(),
         };
         Dumper::new(reading, seat).start();
@@ -177,12 +178,12 @@ impl Handler<OpenRange> for DumpWorker {
 
 /// The place of one dumper; given back when dropped.
 #[derive(Debug)]
-pub(super) struct Seat(Arc<AtomicUsize>);
+pub(super) struct Seat(Arc<AtomicU32>);
 
 impl Seat {
-    fn take(count: &Arc<AtomicUsize>) -> Option<Self> {
+    fn take(count: &Arc<AtomicU32>) -> Option<Self> {
         let taken = count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| {
-            (count < DUMPERS_MAX).then_some(count + 1)
+            (count < NODE_SEATS_MAX).then_some(count + 1)
         });
         taken.ok().map(|_| Self(Arc::clone(count)))
     }

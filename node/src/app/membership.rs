@@ -11,14 +11,14 @@ use tokio_util::sync::CancellationToken;
 
 use super::{parts::Parts, started::Started};
 use crate::{
-    liveness::{Reporter, Standing},
+    liveness::{Reporter, Standing, readers},
     peers::Peers,
     placement,
     raft::{Wish, compare_peers},
 };
 
-/// Begins what this node does for its cluster: it tells that it lives, looks which sources it
-/// reaches, and gives sources to nodes while it leads.
+/// Begins what this node does for its cluster: it tells that it lives, looks which sources and replicas
+/// it reaches, and gives sources and ranges of dumps to nodes while it leads.
 pub(super) fn take_part(parts: &Parts, started: &Started) -> (Standing, Vec<Task<()>>) {
     let (book, stop) = (&started.book, &started.stops.part);
     let reporter = Reporter::new(
@@ -34,6 +34,12 @@ pub(super) fn take_part(parts: &Parts, started: &Started) -> (Standing, Vec<Task
     part.push(spawn(TaskKind::Liveness, "reach", async move {
         sources.look_around(until).await;
     }));
+    let (sources, readable) = (Arc::clone(&parts.sources), started.dumps.readable());
+    let telling = readers::tell_leader(sources, readable);
+    part.push(run_until(stop, "reach of dumps", telling));
+    let (consensus, others) = (Arc::clone(&parts.consensus), started.others.clone());
+    let telling = readers::tell_controller(consensus, book.clone(), others);
+    part.push(run_until(stop, "readers", telling));
     let placing = placement::start(
         Arc::clone(&parts.consensus),
         book.clone(),
@@ -52,6 +58,18 @@ pub(super) fn compare_lists(wish: Wish, peers: Peers, stop: CancellationToken) -
             _told = compare_peers(&wish, &peers) => (),
             () = stop.cancelled() => (),
         }
+    })
+}
+
+/// Runs something that has no end until `stop`.
+fn run_until(
+    stop: &CancellationToken,
+    name: &str,
+    work: impl Future<Output = ()> + Send + 'static,
+) -> Task<()> {
+    let stop = stop.clone();
+    spawn(TaskKind::Liveness, name, async move {
+        stop.run_until_cancelled(work).await;
     })
 }
 

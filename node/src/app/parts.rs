@@ -5,7 +5,7 @@ use std::sync::Arc;
 use pgcapture_actors::{
     consensus::Consensus,
     cursors::CursorStore,
-    dump::{DumpControllerHandle, RangeSource, RowReader},
+    dump::{DumpControllerHandle, OtherNodes, RangeSource, ReaderNode, RowReader},
     gateway::{GatewayHandle, GatewayLimits},
 };
 use tokio::sync::watch;
@@ -14,6 +14,7 @@ use super::begin::Begun;
 use crate::{
     config::Config,
     homes::Homes,
+    liveness::readers,
     logs::Logs,
     peer_ranges::{Leadership, PeerRanges},
     peers::Peers,
@@ -80,8 +81,15 @@ impl Parts {
         })
     }
 
-    pub(super) fn start_dumps(&self) -> DumpControllerHandle {
-        DumpControllerHandle::start(Arc::clone(&self.consensus), Arc::clone(&self.reader))
+    /// Starts the dumps of this node; `others` says what other nodes can read.
+    pub(super) fn start_dumps(&self, others: watch::Receiver<OtherNodes>) -> DumpControllerHandle {
+        let node = ReaderNode {
+            name: self.node.clone(),
+            seats: readers::seats(),
+            others,
+        };
+        let (consensus, reader) = (Arc::clone(&self.consensus), Arc::clone(&self.reader));
+        DumpControllerHandle::start_on(node, consensus, reader)
     }
 
     /// Ranges from whichever node leads.
@@ -96,6 +104,7 @@ impl Parts {
             cluster: self.cluster.clone(),
             leader,
             local: Arc::new(dumps.clone()),
+            reader: Arc::new(dumps.clone()),
             peers: self.peers.clone(),
             state: Some(self.consensus.state()),
         }))

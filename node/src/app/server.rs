@@ -4,7 +4,7 @@ use std::{net::SocketAddr, sync::Arc};
 
 use anyhow::Context as _;
 use pgcapture_actors::{
-    dump::{DumpControllerHandle, RowReader},
+    dump::{DumpControllerHandle, RangeSource, RowReader},
     supervise::{Task, TaskKind, spawn},
 };
 use pgcapture_engine::codes;
@@ -43,7 +43,7 @@ use crate::{
         cluster::{self, ClusterService},
         dump_control::{self, DumpControlService},
         dumps::{self, DumpsService},
-        forward::{Forward, admin::ForwardingAdmin},
+        forward::{Forward, admin::ForwardingAdmin, dumps::ForwardingDumps},
         liveness::LivenessService,
         peer_log::{self, PeerLogService},
         peer_ranges::{self, PeerRangesService},
@@ -92,12 +92,24 @@ pub(super) struct Others {
     pub(super) events: Events,
 }
 
+/// What the services of dumps stand on.
+pub(super) struct Readers {
+    /// Where rows are read from.
+    pub(super) replicas: Arc<Replicas>,
+    /// What hands ranges out while this node leads.
+    pub(super) dumps: DumpControllerHandle,
+    /// Ranges of whichever node leads.
+    pub(super) ranges: Arc<dyn RangeSource>,
+    /// What reads rows.
+    pub(super) rows: Arc<dyn RowReader>,
+}
+
 /// Everything that is served beside health and reflection.
 pub(super) struct Services {
     admin: ForwardingAdmin,
     cluster: ClusterService,
     replicas: ReplicasService,
-    dumps: DumpsService,
+    dumps: ForwardingDumps,
     control: DumpControlService,
     agent: AgentService,
     peers: PeerServices,
@@ -122,10 +134,16 @@ impl Services {
     pub(super) fn new(
         admin: AdminService,
         others: Others,
-        (replicas, dumps, reader): (Arc<Replicas>, DumpControllerHandle, Arc<dyn RowReader>),
+        readers: Readers,
         peers: PeerServices,
         stop: CancellationToken,
     ) -> Self {
+        let Readers {
+            replicas,
+            dumps,
+            ranges,
+            rows,
+        } = readers;
         let consensus = Arc::clone(&admin.consensus);
         let orders = admin.orders.clone();
         Self {
@@ -138,7 +156,7 @@ impl Services {
             cluster: ClusterService {
                 group: others.group,
                 consensus: Arc::clone(&consensus),
-                forward: others.forward,
+                forward: others.forward.clone(),
                 events: others.events,
                 orders: orders.clone(),
             },
@@ -147,20 +165,23 @@ impl Services {
                 dumps: dumps.clone(),
                 orders: orders.clone(),
             },
-            dumps: DumpsService {
-                consensus: Arc::clone(&consensus),
-                dumps: dumps.clone(),
-                orders: orders.clone(),
-                stop: stop.clone(),
+            dumps: ForwardingDumps {
+                local: DumpsService {
+                    consensus: Arc::clone(&consensus),
+                    dumps: dumps.clone(),
+                    orders: orders.clone(),
+                    stop: stop.clone(),
+                },
+                forward: others.forward,
             },
             control: DumpControlService {
                 consensus: Arc::clone(&consensus),
                 dumps: dumps.clone(),
-                ranges: Arc::new(dumps.clone()),
+                ranges,
                 orders,
                 stop,
             },
-            agent: AgentService::new(consensus, reader, dumps),
+            agent: AgentService::new(consensus, rows, dumps),
             peers,
         }
     }

@@ -2,13 +2,16 @@
 
 use std::sync::Arc;
 
-use pgcapture_actors::{dump::DumpControllerHandle, gateway::GatewayHandle};
+use pgcapture_actors::{
+    dump::{DumpControllerHandle, OtherNodes, RangeSource},
+    gateway::GatewayHandle,
+};
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
     parts::Parts,
-    server::{Others, PeerServices},
+    server::{Others, PeerServices, Readers},
 };
 use crate::{
     config::Config,
@@ -45,6 +48,9 @@ pub(super) struct Started {
     pub(super) dumps: DumpControllerHandle,
     pub(super) gateway: GatewayHandle,
     pub(super) homes: Homes,
+    pub(super) ranges: Arc<dyn RangeSource>,
+    /// Where the controller of dumps hears what other nodes can read.
+    pub(super) others: watch::Sender<OtherNodes>,
     pub(super) book: Book,
     pub(super) confirmations: Confirmations,
     pub(super) events: Events,
@@ -61,15 +67,18 @@ impl Started {
         leader: watch::Receiver<Option<String>>,
         (door, stops): (Door, Stops),
     ) -> Self {
-        let dumps = parts.start_dumps();
+        let (others, known) = watch::channel(OtherNodes::default());
+        let dumps = parts.start_dumps(known);
         let ranges = parts.start_ranges(&dumps, leader.clone());
-        let gateway = parts.start_gateway(config, ranges);
+        let gateway = parts.start_gateway(config, Arc::clone(&ranges));
         let homes = parts.start_homes(&gateway);
         Self {
             door,
             dumps,
             gateway,
             homes,
+            ranges,
+            others,
             book: Book::default(),
             confirmations: Confirmations::new(Arc::clone(&parts.consensus)),
             events: Events::default(),
@@ -93,6 +102,16 @@ impl Started {
                 consensus: Arc::clone(&parts.consensus),
             },
             events: self.events.clone(),
+        }
+    }
+
+    /// What the services of dumps stand on.
+    pub(super) fn readers(&self, parts: &Parts) -> Readers {
+        Readers {
+            replicas: Arc::clone(&parts.replicas),
+            dumps: self.dumps.clone(),
+            ranges: Arc::clone(&self.ranges),
+            rows: Arc::clone(&parts.reader),
         }
     }
 
@@ -120,6 +139,7 @@ impl Started {
                 address: parts.address.clone(),
                 leader: self.leader.clone(),
                 ranges: Arc::new(self.dumps.clone()),
+                reader: Arc::new(self.dumps.clone()),
                 orders: self.orders.clone(),
                 stop: self.stops.dumps.clone(),
             }),

@@ -115,7 +115,8 @@ async fn list(global: &Global, args: ListArgs) -> Result<(), Failure> {
         };
         let answer = client.clone().list_dumps(request).await?;
         let dumps = answer.into_inner().dumps.into_iter();
-        Ok(dumps.map(DumpView::from).collect())
+        let views = dumps.map(|dump| DumpView::from(dump).listed());
+        Ok(views.collect())
     })
     .await
 }

@@ -45,6 +45,32 @@ pub(super) fn describe() {
         "Time for which a range held back the changes that follow it."
     );
     describe_gauge!(
+        "pgcapture_dump_reading_ranges",
+        "Ranges that this node is reading, by replica."
+    );
+    describe_counter!(
+        "pgcapture_dump_rows_read_total",
+        Unit::Count,
+        "Existing rows that this node has read, by replica, for consumers of any node."
+    );
+    describe_counter!(
+        "pgcapture_dump_bytes_read_total",
+        Unit::Bytes,
+        "Encoded bytes of these rows."
+    );
+    describe_gauge!(
+        "pgcapture_dump_node_ranges",
+        "Ranges that each node is reading, as the node that leads has handed them out."
+    );
+    describe_counter!(
+        "pgcapture_dump_node_chunks_total",
+        "Ranges that this node has handed out while it led, by the node that reads them."
+    );
+    describe_gauge!(
+        "pgcapture_replica_nodes",
+        "Nodes that may read from a replica now, as the node that leads knows."
+    );
+    describe_gauge!(
         "pgcapture_replica_lag_seconds",
         Unit::Seconds,
         "How far a replica is behind its source."

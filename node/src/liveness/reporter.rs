@@ -238,6 +238,8 @@ impl Reporter {
             number: *number,
             draining: report.is_draining,
             unreachable_sources: report.unreachable.into_iter().collect(),
+            readable_replicas: report.reach.replicas.into_iter().collect(),
+            dump_seats: report.reach.seats,
         };
         let at = Instant::now();
         if reports.try_send(report).is_ok() {

@@ -4,17 +4,17 @@ use std::{sync::Arc, time::Duration};
 
 use pgcapture_actors::{
     cursors::SubscriptionId,
-    dump::{Delivered, DumpError, GivenUp, OpenedRange, RangeSource, RangeTicket},
+    dump::{Delivered, DumpError, GivenUp, RangeSource, RangeTicket},
 };
-use pgcapture_engine::{backoff::Backoff, lsn::Lsn};
+use pgcapture_engine::backoff::Backoff;
 use pgcapture_proto::peer::v1::{
     FinishRange, GiveUpRange, JoinRanges, PullRange, RangeFailure, RangesChanged, RangesMember,
-    peer_ranges_client::PeerRangesClient,
+    ReadRange, peer_ranges_client::PeerRangesClient,
 };
-use tokio_util::task::TaskTracker;
+use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
-use super::{Inner, rows, wire};
+use super::{Inner, rows::MESSAGE_BYTES_MAX, wire};
 use crate::peers::PeerChannel;
 
 /// A leader that has not answered by then is away. A finish is an entry of the common log.
@@ -26,12 +26,17 @@ const JOIN_FIRST: Duration = Duration::from_millis(20);
 /// The longest pause; a new leader ends it.
 const JOIN_MAX: Duration = Duration::from_millis(500);
 
-/// A batch of rows is as large as its largest row.
-const MESSAGE_BYTES_MAX: usize = u32::MAX as usize;
-
 /// A membership. Cheap to clone.
 #[derive(Clone, Debug)]
-pub(super) enum Link {
+pub(super) struct Link {
+    way: Way,
+    /// The membership has ended: what it holds is handed out again.
+    pub(super) gone: CancellationToken,
+}
+
+/// The way to the controller.
+#[derive(Clone, Debug)]
+enum Way {
     /// This node leads.
     Here(Arc<dyn RangeSource>),
     /// Another one does.
@@ -46,10 +51,15 @@ pub(super) struct Member {
 }
 
 impl Link {
+    fn new(way: Way) -> Self {
+        let gone = CancellationToken::new();
+        Self { way, gone }
+    }
+
     pub(super) async fn pull(&self, id: &SubscriptionId) -> Result<Option<RangeTicket>, DumpError> {
-        let Member { mut client, member } = match self {
-            Self::Here(local) => return local.pull(id).await,
-            Self::There(member) => Member::clone(member),
+        let Member { mut client, member } = match &self.way {
+            Way::Here(local) => return local.pull(id).await,
+            Way::There(member) => Member::clone(member),
         };
         let request = PullRange {
             member: Some(member),
@@ -65,18 +75,19 @@ impl Link {
         ticket.transpose()
     }
 
-    pub(super) async fn open(
-        &self,
-        ticket: &RangeTicket,
-        at_least: Lsn,
-        calls: &TaskTracker,
-    ) -> Result<OpenedRange, DumpError> {
-        match self {
-            Self::Here(local) => local.open(ticket, at_least).await,
-            Self::There(there) => {
-                let (client, member) = (there.client.clone(), there.member.clone());
-                rows::open(client, member, (ticket.number, at_least), calls).await
-            }
+    /// Tells the controller that the server has no more rows of a range.
+    pub(super) async fn was_read(&self, ticket: &RangeTicket) {
+        let Member { mut client, member } = match &self.way {
+            Way::Here(local) => return local.was_read(ticket).await,
+            Way::There(member) => Member::clone(member),
+        };
+        let number = ticket.number;
+        let request = ReadRange {
+            member: Some(member),
+            number,
+        };
+        if let Err(error) = in_time(client.was_read(request)).await {
+            tracing::debug!(number, %error, "a range was read for nobody");
         }
     }
 
@@ -85,9 +96,12 @@ impl Link {
         ticket: RangeTicket,
         delivered: Delivered,
     ) -> Result<(), DumpError> {
-        let Member { mut client, member } = match self {
-            Self::Here(local) => return local.finish(ticket, delivered).await,
-            Self::There(member) => Member::clone(member),
+        if self.gone.is_cancelled() {
+            return Err(wire::away("the range was handed out by another leader"));
+        }
+        let Member { mut client, member } = match &self.way {
+            Way::Here(local) => return local.finish(ticket, delivered).await,
+            Way::There(member) => Member::clone(member),
         };
         let request = FinishRange {
             member: Some(member),
@@ -99,9 +113,9 @@ impl Link {
     }
 
     pub(super) async fn give_up(&self, ticket: RangeTicket, reason: GivenUp) {
-        let Member { mut client, member } = match self {
-            Self::Here(local) => return local.give_up(ticket, reason).await,
-            Self::There(member) => Member::clone(member),
+        let Member { mut client, member } = match &self.way {
+            Way::Here(local) => return local.give_up(ticket, reason).await,
+            Way::There(member) => Member::clone(member),
         };
         let number = ticket.number;
         let request = GiveUpRange {
@@ -170,7 +184,7 @@ pub(super) async fn follow(inner: Arc<Inner>) {
 async fn lead_here(inner: &Inner) {
     let local = &inner.leadership.local;
     let mut changes = local.changes();
-    inner.set_link(Some(Link::Here(Arc::clone(local))));
+    inner.set_link(Some(Link::new(Way::Here(Arc::clone(local)))));
     while changes.changed().await.is_ok() {
         inner.tell();
     }
@@ -184,7 +198,7 @@ async fn lead_there(inner: &Inner, address: &str) -> (DumpError, bool) {
         Ok(joined) => joined,
         Err(error) => return (error, false),
     };
-    inner.set_link(Some(Link::There(Box::new(member))));
+    inner.set_link(Some(Link::new(Way::There(Box::new(member)))));
     loop {
         match changes.message().await {
             Ok(Some(_)) => inner.tell(),

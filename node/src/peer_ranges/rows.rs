@@ -1,42 +1,53 @@
-//! The rows of one range, from the leader.
+//! The rows of one range, from the node that reads it.
 //!
 //! Credit is given back when a batch has gone on, so that a consumer that does not read holds at most a
-//! window here and stops the reading of the replica behind it.
+//! window here and stops the reading of the replica behind it. What breaks off is told as the fault of
+//! that node: another one reads the range.
 
-use pgcapture_actors::dump::{DumpError, OpenedRange, ROW_BATCHES_WAITING_MAX, RowEvent};
+use pgcapture_actors::dump::{
+    DumpError, OpenedRange, ROW_BATCHES_WAITING_MAX, ReadOrder, RowEvent,
+};
 use pgcapture_engine::lsn::Lsn;
 use pgcapture_proto::peer::v1::{
-    OpenRange, OpenRangeAnswer, OpenRangeRequest, RangesMember, open_range_answer,
-    open_range_request, peer_ranges_client::PeerRangesClient,
+    OpenRange, OpenRangeAnswer, OpenRangeRequest, open_range_answer, open_range_request,
+    peer_ranges_client::PeerRangesClient,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::task::TaskTracker;
 use tonic::Streaming;
 
-use super::{link::not_reached, wire};
+use super::wire;
 use crate::{
     peer_log::credit::{Owed, READ_WINDOW_BYTES},
-    peers::PeerChannel,
+    peers::Peers,
 };
 
 /// Credits on their way out.
 const REQUESTS_WAITING_MAX: usize = 8;
 
-/// Opens a range; the leader waits for a replica that is behind. `calls` owns the task that takes the
-/// rows in; it ends with the range.
+/// A batch of rows is as large as its largest row.
+pub(super) const MESSAGE_BYTES_MAX: usize = u32::MAX as usize;
+
+/// Opens a range on the node that its ticket names, which waits for a replica that is behind. `calls`
+/// owns the task that takes the rows in; it ends with the range.
 pub(super) async fn open(
-    mut client: PeerRangesClient<PeerChannel>,
-    member: RangesMember,
-    (number, at_least): (u64, Lsn),
+    peers: &Peers,
+    cluster: &str,
+    order: ReadOrder,
     calls: &TaskTracker,
 ) -> Result<OpenedRange, DumpError> {
+    let node = order.ticket.node.clone();
+    let away = |why: &str| wire::reader_away(&node, why);
+    let channel = peers.channel(&order.ticket.address);
+    let channel = channel.map_err(|error| away(&error.to_string()))?;
+    let mut client = PeerRangesClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
     let (requests, outbound) = mpsc::channel(REQUESTS_WAITING_MAX);
     let open = OpenRangeRequest {
         kind: Some(open_range_request::Kind::Open(OpenRange {
-            member: Some(member),
-            number,
-            at_least: at_least.0,
+            cluster: cluster.to_owned(),
+            ticket: Some(wire::ticket(&order.ticket)),
+            at_least: order.at_least.0,
             credit: READ_WINDOW_BYTES,
         })),
     };
@@ -44,8 +55,12 @@ pub(super) async fn open(
         return Err(wire::away("a new queue is full"));
     }
     let answers = client.open(ReceiverStream::new(outbound)).await;
-    let mut answers = answers.map_err(|status| not_reached(&status))?.into_inner();
-    let at = match next(&mut answers).await? {
+    let answers = answers.map_err(|status| away(status.message()))?;
+    let mut answers = Answers {
+        node,
+        stream: answers.into_inner(),
+    };
+    let at = match answers.next().await? {
         open_range_answer::Kind::OpenedAt(at) => Lsn(at),
         open_range_answer::Kind::Failure(failure) => return Err(wire::to_error(&failure)),
         open_range_answer::Kind::Rows(_) | open_range_answer::Kind::End(_) => {
@@ -53,43 +68,52 @@ pub(super) async fn open(
         }
     };
     let (events, rows) = mpsc::channel(ROW_BATCHES_WAITING_MAX);
-    calls.spawn(take_in(answers, requests, events));
+    calls.spawn(take_in(answers, requests, events, order));
     Ok(OpenedRange { at, rows })
 }
 
-/// Takes rows in until they end, or whoever reads them does. What breaks off closes the channel without an
-/// end, which means that the reader died.
+/// Takes rows in until they end, or whoever reads them does, or the ticket is worth nothing any more: then
+/// the channel closes without an end.
 async fn take_in(
-    mut answers: Streaming<OpenRangeAnswer>,
+    mut answers: Answers,
     requests: mpsc::Sender<OpenRangeRequest>,
     events: mpsc::Sender<RowEvent>,
+    order: ReadOrder,
 ) {
+    let ReadOrder { stop, on_read, .. } = order;
     let mut owed = Owed::default();
     loop {
         let answer = tokio::select! {
-            answer = next(&mut answers) => answer,
+            answer = answers.next() => answer,
             () = events.closed() => return,
+            () = stop.cancelled() => return,
         };
-        let (event, length, is_end) = match answer {
+        let (event, length) = match answer {
             Ok(open_range_answer::Kind::Rows(rows)) => {
                 let length = rows.bytes.len();
                 let Some(batch) = wire::to_rows(rows) else {
                     tracing::error!("{}", wire::MALFORMED);
                     return;
                 };
-                (RowEvent::Rows(batch), length, false)
-            }
-            Ok(open_range_answer::Kind::End(_)) => (RowEvent::End, 0, true),
-            Ok(open_range_answer::Kind::Failure(failure)) => {
-                (RowEvent::Failed(wire::to_error(&failure)), 0, true)
+                (RowEvent::Rows(batch), length)
             }
             Ok(open_range_answer::Kind::OpenedAt(_)) => continue,
-            Err(error) => {
-                tracing::debug!(%error, "the rows of a range broke off");
-                return;
+            Ok(open_range_answer::Kind::End(_)) => {
+                // Neither waits for the other: the consumer may be slow, the leader away.
+                let (told, ()) = tokio::join!(events.send(RowEvent::End), on_read);
+                return drop(told);
             }
+            Ok(open_range_answer::Kind::Failure(failure)) => {
+                let failed = RowEvent::Failed(wire::to_error(&failure));
+                return drop(events.send(failed).await);
+            }
+            Err(error) => return drop(events.send(RowEvent::Failed(error)).await),
         };
-        if events.send(event).await.is_err() || is_end {
+        let sent = tokio::select! {
+            sent = events.send(event) => sent.is_ok(),
+            () = stop.cancelled() => false,
+        };
+        if !sent {
             return;
         }
         owed.take(length);
@@ -103,11 +127,20 @@ async fn take_in(
     }
 }
 
-async fn next(
-    answers: &mut Streaming<OpenRangeAnswer>,
-) -> Result<open_range_answer::Kind, DumpError> {
-    let answer = answers.message().await;
-    let answer = answer.map_err(|status| not_reached(&status))?;
-    let kind = answer.and_then(|answer| answer.kind);
-    kind.ok_or_else(|| wire::away("the leader ended the rows"))
+/// What a node says of a range.
+struct Answers {
+    node: String,
+    stream: Streaming<OpenRangeAnswer>,
+}
+
+impl Answers {
+    async fn next(&mut self) -> Result<open_range_answer::Kind, DumpError> {
+        let why = match self.stream.message().await {
+            Ok(Some(OpenRangeAnswer { kind: Some(kind) })) => return Ok(kind),
+            Ok(Some(OpenRangeAnswer { kind: None })) => return Err(wire::away(wire::MALFORMED)),
+            Ok(None) => "it ended the rows".to_owned(),
+            Err(status) => status.message().to_owned(),
+        };
+        Err(wire::reader_away(&self.node, &why))
+    }
 }

@@ -5,6 +5,7 @@ use pgcapture_actors::dump::{DumpError, GivenUp, RangeRemedy, RangeTicket, RowBa
 use pgcapture_engine::{
     codes::{self, dump as dump_codes},
     dump::{DumpId, Extent, Heap, PageRange, TableName},
+    lsn::Lsn,
 };
 use pgcapture_proto::peer::v1::{
     HeapName, RangeFailure, RangeFailureRemedy, Ticket,
@@ -26,11 +27,22 @@ pub fn away(what: impl Into<String>) -> DumpError {
     }
 }
 
+/// Returns the error of a node that reads a range and does not answer.
+#[must_use]
+pub fn reader_away(node: &str, why: &str) -> DumpError {
+    DumpError {
+        explanation: &dump_codes::READER_AWAY,
+        what: format!("node {node} does not read the range any more: {why}"),
+        remedy: RangeRemedy::Elsewhere,
+    }
+}
+
 /// Returns an error as it is sent.
 #[must_use]
 pub fn failure(error: &DumpError) -> RangeFailure {
     let remedy = match error.remedy {
         RangeRemedy::Retry => RangeFailureRemedy::Retry,
+        RangeRemedy::Elsewhere => RangeFailureRemedy::Elsewhere,
         RangeRemedy::Replan => RangeFailureRemedy::Replan,
         RangeRemedy::Fail => RangeFailureRemedy::Fail,
     };
@@ -49,6 +61,7 @@ pub fn to_error(sent: &RangeFailure) -> DumpError {
         what: sent.what.clone(),
         remedy: match sent.remedy() {
             RangeFailureRemedy::Retry => RangeRemedy::Retry,
+            RangeFailureRemedy::Elsewhere => RangeRemedy::Elsewhere,
             RangeFailureRemedy::Replan => RangeRemedy::Replan,
             RangeFailureRemedy::Fail => RangeRemedy::Fail,
         },
@@ -87,6 +100,10 @@ pub fn ticket(ticket: &RangeTicket) -> Ticket {
         filenode: heap.filenode,
         extent: Some(extent),
         replica: ticket.replica.clone(),
+        node: ticket.node.clone(),
+        address: ticket.address.clone(),
+        at_least: ticket.at_least.0,
+        bytes_per_second: ticket.rate_bytes_per_second.unwrap_or(0),
     }
 }
 
@@ -110,6 +127,10 @@ pub fn to_ticket(sent: Ticket) -> Option<RangeTicket> {
             ticket::Extent::SweepSinceXid(since_xid) => Extent::Sweep { since_xid },
         },
         replica: sent.replica,
+        node: sent.node,
+        address: sent.address,
+        at_least: Lsn(sent.at_least),
+        rate_bytes_per_second: (sent.bytes_per_second > 0).then_some(sent.bytes_per_second),
     })
 }
 
@@ -196,6 +217,10 @@ mod tests {
                 },
                 extent,
                 replica: "r".to_owned(),
+                node: "n2".to_owned(),
+                address: "n2:1".to_owned(),
+                at_least: Lsn(40),
+                rate_bytes_per_second: Some(9),
             };
             assert_eq!(to_ticket(ticket(&sent)), Some(sent));
         }
@@ -220,7 +245,12 @@ mod tests {
 
     #[test]
     fn errors_and_reasons_arrive_whole() {
-        for remedy in [RangeRemedy::Retry, RangeRemedy::Replan, RangeRemedy::Fail] {
+        for remedy in [
+            RangeRemedy::Retry,
+            RangeRemedy::Elsewhere,
+            RangeRemedy::Replan,
+            RangeRemedy::Fail,
+        ] {
             let sent = DumpError {
                 explanation: &dump_codes::PAGES_MOVED,
                 what: "moved".to_owned(),

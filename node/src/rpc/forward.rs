@@ -8,6 +8,7 @@
 pub mod admin;
 mod at_home;
 mod deadline;
+pub mod dumps;
 mod merge;
 
 use std::{sync::Arc, time::Duration};
@@ -18,7 +19,9 @@ use pgcapture_engine::{
     codes,
 };
 use pgcapture_proto::{
-    admin::v1::{admin_client::AdminClient, cluster_client::ClusterClient},
+    admin::v1::{
+        admin_client::AdminClient, cluster_client::ClusterClient, dumps_client::DumpsClient,
+    },
     status::{CODE_KEY, status},
 };
 use tonic::{Code, Request, Response, Status, metadata::MetadataValue};
@@ -89,6 +92,16 @@ impl Forward {
         self.target_in(&state, state.homes.get(id)?)
     }
 
+    /// Returns who leads, and so knows who reads what; `None`: this node, or nobody now.
+    #[must_use]
+    pub fn leader<T>(&self, request: &Request<T>) -> Option<Target> {
+        if is_marked(request) {
+            return None;
+        }
+        let leader = self.consensus.leadership().borrow().leader.clone();
+        self.target_in(&self.state(), &leader?)
+    }
+
     pub(super) fn owner_in(&self, state: &State, source: &str) -> Option<Target> {
         self.target_in(state, state.owner(source)?)
     }
@@ -145,6 +158,21 @@ impl Forward {
         answer.map_err(|status| target.away(status))
     }
 
+    /// The same of the administration of dumps.
+    pub(super) async fn dumps<T, R, F>(
+        &self,
+        target: &Target,
+        request: Request<T>,
+        call: impl FnOnce(DumpsClient<PeerChannel>, Request<T>) -> F,
+    ) -> Result<Response<R>, Status>
+    where
+        F: Future<Output = Result<Response<R>, Status>>,
+    {
+        let client = DumpsClient::new(self.channel(target)?);
+        let answer = call(client, passed_on(request, &self.node)).await;
+        answer.map_err(|status| target.away(status))
+    }
+
     fn channel(&self, target: &Target) -> Result<PeerChannel, Status> {
         let channel = self.peers.channel(&target.address);
         channel.map_err(|error| target.away(Status::unavailable(error.to_string())))
@@ -180,6 +208,12 @@ impl Target {
         told.set_source(Arc::new(answer));
         told
     }
+}
+
+/// Tells whether a node that had to answer did not.
+pub(super) fn is_away(status: &Status) -> bool {
+    let code = status.metadata().get(CODE_KEY);
+    code.is_some_and(|code| code.as_bytes() == codes::node::OWNER_AWAY.code.as_bytes())
 }
 
 /// Makes a request for a part of a list.

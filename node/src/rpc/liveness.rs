@@ -13,6 +13,7 @@ use pgcapture_actors::consensus::Consensus;
 use pgcapture_engine::{
     cluster::liveness::{CONFIRMED_MAX, NodeReport},
     codes,
+    dump::schedule::NodeReach,
 };
 use pgcapture_proto::{
     peer::v1::{self as proto, liveness_server::Liveness},
@@ -117,6 +118,10 @@ impl LivenessService {
         let heard = NodeReport {
             is_draining: report.draining,
             unreachable: BTreeSet::from_iter(report.unreachable_sources),
+            reach: NodeReach {
+                seats: report.dump_seats,
+                replicas: BTreeSet::from_iter(report.readable_replicas),
+            },
         };
         self.book.heard(&report.node, heard)
     }

@@ -1,8 +1,10 @@
-//! `pgcapture.peer.v1.PeerRanges`: the controller of dumps of the leader, for the sessions of all nodes.
+//! `pgcapture.peer.v1.PeerRanges`: the controller of dumps of the leader, for the sessions of all nodes, and
+//! what this node reads for them, whoever leads.
 //!
-//! A node joins and keeps the stream of that open; whatever it pulled and has not ended when the
-//! stream ends is given up, as if its consumers had disconnected. Rows keep to the caller's credit and
-//! are not copied.
+//! A node joins the leader and keeps the stream of that open; whatever it pulled and has not ended when
+//! the stream ends is given up, as if its consumers had disconnected. Rows keep to the caller's credit
+//! and are not copied. A range is read for whoever has a ticket of this cluster: that the ticket still
+//! counts is asked when the range is finished, by the leader.
 
 use std::{
     collections::HashMap,
@@ -13,12 +15,15 @@ use std::{
 use futures_util::{Stream, StreamExt as _, stream};
 use pgcapture_actors::{
     cursors::SubscriptionId,
-    dump::{Delivered, DumpError, GivenUp, OpenedRange, RangeSource, RangeTicket, RowEvent},
+    dump::{
+        Delivered, DumpError, GivenUp, OpenedRange, RangeReader, RangeRemedy, RangeSource,
+        RangeTicket, ReadOrder, RowEvent,
+    },
 };
-use pgcapture_engine::lsn::Lsn;
+use pgcapture_engine::{codes, lsn::Lsn};
 use pgcapture_proto::peer::v1::{
     FinishRange, GiveUpRange, JoinRanges, OpenRange, OpenRangeAnswer, OpenRangeRequest, PullRange,
-    PulledRange, RangeEnded, RangesChanged, RangesMember,
+    PulledRange, RangeEnded, RangesChanged, RangesMember, ReadRange,
     open_range_answer::{self, End},
     open_range_request,
     peer_ranges_server::PeerRanges,
@@ -49,6 +54,8 @@ pub struct Controller {
     pub leader: watch::Receiver<Option<String>>,
     /// This node's controller.
     pub ranges: Arc<dyn RangeSource>,
+    /// What reads on this node.
+    pub reader: Arc<dyn RangeReader>,
     /// Ends of ranges under way; awaited when the node stops.
     pub orders: TaskTracker,
     /// Ends the streams when the node stops.
@@ -154,6 +161,12 @@ impl Shared {
         Ok(ticket)
     }
 
+    async fn was_read(&self, request: &ReadRange) -> Result<(), DumpError> {
+        let ticket = self.ticket(request.member.as_ref(), request.number)?;
+        self.controller.ranges.was_read(&ticket).await;
+        Ok(())
+    }
+
     async fn finish(&self, request: FinishRange) -> Result<(), DumpError> {
         let (member, number) = (request.member.as_ref(), request.number);
         let ticket = self.ticket(member, number)?;
@@ -184,15 +197,37 @@ impl Shared {
             return Err(wire::away("the first request must open"));
         };
         let OpenRange {
-            member,
-            number,
+            cluster,
+            ticket,
             at_least,
             credit,
         } = open;
-        let ticket = self.ticket(member.as_ref(), number)?;
-        let opened = self.controller.ranges.open(&ticket, Lsn(at_least)).await?;
-        Ok((opened, Allowance::new(credit)))
+        if cluster != self.controller.cluster {
+            return Err(wire::away("this is another cluster"));
+        }
+        let ticket = ticket.and_then(wire::to_ticket);
+        let order = ReadOrder {
+            ticket: ticket.ok_or_else(|| wire::away(wire::MALFORMED))?,
+            at_least: Lsn(at_least),
+            stop: self.controller.stop.child_token(),
+            // Whoever takes the rows tells the leader.
+            on_read: Box::pin(std::future::ready(())),
+        };
+        let opened = self.controller.reader.read(order).await;
+        let opened = opened.map_err(|error| DumpError {
+            remedy: match error.remedy {
+                RangeRemedy::Retry if is_of_this_node(&error) => RangeRemedy::Elsewhere,
+                remedy => remedy,
+            },
+            ..error
+        });
+        Ok((opened?, Allowance::new(credit)))
     }
+}
+
+/// Tells whether this node cannot read now, whichever range it is.
+fn is_of_this_node(error: &DumpError) -> bool {
+    error.explanation.code == codes::dump::CONTROLLER_AWAY.code
 }
 
 /// A member, as long as its stream is open.
@@ -370,6 +405,10 @@ impl PeerRanges for PeerRangesService {
             Some((answer(kind), rest))
         });
         Ok(Response::new(Box::pin(stream::iter([first]).chain(rows))))
+    }
+
+    async fn was_read(&self, request: Request<ReadRange>) -> Result<Response<RangeEnded>, Status> {
+        Ok(ended(self.shared.was_read(request.get_ref()).await))
     }
 
     async fn finish(&self, request: Request<FinishRange>) -> Result<Response<RangeEnded>, Status> {

@@ -11,7 +11,10 @@ use pgcapture_actors::{
     consensus::Leadership,
     postgres::{Config, Host},
 };
-use pgcapture_engine::cluster::{Source, State, liveness::NodeReport};
+use pgcapture_engine::{
+    cluster::{Source, State, liveness::NodeReport},
+    dump::schedule::NodeReach,
+};
 use tokio::{
     net::{TcpStream, UnixStream},
     sync::watch,
@@ -74,6 +77,14 @@ impl Sources {
                 "no other node takes the sources of this one; they follow when it is gone"
             );
         }
+    }
+
+    /// Takes note of what this node can read for dumps; the next report says it.
+    pub fn set_reach(&self, reach: NodeReach) {
+        self.report.send_if_modified(|report| {
+            let before = std::mem::replace(&mut report.reach, reach);
+            before != report.reach
+        });
     }
 
     /// Looks at every source again and again until `stop`.

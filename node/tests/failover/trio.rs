@@ -6,6 +6,7 @@ use pgcapture_actors::{
     postgres::{Config, Connection, LocalServer, LocalServerOptions, Replication},
     supervise::{Task, TaskKind, spawn},
 };
+use serde_json::Value;
 use tempfile::TempDir;
 use tokio::sync::watch;
 
@@ -16,11 +17,13 @@ pub(crate) struct Trio {
     nodes: Vec<Option<Node>>,
     addresses: Vec<String>,
     folders: Vec<TempDir>,
+    /// More lines of each configuration.
+    more: String,
 }
 
 /// Addresses that are free now. Peers must know them before anybody listens.
-fn free_addresses() -> Vec<String> {
-    let listeners: Vec<_> = (0..3)
+fn free_addresses(count: usize) -> Vec<String> {
+    let listeners: Vec<_> = (0..count)
         .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
         .collect();
     let addresses = listeners.iter().map(|it| it.local_addr().unwrap());
@@ -30,11 +33,16 @@ fn free_addresses() -> Vec<String> {
 impl Trio {
     /// A server and three nodes that have found each other.
     pub(crate) async fn start() -> Self {
+        Self::start_with("").await
+    }
+
+    /// The same with more lines of configuration.
+    pub(crate) async fn start_with(more: &str) -> Self {
         let server = LocalServer::start(LocalServerOptions::default());
-        let addresses = free_addresses();
+        let addresses = free_addresses(3);
         let folders: Vec<_> = (0..3).map(|_| tempfile::tempdir().unwrap()).collect();
         let files: Vec<_> = (0..3)
-            .map(|index| configure(&folders[index], &addresses, index))
+            .map(|index| configure(&folders[index], &addresses, index, more))
             .collect();
         let starts = futures_util::future::join_all(files.iter().map(|file| Node::start(file)));
         let (server, nodes) = tokio::join!(server, starts);
@@ -43,6 +51,7 @@ impl Trio {
             nodes: nodes.into_iter().map(Some).collect(),
             addresses,
             folders,
+            more: more.to_owned(),
         }
     }
 
@@ -125,7 +134,7 @@ impl Trio {
 
     /// The configuration of a node.
     pub(crate) fn file(&self, index: usize) -> String {
-        configure(&self.folders[index], &self.addresses, index)
+        configure(&self.folders[index], &self.addresses, index, &self.more)
     }
 
     /// Takes the data of a dead node away.
@@ -144,22 +153,47 @@ impl Trio {
     pub(crate) async fn start_again_with(&mut self, index: usize, peer: &str) {
         let mut addresses = self.addresses.clone();
         addresses.push(peer.to_owned());
-        let file = configure(&self.folders[index], &addresses, index);
+        let file = configure(&self.folders[index], &addresses, index, &self.more);
         self.nodes[index] = Some(Node::start(&file).await);
+    }
+
+    /// Starts one more node, which joins by itself.
+    pub(crate) async fn start_another(&mut self) {
+        self.addresses.extend(free_addresses(1));
+        self.folders.push(tempfile::tempdir().unwrap());
+        self.nodes.push(None);
+        self.start_again(self.nodes.len() - 1).await;
     }
 
     pub(crate) fn node(&self, index: usize) -> &Node {
         self.nodes[index].as_ref().unwrap()
     }
+
+    /// The node that leads, as another one sees it.
+    pub(crate) async fn leader(&self, seen_by: usize) -> usize {
+        eventually("a leader", async || {
+            let args = ["cluster", "status", "-o", "json"];
+            let status = run(self.listen(seen_by), &args).await;
+            let json: Value = serde_json::from_str(&status.data).unwrap_or_default();
+            let name = json["leader"]
+                .as_str()
+                .and_then(|name| name.strip_prefix('n'));
+            let number = name.and_then(|number| number.parse::<usize>().ok());
+            let index = number.map(|number| number - 1);
+            let alive = index.filter(|index| self.nodes[*index].is_some());
+            alive.ok_or(status.data + &status.talk)
+        })
+        .await
+    }
 }
 
-fn configure(folder: &TempDir, addresses: &[String], index: usize) -> String {
+fn configure(folder: &TempDir, addresses: &[String], index: usize, more: &str) -> String {
     let place = Place::at(folder.path());
     let name = format!("n{}", index + 1);
     place.configure_as(
         &name,
         &addresses[index],
-        &format!("peers = {addresses:?}\n"),
+        &format!("peers = {addresses:?}\n{more}"),
     )
 }
 

@@ -19,7 +19,7 @@ use std::{
     time::Duration,
 };
 
-use crate::cluster::State;
+use crate::{cluster::State, dump::schedule::NodeReach};
 
 /// Nodes report this often, and at once when something changes.
 pub const REPORT_INTERVAL: Duration = Duration::from_millis(250);
@@ -47,6 +47,8 @@ pub struct NodeReport {
     pub is_draining: bool,
     /// Sources whose PostgreSQL it cannot reach.
     pub unreachable: BTreeSet<String>,
+    /// What it can read for dumps.
+    pub reach: NodeReach,
 }
 
 /// Whether a node lives, as the leader concludes.
@@ -162,6 +164,19 @@ impl Liveness {
             })
     }
 
+    /// Returns the nodes that may be given ranges of dumps, with what they say that they can read: they
+    /// live, have reported and stay.
+    #[must_use]
+    pub fn readers(&self, state: &State, now: Duration) -> BTreeMap<String, NodeReach> {
+        let reports = self.nodes.iter().filter(|(node, seen)| {
+            let is_there = seen.heard.is_some() && self.is_alive(node, now);
+            is_there && !seen.report.is_draining && state.nodes.contains_key(*node)
+        });
+        reports
+            .map(|(node, seen)| (node.clone(), seen.report.reach.clone()))
+            .collect()
+    }
+
     /// Tells whether the owner of a source keeps it: it lives, does not want to stop, and has not
     /// been without the source's server for too long.
     #[must_use]
@@ -229,6 +244,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::{
+        cluster::{Command, Node},
+        lsn::PgTime,
+    };
 
     const fn ms(millis: u64) -> Duration {
         Duration::from_millis(millis)
@@ -289,6 +308,39 @@ mod tests {
         liveness.gone("n2");
         assert!(liveness.is_stranded(&state, "n1", silent));
         assert!(Liveness::new(ms(0)).is_stranded(&State::default(), "n1", ms(0)));
+    }
+
+    #[test]
+    fn only_nodes_that_live_and_stay_are_given_ranges() {
+        let mut state = State::default();
+        for (name, id) in [("n1", 1), ("n2", 2), ("n3", 3)] {
+            let node = Node {
+                name: name.to_owned(),
+                id,
+                address: format!("{name}:1"),
+                joined_at: PgTime(1),
+            };
+            state.apply(Command::AddNode(node)).unwrap();
+        }
+        let reach = NodeReach {
+            seats: 4,
+            replicas: BTreeSet::from(["r1".to_owned()]),
+        };
+        let report = |is_draining| NodeReport {
+            is_draining,
+            reach: reach.clone(),
+            ..NodeReport::default()
+        };
+        let mut liveness = Liveness::new(ms(0));
+        assert!(liveness.readers(&state, ms(1)).is_empty(), "unheard");
+        for node in ["n1", "n2", "n3", "stranger"] {
+            liveness.heard(node, report(false), ms(10));
+        }
+        liveness.heard("n2", report(true), ms(20));
+        liveness.gone("n3");
+        let wanted = BTreeMap::from([("n1".to_owned(), reach.clone())]);
+        assert_eq!(liveness.readers(&state, ms(20)), wanted);
+        assert!(liveness.readers(&state, ms(10) + SILENCE_MAX).is_empty());
     }
 
     #[test]

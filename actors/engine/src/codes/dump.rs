@@ -150,6 +150,16 @@ pub const PAGES_MOVED: Explanation = Explanation {
     next: "start a new dump with page ranges of the table as it is now, or of the whole table",
 };
 
+/// The node that read a range is away.
+pub const READER_AWAY: Explanation = Explanation {
+    code: "PGC-E18",
+    title: "the node that read a range is away",
+    text: "Ranges of a dump are read by all nodes that reach the replica. One of them stopped, died, \
+           or does not answer. The ranges that it was reading are read again by others; what was \
+           finished is not.",
+    next: "nothing, the dump goes on; see which node is away: pgcapture cluster status",
+};
+
 /// The family.
 pub const ALL: &[&Explanation] = &[
     &NO_REPLICA,
@@ -169,4 +179,5 @@ pub const ALL: &[&Explanation] = &[
     &UNKNOWN_REPLICA,
     &BAD_REPLICA,
     &PAGES_MOVED,
+    &READER_AWAY,
 ];

@@ -69,6 +69,13 @@ impl Cutter {
         }
     }
 
+    /// Leaves out what was finished meanwhile, whoever had handed it out.
+    pub fn leave_out_done(&mut self, table: &DumpTable) {
+        if table.wanted == WantedPages::Whole {
+            self.taken.insert_all(&table.done);
+        }
+    }
+
     /// Cuts the next range; `None` when nothing is left.
     pub fn next(&mut self, table: &DumpTable, range_bytes: u64) -> Option<PageRange> {
         match &table.wanted {

@@ -1,4 +1,5 @@
-//! Decides which range is read next, for whom, from which replica, and when one is tried again.
+//! Decides which range is read next, for whom, on which node and from which replica, and when one is
+//! tried again.
 //!
 //! The leader's knowledge: built from the agreed state alone, kept up to date by [`Schedule::sync`],
 //! and thrown away with the controller. What it hands out is *running* until it is finished or given
@@ -11,7 +12,7 @@
 //!
 //! - A page is never handed out while it is running, being recorded or finished in its generation.
 //! - The sweep of a table is handed out only when the agreed state has all its pages.
-//! - No more ranges are read at once than a replica, or a dump, allows.
+//! - No more ranges are read at once than a replica, a node, or a dump, allows.
 //! - A range that waits for its next try holds up nothing else.
 
 mod books;
@@ -19,6 +20,7 @@ mod books;
 pub(super) mod fixtures;
 mod look;
 mod outcome;
+mod places;
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -26,10 +28,13 @@ use std::{
     time::Duration,
 };
 
-use self::books::{Job, ReplicaBook, Tries};
+use self::{
+    books::{Job, ReplicaBook, Tries},
+    places::{Nodes, Place},
+};
 use super::{DumpId, Extent, Heap, ReplicaHealth, cut};
 use crate::{
-    cluster::{Dump, DumpState, DumpTable, State},
+    cluster::{Dump, DumpState, State},
     lsn::Lsn,
 };
 
@@ -57,6 +62,7 @@ const RATE_STEP: Duration = cut::RANGE_TIME;
 pub struct Schedule {
     jobs: BTreeMap<DumpId, Job>,
     replicas: BTreeMap<String, ReplicaBook>,
+    nodes: Nodes,
     /// Ranges handed out, by ticket.
     running: BTreeMap<u64, Running>,
     /// Finished ranges that the agreed state does not have yet, by ticket.
@@ -84,6 +90,10 @@ pub struct Assignment {
     pub extent: Extent,
     /// From which replica.
     pub replica: String,
+    /// The node that reads it.
+    pub node: String,
+    /// Bytes a second that it may read, at most: its share of what the dump may.
+    pub rate_bytes_per_second: Option<u64>,
     /// The position that its snapshot must reach, whatever the session has delivered.
     pub at_least: Lsn,
 }
@@ -94,7 +104,7 @@ struct Running {
     table: u32,
     generation: u32,
     extent: Extent,
-    replica: String,
+    place: Place,
     since: Duration,
     /// Bytes that the rate limit was charged with.
     charged: u64,
@@ -103,15 +113,25 @@ struct Running {
     tries: Tries,
 }
 
-pub use self::outcome::{Errand, Setback};
+pub use self::{
+    outcome::{Errand, Setback},
+    places::{NODE_SEATS_MAX, NodeReach},
+};
 
 impl Schedule {
-    /// Makes a schedule that knows nothing yet. Its first ticket follows `last_ticket`, so that tickets
-    /// of an earlier life are strangers.
+    /// Makes a schedule of a node that is alone, and knows nothing yet. Its first ticket follows
+    /// `last_ticket`, so that tickets of an earlier life are strangers.
     #[must_use]
     pub fn new(last_ticket: u64) -> Self {
+        Self::on("", NODE_SEATS_MAX, last_ticket)
+    }
+
+    /// The same on a node that reads so many ranges at once, at most.
+    #[must_use]
+    pub fn on(node: &str, seats: u32, last_ticket: u64) -> Self {
         Self {
             last_ticket,
+            nodes: Nodes::new(node, seats),
             ..Self::default()
         }
     }
@@ -145,14 +165,19 @@ impl Schedule {
                     reading: book.reading,
                     ..ReplicaBook::default()
                 };
+                self.nodes.set_own(name, false);
             }
         }
+        self.nodes
+            .forget_replicas(|name| state.replicas.contains_key(name));
         self.drop_done_errands();
     }
 
-    /// Records how a replica is.
+    /// Records how a replica is, as this node sees it.
     pub fn set_health(&mut self, replica: &str, health: ReplicaHealth) {
         if let Some(book) = self.replicas.get_mut(replica) {
+            let is_ready = matches!(health, ReplicaHealth::Ready { .. });
+            self.nodes.set_own(replica, is_ready);
             book.health = health;
         }
     }
@@ -179,10 +204,8 @@ impl Schedule {
         if !job.may_begin(now) || !job.has_work(now) {
             return None;
         }
-        let avoided = job
-            .next_retry(now)
-            .and_then(|retry| retry.tries.avoid.clone());
-        let Some(replica) = self.free_replica(id, avoided.as_deref(), now) else {
+        let tries = job.next_retry(now).map(|retry| retry.tries.clone());
+        let Some(place) = self.free_place(id, &tries.unwrap_or_default(), now) else {
             self.set_hungry(id, now);
             return None;
         };
@@ -193,10 +216,12 @@ impl Schedule {
         job.hungry_until = None;
         job.last_ticket = self.last_ticket;
         job.reading += 1;
-        if let Some(book) = self.replicas.get_mut(&replica) {
+        let rate_bytes_per_second = job.rate_share();
+        if let Some(book) = self.replicas.get_mut(&place.replica) {
             book.reading += 1;
             book.last_ticket = self.last_ticket;
         }
+        self.nodes.set_last_ticket(&place.node, self.last_ticket);
         let dump = Arc::clone(&job.dump);
         let table = dump.table(work.table)?;
         let running = Running {
@@ -204,60 +229,26 @@ impl Schedule {
             table: work.table,
             generation: table.generation,
             extent: work.extent,
-            replica: replica.clone(),
+            place: place.clone(),
             since: now,
             charged,
             is_read: false,
             tries: work.tries,
         };
         self.running.insert(self.last_ticket, running);
-        Some(assignment(
-            self.last_ticket,
-            &dump,
-            work.table,
-            table,
-            work.extent,
-            replica,
-        ))
-    }
-
-    /// Finds the replica that shall read the next range of a dump: the least loaded that may, rather
-    /// not the one that failed with it. Leaves room for hungry dumps whose turn is before.
-    fn free_replica(&self, id: DumpId, avoided: Option<&str>, now: Duration) -> Option<String> {
-        let job = self.jobs.get(&id)?;
-        let source = job.dump.source.as_str();
-        let usable = || {
-            let books = self.replicas.iter();
-            books.filter(move |(_, book)| book.is_of(source) && book.free() > 0)
-        };
-        let free: u32 = usable().map(|(_, book)| book.free()).sum();
-        let is_before = |other: &&Job| {
-            other.dump.id != id
-                && other.dump.source == source
-                && other.is_hungry(now)
-                && other.turn() < job.turn()
-        };
-        let before = self.jobs.values().filter(is_before).count();
-        if u32::try_from(before).is_ok_and(|before| free <= before) {
-            return None;
-        }
-        let rank = |(name, book): &(&String, &ReplicaBook)| {
-            let is_avoided = avoided == Some(name.as_str());
-            (is_avoided, book.load(), book.last_ticket)
-        };
-        usable().min_by_key(rank).map(|(name, _)| name.clone())
-    }
-
-    /// Reserves the next free replica for a dump, if there is one to become free.
-    fn set_hungry(&mut self, id: DumpId, now: Duration) {
-        let is_ready = |book: &ReplicaBook, job: &Job| {
-            book.is_of(&job.dump.source) && matches!(book.health, ReplicaHealth::Ready { .. })
-        };
-        if let Some(job) = self.jobs.get_mut(&id)
-            && self.replicas.values().any(|book| is_ready(book, job))
-        {
-            job.hungry_until = Some(now + HUNGER);
-        }
+        Some(Assignment {
+            ticket: self.last_ticket,
+            dump: id,
+            table: work.table,
+            generation: table.generation,
+            source: dump.source.clone(),
+            heap: table.heap.clone(),
+            extent: work.extent,
+            replica: place.replica,
+            node: place.node,
+            rate_bytes_per_second,
+            at_least: table.layout.planned_at,
+        })
     }
 
     /// Returns the next moment after `now` at which something may be due that is not due now.
@@ -300,27 +291,6 @@ fn new_job(
         job.leave_out(range);
     }
     job
-}
-
-fn assignment(
-    ticket: u64,
-    dump: &Dump,
-    index: u32,
-    table: &DumpTable,
-    extent: Extent,
-    replica: String,
-) -> Assignment {
-    Assignment {
-        ticket,
-        dump: dump.id,
-        table: index,
-        generation: table.generation,
-        source: dump.source.clone(),
-        heap: table.heap.clone(),
-        extent,
-        replica,
-        at_least: table.layout.planned_at,
-    }
 }
 
 /// Returns the pause before a range is tried again, without the cool-down: 2, 4, 8 … s.

@@ -39,6 +39,8 @@ pub struct DumpStatus {
     pub remaining: Option<Duration>,
     /// Ranges being read or delivered.
     pub running_count: u32,
+    /// Where they are read, the oldest first; at most [`READINGS_SHOWN_MAX`].
+    pub readings: Vec<RangeReading>,
     /// Ranges that failed or were sent back and wait for their next try, the most tried first; at
     /// most [`RETRIES_SHOWN_MAX`].
     pub retries: Vec<RangeRetry>,
@@ -52,6 +54,26 @@ pub struct DumpStatus {
 
 /// A status shows at most this many ranges that wait for their next try.
 pub const RETRIES_SHOWN_MAX: usize = 20;
+
+/// A status shows at most this many ranges that run.
+pub const READINGS_SHOWN_MAX: usize = 20;
+
+/// A range that runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RangeReading {
+    /// Of which table.
+    pub table: TableName,
+    /// Which rows.
+    pub extent: Extent,
+    /// From which replica.
+    pub replica: String,
+    /// The node that reads it; empty for a node that has no name yet.
+    pub node: String,
+    /// How long it has been running.
+    pub since: Duration,
+    /// Whether it was read to its end, and its rows are on their way.
+    pub is_read: bool,
+}
 
 /// How much of a dump or a table is done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -22,6 +22,8 @@ pub(super) struct Chronicle {
     /// `None` before the first look: what was there before this life is not news.
     dumps: Option<BTreeMap<DumpId, DumpState>>,
     replicas: BTreeMap<String, &'static str>,
+    /// Nodes whose work is shown.
+    nodes: BTreeSet<String>,
     /// Subscriptions whose progress is shown.
     shown: BTreeSet<(String, String)>,
 }
@@ -56,11 +58,14 @@ impl Chronicle {
 
     #[expect(clippy::unused_self, reason = "tells nothing twice by itself")]
     pub(super) fn handed_out(&self, assignment: &Assignment) {
+        let node = assignment.node.clone();
+        counter!("pgcapture_dump_node_chunks_total", "node" => node).increment(1);
         tracing::debug!(
             dump = %assignment.dump,
             table = %assignment.heap.name,
             extent = %assignment.extent,
             replica = assignment.replica,
+            node = assignment.node,
             ticket = assignment.ticket,
             "dump range handed out"
         );
@@ -94,6 +99,10 @@ impl Chronicle {
             }
             GivenUp::Stalled | GivenUp::Requeued(_) => {
                 tracing::warn!(%dump, %table, %extent, replica, result, "dump range given back");
+            }
+            GivenUp::Failed(error) if error.remedy == RangeRemedy::Elsewhere => {
+                let (code, node) = (error.explanation.code, &ticket.node);
+                tracing::warn!(%dump, %table, %extent, node, %error, code, "dump range lost its node");
             }
             GivenUp::Failed(error) => {
                 let code = error.explanation.code;
@@ -148,8 +157,12 @@ impl Chronicle {
     pub(super) fn tick(&mut self, state: &State, schedule: &Schedule) {
         for replica in schedule.replica_statuses() {
             let busy = f64::from(replica.running_count) / f64::from(replica.ranges_max.max(1));
-            gauge!("pgcapture_replica_busy_ratio", "replica" => replica.name).set(busy);
+            gauge!("pgcapture_replica_busy_ratio", "replica" => replica.name.clone()).set(busy);
+            #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+            let nodes = schedule.node_count(&replica.name) as f64;
+            gauge!("pgcapture_replica_nodes", "replica" => replica.name).set(nodes);
         }
+        self.tick_nodes(schedule);
         let mut sums: BTreeMap<(String, String), (u64, u64)> = BTreeMap::new();
         for dump in state.dumps.values().filter(|dump| !dump.is_over()) {
             let key = (dump.stream.clone(), dump.consumer.clone());
@@ -169,6 +182,23 @@ impl Chronicle {
             progress_gauge(key).set(ratio);
         }
         self.shown = sums.into_keys().collect();
+    }
+}
+
+impl Chronicle {
+    /// Shows how many ranges each node reads; a node that reads none any more once more.
+    fn tick_nodes(&mut self, schedule: &Schedule) {
+        let reading = schedule.reading_by_node();
+        let gauge = |node: &str| gauge!("pgcapture_dump_node_ranges", "node" => node.to_owned());
+        for gone in &self.nodes {
+            if !reading.contains_key(gone.as_str()) {
+                gauge(gone).set(0.0);
+            }
+        }
+        for (node, count) in &reading {
+            gauge(node).set(f64::from(*count));
+        }
+        self.nodes = reading.into_keys().map(str::to_owned).collect();
     }
 }
 

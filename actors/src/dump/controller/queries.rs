@@ -40,6 +40,10 @@ impl Handler<ReplicaSeen> for DumpController {
             }
         };
         let is_news = self.chronicle.replica_seen(&event.replica, &health);
+        let may_read = matches!(health, ReplicaHealth::Ready { .. });
+        if self.state.borrow().replicas.contains_key(&event.replica) {
+            self.hub.set_readable(&event.replica, may_read);
+        }
         self.schedule.set_health(&event.replica, health);
         if is_news {
             self.follow_up(ctx);

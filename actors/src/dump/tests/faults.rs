@@ -223,7 +223,7 @@ async fn a_node_reads_so_many_ranges_at_once_and_no_more() {
         node.create().await;
         let ticket = node.pull().await;
         let mut opened = Vec::new();
-        for _ in 0..worker::DUMPERS_MAX {
+        for _ in 0..pgcapture_engine::dump::schedule::NODE_SEATS_MAX {
             node.script.add(Fault::Silence);
             opened.push(node.dumps.open(&ticket, Lsn(1)).await.unwrap());
         }
@@ -341,7 +341,7 @@ async fn a_replica_that_is_taken_away_gives_its_ranges_to_the_others() {
         let name = ticket.replica.clone();
         node.agreed.apply(Command::RemoveReplica { name }).unwrap();
         let error = node.dumps.open(&ticket, Lsn(1)).await.unwrap_err();
-        assert_eq!(error.remedy, RangeRemedy::Retry);
+        assert_eq!(error.remedy, RangeRemedy::Elsewhere);
         let replica = ticket.replica.clone();
         node.dumps.give_up(ticket, GivenUp::Failed(error)).await;
         assert_ne!(node.pull().await.replica, replica);

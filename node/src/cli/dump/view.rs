@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use pgcapture_proto::admin::v1::{Dump, DumpProgress, DumpTable, PageRange, Trouble};
+use pgcapture_proto::admin::v1::{Dump, DumpProgress, DumpReading, DumpTable, PageRange, Trouble};
 use serde::Serialize;
 
 use crate::{
@@ -48,8 +48,12 @@ pub(super) struct DumpView {
     created_at: Option<String>,
     ended_at: Option<String>,
     table_progress: Vec<TableView>,
+    reading: Vec<ReadingView>,
     waiting: Vec<RetryView>,
     trouble: Option<TroubleView>,
+    /// One of many: only what needs attention is said of it.
+    #[serde(skip)]
+    is_listed: bool,
     #[serde(skip)]
     told: Option<Trouble>,
     #[serde(skip)]
@@ -72,6 +76,46 @@ struct TableView {
     ranges_waiting: u32,
     replans: u32,
     trouble: Option<TroubleView>,
+}
+
+/// A range that runs.
+#[derive(Clone, Debug, Serialize)]
+struct ReadingView {
+    table: String,
+    range: String,
+    node: String,
+    replica: String,
+    age_seconds: f64,
+    is_read: bool,
+}
+
+impl From<DumpReading> for ReadingView {
+    fn from(reading: DumpReading) -> Self {
+        Self {
+            table: format!("{}.{}", reading.schema, reading.table),
+            range: reading.range,
+            node: reading.node,
+            replica: reading.replica,
+            age_seconds: span(reading.age_micros).as_secs_f64(),
+            is_read: reading.is_read,
+        }
+    }
+}
+
+impl ReadingView {
+    fn line(&self) -> String {
+        let age = human_duration(Duration::from_secs_f64(self.age_seconds));
+        let (verb, node) = match (self.is_read, self.node.as_str()) {
+            (false, "") => ("read", "this node"),
+            (true, "") => ("was read", "this node"),
+            (false, node) => ("read", node),
+            (true, node) => ("was read", node),
+        };
+        format!(
+            "{} {}: {verb} by {node} from {}, for {age}",
+            self.table, self.range, self.replica
+        )
+    }
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -151,8 +195,10 @@ impl From<Dump> for DumpView {
                 .into_iter()
                 .map(TableView::from)
                 .collect(),
+            reading: dump.readings.into_iter().map(ReadingView::from).collect(),
             waiting: waiting.collect(),
             trouble: dump.trouble.clone().map(TroubleView::from),
+            is_listed: false,
             told: dump.trouble,
             took: (dump.ended_at > 0).then(|| span(dump.ended_at.saturating_sub(dump.created_at))),
         }
@@ -168,6 +214,12 @@ fn pages_text(pages: &PageRange) -> String {
 }
 
 impl DumpView {
+    /// The same as one of a list.
+    pub(super) const fn listed(mut self) -> Self {
+        self.is_listed = true;
+        self
+    }
+
     /// Tells whether nothing more will happen by itself.
     pub(super) fn has_ended(&self) -> bool {
         matches!(self.state.as_str(), "finished" | "failed" | "cancelled")
@@ -334,6 +386,9 @@ impl View for DumpView {
         if lines.is_empty() {
             lines.extend(trouble_text(&self.id, self.told.as_ref()));
         }
+        if !self.is_listed {
+            lines.extend(self.reading.iter().map(ReadingView::line));
+        }
         lines.extend(self.retry_lines());
         if let Some(missing) = &self.waiting_for {
             lines.push(format!("{} is waiting for {missing}", self.id));
@@ -377,6 +432,26 @@ mod tests {
             view.progress_text(),
             "66 %   1.32 M / 2.00 M rows   164 k rows/s   eta 4.0s   2 range(s) retried"
         );
+    }
+
+    #[test]
+    fn a_shown_dump_says_who_reads_what_and_a_listed_one_does_not() {
+        let dump = Dump {
+            readings: vec![DumpReading {
+                schema: "public".to_owned(),
+                table: "orders".to_owned(),
+                range: "pages 0-511".to_owned(),
+                node: "n2".to_owned(),
+                replica: "r1".to_owned(),
+                age_micros: 1_200_000,
+                is_read: false,
+            }],
+            ..Dump::default()
+        };
+        let view = DumpView::from(dump);
+        let told = "public.orders pages 0-511: read by n2 from r1, for 1.2s";
+        assert_eq!(view.hint().as_deref(), Some(told));
+        assert_eq!(view.listed().hint(), None);
     }
 
     #[test]

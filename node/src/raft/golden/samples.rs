@@ -6,18 +6,19 @@ use pgcapture_engine::{
     checkpoint::{Checkpoint, Epoch},
     cluster::{
         Command, Cursor, CursorCommand, DumpAction, DumpCommand, DumpOptions, DumpRefusal,
-        DumpRule, FinishedRange, Gap, HomeClaim, HomeCommand, NewDump, NewLayout, Node, OnGap,
-        Origin, PlannedTable, Proposal, Refusal, Replica, ReplicaKind, SecretRef, Source,
+        DumpRule, FinishedRange, Gap, HomeClaim, HomeCommand, LetGo, NewDump, NewLayout, Node,
+        OnGap, Origin, PlannedTable, Proposal, Refusal, Replica, ReplicaKind, SecretRef, Source,
         SubscriptionId, TableFailure, TableLayout, WantedPages,
     },
     confirm,
     dump::{DumpId, Extent, Heap, PageRange, TableName},
     lsn::{Lsn, PgTime},
+    wal_guard::{WalPolicy, WalWish},
 };
 
 /// Names of all kinds of requests. [`name`] does not build when there is a new one: it is named there
 /// and here, and gets a sample.
-pub(super) const NAMES: [&str; 22] = [
+pub(super) const NAMES: [&str; 25] = [
     "add_source",
     "remove_source",
     "set_paused",
@@ -36,6 +37,9 @@ pub(super) const NAMES: [&str; 22] = [
     "dump_set_cool_down",
     "add_node",
     "remove_node",
+    "add_guarded_source",
+    "set_wal_guard",
+    "let_go",
     "home_claim",
     "home_release",
     "cursors_save",
@@ -59,6 +63,9 @@ pub(super) fn name(proposal: &Proposal) -> String {
             Command::Attest { .. } => "attest",
             Command::AddNode(_) => "add_node",
             Command::RemoveNode { .. } => "remove_node",
+            Command::AddGuardedSource { .. } => "add_guarded_source",
+            Command::SetWalGuard { .. } => "set_wal_guard",
+            Command::LetGo { .. } => "let_go",
             Command::Home(HomeCommand::Claim { .. }) => "home_claim",
             Command::Home(HomeCommand::Release { .. }) => "home_release",
             Command::Dump(command) => match command {
@@ -120,7 +127,11 @@ fn nodes() -> Vec<Proposal> {
 }
 
 fn source(name: &str, origin: Origin) -> Command {
-    Command::AddSource(Box::new(Source {
+    Command::AddSource(definition(name, origin))
+}
+
+fn definition(name: &str, origin: Origin) -> Box<Source> {
+    Box::new(Source {
         name: name.to_owned(),
         stream: format!("{name}-stream"),
         url: format!("postgres://pgcapture@db.internal/{name}"),
@@ -135,7 +146,7 @@ fn source(name: &str, origin: Origin) -> Command {
         on_gap: OnGap::Continue,
         origin,
         owns_publication: true,
-    }))
+    })
 }
 
 fn replica(name: &str, kind: ReplicaKind) -> Command {
@@ -203,6 +214,29 @@ fn sources() -> Vec<Proposal> {
             origin: confirm::Origin {
                 previous: Some(Checkpoint::new(Lsn(900), 4)),
                 resume_lsn: Lsn(5_000_000_000),
+            },
+        },
+        Command::AddGuardedSource {
+            source: definition("guarded", Origin::Command),
+            wish: WalWish {
+                limit_bytes: Some(20 << 30),
+                alert_percent: Some(80),
+                policy: Some(WalPolicy::Alert),
+            },
+        },
+        Command::SetWalGuard {
+            name: shop(),
+            wish: WalWish {
+                limit_bytes: Some(1 << 30),
+                ..WalWish::default()
+            },
+        },
+        Command::LetGo {
+            name: shop(),
+            epoch: Epoch(1),
+            let_go: LetGo {
+                to: Lsn(4_999_999_999),
+                reason: "wal_limit".to_owned(),
             },
         },
     ])

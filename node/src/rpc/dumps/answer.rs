@@ -5,9 +5,14 @@ use std::{collections::BTreeSet, time::Duration};
 use pgcapture_engine::{
     cluster::{self, DumpState, State, TableFailure, WantedPages},
     codes,
-    dump::{DumpStatus, PageRange, Progress, RangeRetry, SweepStatus, TableStatus, WaitsFor},
+    dump::{
+        DumpStatus, PageRange, Progress, RangeReading, RangeRetry, SweepStatus, TableStatus,
+        WaitsFor,
+    },
 };
-use pgcapture_proto::admin::v1::{self as wire, Dump, DumpProgress, DumpRetry, DumpTable, Trouble};
+use pgcapture_proto::admin::v1::{
+    self as wire, Dump, DumpProgress, DumpReading, DumpRetry, DumpTable, Trouble,
+};
 
 use crate::{rpc::admin::answer::unix_micros, units::human_duration};
 
@@ -51,6 +56,7 @@ pub(super) fn dump(status: &DumpStatus, state: &State) -> Dump {
         table_progress,
         trouble: failed_first(status),
         retries: status.retries.iter().map(retry).collect(),
+        readings: status.readings.iter().map(reading).collect(),
     }
 }
 
@@ -162,6 +168,18 @@ fn retry(retry: &RangeRetry) -> DumpRetry {
         try_count: retry.try_count,
         due_in_micros: micros(retry.due_in),
         reason: retry.reason.clone(),
+    }
+}
+
+fn reading(reading: &RangeReading) -> DumpReading {
+    DumpReading {
+        schema: reading.table.schema.clone(),
+        table: reading.table.table.clone(),
+        range: reading.extent.to_string(),
+        node: reading.node.clone(),
+        replica: reading.replica.clone(),
+        age_micros: micros(reading.since),
+        is_read: reading.is_read,
     }
 }
 

@@ -6,7 +6,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use futures_util::future::join_all;
-use pgcapture_engine::codes;
 use pgcapture_proto::admin::v1::{
     AddSourceRequest, Consumer, Failover, GetConsumerRequest, GetNodeRequest, GetSourceRequest,
     GetStreamRequest, ListConsumersRequest, ListConsumersResponse, ListSourcesRequest,
@@ -20,7 +19,7 @@ use tonic::{Request, Response, Status};
 use super::{
     Forward, Target,
     at_home::AtHome,
-    is_marked,
+    is_away, is_marked,
     merge::{self, Told, unreachable_source},
     part,
 };
@@ -326,10 +325,4 @@ impl Admin for ForwardingAdmin {
             AtHome::Here(request, _held) => self.local.remove_consumer(request).await,
         }
     }
-}
-
-/// Tells whether the node that has to answer did not.
-pub(super) fn is_away(status: &Status) -> bool {
-    let code = status.metadata().get(pgcapture_proto::status::CODE_KEY);
-    code.is_some_and(|code| code.as_bytes() == codes::node::OWNER_AWAY.code.as_bytes())
 }

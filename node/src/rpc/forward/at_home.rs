@@ -8,10 +8,7 @@ use pgcapture_proto::{admin::v1::admin_client::AdminClient, status::status};
 use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 
-use super::{
-    admin::{ForwardingAdmin, is_away},
-    deadline,
-};
+use super::{admin::ForwardingAdmin, deadline, is_away};
 use crate::{
     homes::{Held, HomeError},
     peers::PeerChannel,

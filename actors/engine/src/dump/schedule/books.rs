@@ -90,6 +90,8 @@ pub(super) struct Tries {
     pub(super) reason: String,
     /// The replica that failed with it.
     pub(super) avoid: Option<String>,
+    /// The node that failed with it.
+    pub(super) avoid_node: Option<String>,
 }
 
 /// What is to be handed out.
@@ -136,6 +138,7 @@ impl Job {
             if book.generation != new.generation {
                 *book = TableBook::new(new);
             }
+            book.cutter.leave_out_done(new);
             book.is_read = new.is_read();
             if new.failure.is_some() {
                 book.has_errand = false;
@@ -153,7 +156,9 @@ impl Job {
         self.retries.retain(|_, retry| {
             let table = usize::try_from(retry.table).ok();
             let table = table.and_then(|index| tables.get(index));
-            table.is_some_and(|table| table.generation == retry.generation)
+            table.is_some_and(|table| {
+                table.generation == retry.generation && !is_finished(table, retry.extent)
+            })
         });
     }
 
@@ -309,10 +314,19 @@ impl Job {
         self.paid_until = from.saturating_add(time(bytes)).saturating_sub(time(paid));
     }
 
+    /// Returns what each of the ranges that are read now may read: together as much as the dump may,
+    /// wherever they are read.
+    pub(super) fn rate_share(&self) -> Option<u64> {
+        let rate = self.dump.options.rate_bytes_per_second?;
+        Some((rate / u64::from(self.reading.max(1))).max(1))
+    }
+
     /// Puts a range back that is tried again at `due`.
     pub(super) fn put_back(&mut self, due: Duration, retry: Retry) {
         let table = self.dump.table(retry.table);
-        if table.is_some_and(|table| table.generation == retry.generation) {
+        if table.is_some_and(|table| {
+            table.generation == retry.generation && !is_finished(table, retry.extent)
+        }) {
             self.last_retry += 1;
             self.retries.insert((due, self.last_retry), retry);
         }
@@ -356,6 +370,14 @@ impl Job {
     }
 }
 
+/// Tells whether the agreed state has a range: another controller may have recorded it.
+fn is_finished(table: &DumpTable, extent: Extent) -> bool {
+    match extent {
+        Extent::Pages(pages) => table.done.contains(pages),
+        Extent::Sweep { .. } => table.sweep_done,
+    }
+}
+
 /// Returns how many bytes a rate gives to a time.
 fn of_time(rate: u64, time: Duration) -> u64 {
     let bytes = u128::from(rate) * time.as_millis() / 1_000;
@@ -392,17 +414,6 @@ impl ReplicaBook {
         self.definition
             .as_ref()
             .map_or(0, |replica| replica.ranges_max)
-    }
-
-    /// Returns how many ranges may be read from it beside those that are.
-    pub(super) fn free(&self) -> u32 {
-        match self.health {
-            ReplicaHealth::Ready { .. } => self.ranges_max().saturating_sub(self.reading),
-            ReplicaHealth::Unknown
-            | ReplicaHealth::Behind { .. }
-            | ReplicaHealth::Busy { .. }
-            | ReplicaHealth::Unusable { .. } => 0,
-        }
     }
 
     /// Returns the part of its room that is taken, in thousandths.

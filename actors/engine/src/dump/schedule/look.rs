@@ -6,8 +6,8 @@ use super::{Schedule, books::Job};
 use crate::{
     cluster::{Dump, DumpTable},
     dump::{
-        DumpId, DumpStatus, Progress, RETRIES_SHOWN_MAX, RangeRetry, ReplicaHealth, ReplicaStatus,
-        SweepStatus, TableStatus, WaitsFor, cut,
+        DumpId, DumpStatus, Progress, READINGS_SHOWN_MAX, RETRIES_SHOWN_MAX, RangeReading,
+        RangeRetry, ReplicaHealth, ReplicaStatus, SweepStatus, TableStatus, WaitsFor, cut,
     },
 };
 
@@ -49,6 +49,7 @@ impl Schedule {
             bytes_per_second,
             remaining: is_going.then(|| Duration::from_secs(bytes_left.div_ceil(bytes_per_second))),
             running_count: sum(&tables, |table| table.running_count),
+            readings: self.readings(dump, now),
             retries: job.map_or_else(Vec::new, |job| retries(job, now)),
             retry_count: sum(&tables, |table| table.retry_count),
             given_up_count: job.map_or(0, |job| job.given_up_count),
@@ -64,11 +65,27 @@ impl Schedule {
             Some(ReplicaStatus {
                 name: name.clone(),
                 source: definition.source.clone(),
-                health: book.health.clone(),
+                health: self.health(name, book),
                 running_count: book.reading,
                 ranges_max: definition.ranges_max,
             })
         })
+    }
+
+    /// Tells which ranges of a dump run where, the oldest first.
+    fn readings(&self, dump: &Dump, now: Duration) -> Vec<RangeReading> {
+        let running = self.running.values().filter(|range| range.dump == dump.id);
+        let readings = running.filter_map(|range| {
+            Some(RangeReading {
+                table: dump.table(range.table)?.heap.name.clone(),
+                extent: range.extent,
+                replica: range.place.replica.clone(),
+                node: range.place.node.clone(),
+                since: now.saturating_sub(range.since),
+                is_read: range.is_read,
+            })
+        });
+        readings.take(READINGS_SHOWN_MAX).collect()
     }
 
     /// Counts running ranges and those that wait for their next try, by table.
@@ -99,11 +116,9 @@ impl Schedule {
             return Some(WaitsFor::Retry(next - now));
         }
         let source = &job.dump.source;
-        let books = || self.replicas.values().filter(|book| book.is_of(source));
-        let is_ready = |health: &ReplicaHealth| matches!(health, ReplicaHealth::Ready { .. });
-        if !books().any(|book| is_ready(&book.health)) {
-            let named = self.replicas.iter().filter(|(_, book)| book.is_of(source));
-            let texts = named.map(|(name, book)| format!("{name}: {}", describe(&book.health)));
+        let named = || self.replicas.iter().filter(|(_, book)| book.is_of(source));
+        if !named().any(|(name, book)| self.is_ready(name, book)) {
+            let texts = named().map(|(name, book)| format!("{name}: {}", describe(&book.health)));
             let text = texts.collect::<Vec<_>>().join("; ");
             return Some(WaitsFor::Replica(match text.is_empty() {
                 true => format!("source \"{source}\" has none"),

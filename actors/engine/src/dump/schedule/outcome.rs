@@ -23,6 +23,8 @@ pub enum Setback {
     Consumer(String),
     /// It could not be read this time.
     Unread(TableFailure),
+    /// The node that read it is away, or did not take it: no fault of the range.
+    NodeLost(String),
     /// The table lies elsewhere now.
     Rewritten(String),
     /// The table cannot be read, and will not get better by itself.
@@ -96,7 +98,7 @@ impl Schedule {
             return false;
         }
         range.is_read = true;
-        free_places(job, self.replicas.get_mut(&range.replica));
+        free_places(job, self.replicas.get_mut(&range.place.replica));
         true
     }
 
@@ -164,16 +166,20 @@ impl Schedule {
         let (dump, table, generation) = (running.dump, running.table, running.generation);
         let (mut errand, mut is_free) = (None, false);
         match setback {
-            Setback::Disconnected | Setback::TooOld => {
+            Setback::Disconnected | Setback::TooOld | Setback::NodeLost(_) => {
                 tries.free_count += 1;
                 is_free = tries.free_count <= FREE_TRIES_MAX;
                 tries.pause_count += u32::from(!is_free);
+                if matches!(setback, Setback::NodeLost(_)) {
+                    tries.avoid_node = Some(running.place.node.clone());
+                }
             }
             Setback::Consumer(_) => tries.pause_count += 1,
             Setback::Unread(failure) => {
                 tries.pause_count += 1;
                 tries.failure_count += 1;
-                tries.avoid = Some(running.replica.clone());
+                tries.avoid = Some(running.place.replica.clone());
+                tries.avoid_node = Some(running.place.node.clone());
                 if tries.failure_count >= RANGE_TRIES_MAX {
                     let failure = gave_up(&failure, tries.failure_count);
                     errand = Some(Errand::Fail {
@@ -241,7 +247,9 @@ impl Schedule {
     #[must_use]
     pub fn replica_to_ask(&self, source: &str) -> Option<&str> {
         let usable = self.replicas.iter().filter(|(_, book)| book.is_of(source));
-        let rank = |(_, book): &(&String, &super::ReplicaBook)| (book.free() == 0, book.load());
+        let rank = |(name, book): &(&String, &super::ReplicaBook)| {
+            (self.free_ranges(name, book) == 0, book.load())
+        };
         usable.min_by_key(rank).map(|(name, _)| name.as_str())
     }
 
@@ -279,7 +287,7 @@ impl Schedule {
     fn release(&mut self, ticket: u64) -> Option<Running> {
         let running = self.running.remove(&ticket)?;
         if !running.is_read {
-            let book = self.replicas.get_mut(&running.replica);
+            let book = self.replicas.get_mut(&running.place.replica);
             free_places(self.jobs.get_mut(&running.dump), book);
         }
         Some(running)
@@ -344,7 +352,9 @@ fn reason(setback: &Setback) -> String {
     match setback {
         Setback::Disconnected => "the consumer went away".to_owned(),
         Setback::TooOld => "the snapshot was older than what was delivered already".to_owned(),
-        Setback::Consumer(reason) | Setback::Rewritten(reason) => reason.clone(),
+        Setback::Consumer(reason) | Setback::Rewritten(reason) | Setback::NodeLost(reason) => {
+            reason.clone()
+        }
         Setback::Unread(failure) | Setback::Final(failure) => {
             format!("{}: {}", failure.code, failure.text)
         }

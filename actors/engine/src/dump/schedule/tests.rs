@@ -2,6 +2,7 @@
 
 mod model;
 mod pace;
+mod places;
 mod setbacks;
 mod status;
 

@@ -19,6 +19,7 @@ enum Event {
     RunErrand(bool),
     Act(usize, DumpAction),
     Health(usize, bool),
+    Nodes(u8),
     ControllerDies,
 }
 
@@ -28,7 +29,7 @@ fn event() -> impl Strategy<Value = Event> {
         4 => any::<usize>().prop_map(Event::Read),
         6 => any::<usize>().prop_map(Event::Finish),
         1 => any::<usize>().prop_map(Event::FinishUnrecorded),
-        4 => (any::<usize>(), 0_u8..12).prop_map(|(index, kind)| Event::GiveUp(index, kind)),
+        4 => (any::<usize>(), 0_u8..14).prop_map(|(index, kind)| Event::GiveUp(index, kind)),
         3 => (0_u64..700).prop_map(Event::Wait),
         3 => any::<bool>().prop_map(Event::RunErrand),
         1 => (0_usize..3, prop_oneof![
@@ -37,11 +38,15 @@ fn event() -> impl Strategy<Value = Event> {
             Just(DumpAction::Retry),
         ]).prop_map(|(index, action)| Event::Act(index, action)),
         1 => (0_usize..2, any::<bool>()).prop_map(|(index, is_ready)| Event::Health(index, is_ready)),
+        2 => (0_u8..4).prop_map(Event::Nodes),
         1 => Just(Event::ControllerDies),
     ]
 }
 
 const CONSUMERS: [&str; 2] = ["a", "b"];
+
+/// The other nodes: what they reach, and how much they read at once.
+const OTHERS: [(&str, u32, &[&str]); 2] = [("n2", 1, &["r1", "r2"]), ("n3", 2, &["r1"])];
 
 /// The world, and what a watcher knows of it.
 struct Watched {
@@ -52,6 +57,8 @@ struct Watched {
     lost: BTreeSet<u64>,
     /// Ranges that were read to their end.
     read: BTreeSet<u64>,
+    /// Which of the others are there, one bit each.
+    others: u8,
     /// Pages recorded by dump, table and generation.
     recorded: BTreeMap<(DumpId, u32, u32), PageSet>,
 }
@@ -72,6 +79,7 @@ impl Watched {
             running: Vec::new(),
             lost: BTreeSet::new(),
             read: BTreeSet::new(),
+            others: 0,
             recorded: BTreeMap::new(),
         }
     }
@@ -105,6 +113,14 @@ impl Watched {
             }
             Extent::Sweep { .. } => assert!(table.is_read() && !table.sweep_done),
         }
+        let other = OTHERS
+            .iter()
+            .zip(0..)
+            .find(|(other, _)| other.0 == range.node);
+        if let Some(((_, _, reached), bit)) = other {
+            assert!(self.others & (1 << bit) != 0, "{} is gone", range.node);
+            assert!(reached.contains(&range.replica.as_str()), "out of reach");
+        }
         self.running.push(range);
         self.check_caps();
         true
@@ -118,6 +134,10 @@ impl Watched {
         for (name, most) in [("r1", 2), ("r2", 1)] {
             let count = reading().filter(|range| range.replica == name).count();
             assert!(count <= most, "{name} reads {count}");
+        }
+        for (name, most, _) in OTHERS {
+            let count = reading().filter(|range| range.node == name).count();
+            assert!(count <= most as usize, "{name} reads {count}");
         }
         for id in &self.dumps {
             let count = reading().filter(|range| range.dump == *id).count();
@@ -167,6 +187,20 @@ impl Watched {
         self.world.schedule.sync(&self.world.state);
     }
 
+    fn set_others(&mut self, others: u8) {
+        self.others = others;
+        let there = OTHERS
+            .iter()
+            .zip(0..)
+            .filter(|(_, bit)| others & (1 << bit) != 0);
+        let there = there.map(|((name, seats, replicas), _)| {
+            let replicas = replicas.iter().map(|name| (*name).to_owned());
+            let (seats, replicas) = (*seats, replicas.collect());
+            ((*name).to_owned(), NodeReach { seats, replicas })
+        });
+        self.world.schedule.set_others(there.collect());
+    }
+
     fn give_up(&mut self, index: usize, kind: u8) {
         let setback = match kind {
             0..=2 => Setback::Disconnected,
@@ -174,6 +208,7 @@ impl Watched {
             5 | 6 => Setback::Consumer("no".to_owned()),
             7 | 8 => Setback::Unread(failure("PGC-E30")),
             9 | 10 => Setback::Rewritten("CLUSTER".to_owned()),
+            12 | 13 => Setback::NodeLost("gone".to_owned()),
             _ => Setback::Final(failure("PGC-E28")),
         };
         if let Some(range) = self.take(index) {
@@ -238,7 +273,9 @@ impl Watched {
                 };
                 self.world.schedule.set_health(["r1", "r2"][index], health);
             }
+            Event::Nodes(others) => self.set_others(others),
             Event::ControllerDies => {
+                self.others = 0;
                 self.lost
                     .extend(self.running.iter().map(|range| range.ticket));
                 self.world.schedule = Schedule::new(self.world.schedule.last_ticket());
