@@ -248,6 +248,7 @@ impl World {
         match self.script.ended().await.unwrap() {
             Ended::GivenUp(_, reason) => (reason, since.elapsed()),
             Ended::Finished(number, _) => panic!("{number} was finished"),
+            Ended::Read(number) => panic!("{number} was read elsewhere"),
         }
     }
 }

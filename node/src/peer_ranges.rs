@@ -13,7 +13,7 @@ mod rows;
 pub mod wire;
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -61,7 +61,7 @@ pub struct Leadership {
 #[derive(Debug)]
 pub struct PeerRanges {
     inner: Arc<Inner>,
-    _task: Task<()>,
+    _tasks: Vec<Task<()>>,
 }
 
 #[derive(Debug)]
@@ -96,8 +96,36 @@ impl PeerRanges {
             number: AtomicU64::new(0),
             calls: TaskTracker::new(),
         });
-        let task = spawn(TaskKind::PeerRanges, &node, follow(Arc::clone(&inner)));
-        Self { inner, _task: task }
+        let following = follow(Arc::clone(&inner));
+        let mut tasks = vec![spawn(TaskKind::PeerRanges, &node, following)];
+        if let Some(state) = inner.leadership.state.clone() {
+            let hearing = hear_of_dumps(Arc::clone(&inner), state);
+            tasks.push(spawn(TaskKind::PeerRanges, "dumps", hearing));
+        }
+        Self {
+            inner,
+            _tasks: tasks,
+        }
+    }
+}
+
+/// Wakes those who pull when this node hears of a dump: the leader knows of it first, and may have told
+/// of its ranges before anybody here could ask.
+async fn hear_of_dumps(inner: Arc<Inner>, mut state: watch::Receiver<Arc<State>>) {
+    let mut known = BTreeSet::new();
+    loop {
+        let open: BTreeSet<_> = {
+            let state = state.borrow_and_update();
+            let dumps = state.dumps.values().filter(|dump| !dump.is_over());
+            dumps.map(|dump| dump.id).collect()
+        };
+        if open != known {
+            known = open;
+            inner.tell();
+        }
+        if state.changed().await.is_err() {
+            return;
+        }
     }
 }
 

@@ -18,7 +18,11 @@ use pgcapture_actors::{
     },
     supervise::{Task, TaskKind, spawn},
 };
-use pgcapture_engine::lsn::Lsn;
+use pgcapture_engine::{
+    cluster::{Dump, DumpOptions, DumpState, State},
+    dump::DumpId,
+    lsn::{Lsn, PgTime},
+};
 use pgcapture_node::{
     config::Config,
     peer_log::credit::READ_WINDOW_BYTES,
@@ -135,6 +139,15 @@ fn member_with(
     address: &str,
     own: &Arc<ScriptedRanges>,
 ) -> PeerRanges {
+    member_knowing(leader, address, own, None)
+}
+
+fn member_knowing(
+    leader: &watch::Sender<Option<String>>,
+    address: &str,
+    own: &Arc<ScriptedRanges>,
+    state: Option<watch::Receiver<Arc<State>>>,
+) -> PeerRanges {
     let config = Config::from_text("test.toml", "").unwrap();
     PeerRanges::start(Leadership {
         node: "b".to_owned(),
@@ -144,7 +157,7 @@ fn member_with(
         local: Arc::clone(own) as Arc<dyn RangeSource>,
         reader: Arc::clone(own) as Arc<dyn RangeReader>,
         peers: Peers::new(&config).unwrap(),
-        state: None,
+        state,
     })
 }
 
@@ -416,4 +429,35 @@ async fn rows_of_an_old_leaders_ticket_end_with_its_leadership() {
     let late = ranges.finish(ticket, Delivered::default()).await;
     late.unwrap_err();
     soon("the reading", rows.closed()).await;
+}
+
+#[tokio::test]
+async fn a_dump_that_the_leader_knew_first_is_asked_for_once_it_is_known_here() {
+    let (leading, _) = watch::channel(None);
+    let mut leader = Leader::start(&leading).await;
+    leading.send_replace(Some(leader.address.to_string()));
+    let (agreed, state) = watch::channel(Arc::new(State::default()));
+    let ranges = member_knowing(&leading, "b:1", &script().ranges, Some(state));
+    leader.schedule();
+    let mut changes = ranges.changes();
+    soon("the membership", changes.changed()).await.unwrap();
+    assert_eq!(ranges.pull(&id()).await.unwrap(), None, "no dump is known");
+    let dump = Dump {
+        id: DumpId(1),
+        uri: "shop/x".to_owned(),
+        stream: id().stream,
+        consumer: id().consumer,
+        source: "shop".to_owned(),
+        options: DumpOptions::default(),
+        created_at: PgTime(1),
+        ended_at: None,
+        state: DumpState::Active,
+        tables: Vec::new(),
+    };
+    changes.borrow_and_update();
+    agreed.send_modify(|state| {
+        Arc::make_mut(state).dumps.insert(DumpId(1), Arc::new(dump));
+    });
+    soon("a wake-up", changes.changed()).await.unwrap();
+    pull(&ranges).await;
 }
