@@ -202,7 +202,7 @@ fn relations_that_cannot_work_are_refused() {
         ("[tls]\ncert = \"/c\"", "tls.cert"),
         ("[tls]\nclient_ca = \"/c\"", "tls.client_ca"),
         (
-            "[node]\npeers = [\"n1:7700\", \"n2:7700\"]\n[tls]\ncert = \"/c\"\nkey = \"/k\"",
+            "[node]\nadvertise = \"n1:7700\"\npeers = [\"n1:7700\"]\n[tls]\ncert = \"/c\"\nkey = \"/k\"",
             "tls.client_ca",
         ),
     ] {
