@@ -18,6 +18,15 @@ mod consumer;
 #[path = "failover/trio.rs"]
 mod trio;
 
+#[path = "end_to_end/shim.rs"]
+mod shim;
+
+#[path = "failover/rolling.rs"]
+mod rolling;
+
+#[path = "failover/slow_disk.rs"]
+mod slow_disk;
+
 use consumer::{Consumer, id};
 use trio::{Trio, Writer};
 

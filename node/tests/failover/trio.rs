@@ -1,6 +1,6 @@
 //! Three nodes, one server, one source, and a writer.
 
-use std::net::TcpListener;
+use std::{net::TcpListener, path::PathBuf};
 
 use pgcapture_actors::{
     postgres::{Config, Connection, LocalServer, LocalServerOptions, Replication},
@@ -30,13 +30,20 @@ fn free_addresses() -> Vec<String> {
 impl Trio {
     /// A server and three nodes that have found each other.
     pub(crate) async fn start() -> Self {
+        Self::start_with(&Default::default()).await
+    }
+
+    /// The same with more in the environment of each node.
+    pub(crate) async fn start_with(environments: &[Vec<(&'static str, PathBuf)>; 3]) -> Self {
         let server = LocalServer::start(LocalServerOptions::default());
         let addresses = free_addresses();
         let folders: Vec<_> = (0..3).map(|_| tempfile::tempdir().unwrap()).collect();
         let files: Vec<_> = (0..3)
             .map(|index| configure(&folders[index], &addresses, index))
             .collect();
-        let starts = futures_util::future::join_all(files.iter().map(|file| Node::start(file)));
+        let starts = files.iter().zip(environments);
+        let starts = starts.map(|(file, environment)| Node::start_with(file, environment));
+        let starts = futures_util::future::join_all(starts);
         let (server, nodes) = tokio::join!(server, starts);
         Self {
             server: server.expect("PostgreSQL is installed"),
@@ -93,6 +100,19 @@ impl Trio {
             owner.ok_or_else(|| format!("{rows:?}"))
         })
         .await
+    }
+
+    /// Has the source moved to a node, asked of another one, until the server sees it there.
+    pub(crate) async fn move_source(&self, asked: usize, to: usize) {
+        let name = format!("n{}", to + 1);
+        eventually("the source moves", async || {
+            if self.owner().await == to {
+                return Ok(());
+            }
+            let moved = run(self.listen(asked), &["slot", "move", "shop", &name]).await;
+            Err(moved.talk)
+        })
+        .await;
     }
 
     /// Waits until a consumer has its subscription.
