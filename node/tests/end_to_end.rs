@@ -43,6 +43,9 @@ mod sessions;
 #[path = "end_to_end/disk.rs"]
 mod disk;
 
+#[path = "end_to_end/shim.rs"]
+mod shim;
+
 #[path = "end_to_end/refused_sync.rs"]
 mod refused_sync;
 

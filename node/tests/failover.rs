@@ -19,6 +19,15 @@ mod consumer;
 #[expect(dead_code, reason = "shared with the tests of recovery")]
 mod trio;
 
+#[path = "end_to_end/shim.rs"]
+mod shim;
+
+#[path = "failover/rolling.rs"]
+mod rolling;
+
+#[path = "failover/slow_disk.rs"]
+mod slow_disk;
+
 use consumer::{Consumer, YES, id, text};
 use process::{eventually, run};
 use trio::{Trio, Writer};

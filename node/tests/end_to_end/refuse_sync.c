@@ -1,12 +1,15 @@
-/* Lets one sync below a folder "logs" fail with EIO when the test says so.
+/* Lets one sync below a folder "logs" fail with EIO, and those of node.redb be slow, when the test says so.
  *
  * Preloaded into the node. The node makes some system calls itself, so that there is no function to
  * replace: a filter of the kernel turns fdatasync and fsync into a signal, and its handler answers.
  * "$PGCAPTURE_REFUSE/fdatasync" is the order for one fdatasync of a file, "$PGCAPTURE_REFUSE/fsync"
  * for one fsync of a directory (which makes a new name durable); who obeys removes it.
+ * "$PGCAPTURE_REFUSE/slow" holds the milliseconds that a sync of node.redb takes while it is there;
+ * the first one that did leaves "was_slow".
  */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <fcntl.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <signal.h>
@@ -16,13 +19,29 @@
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <ucontext.h>
 #include <unistd.h>
 
 /* A second argument that the real calls do not have: the filter lets it pass. */
 #define OURS 0x70676370
 
-static char of_file[4096], of_directory[4096];
+static char of_file[4096], of_directory[4096], of_store[4096], of_slept[4096];
+
+static void be_slow(void) {
+    char text[16] = "";
+    int order = open(of_store, O_RDONLY | O_CLOEXEC);
+    if (order < 0)
+        return;
+    long millis = read(order, text, sizeof text - 1) > 0 ? atol(text) : 0;
+    close(order);
+    struct timespec pause = {.tv_sec = millis / 1000, .tv_nsec = millis % 1000 * 1000000};
+    while (nanosleep(&pause, &pause) != 0 && errno == EINTR)
+        ;
+    int slept = open(of_slept, O_CREAT | O_WRONLY | O_CLOEXEC, 0600);
+    if (slept >= 0)
+        close(slept);
+}
 
 static long answer(long number, long fd) {
     char link[64], path[4096] = "";
@@ -35,6 +54,8 @@ static long answer(long number, long fd) {
     const char *order = number == SYS_fsync ? of_directory : of_file;
     if (is_meant && strstr(path, "/logs/") != NULL && unlink(order) == 0)
         return -EIO;
+    if (name != NULL && strcmp(name, "/node.redb") == 0)
+        be_slow();
     return syscall(number, fd, (long)OURS) == 0 ? 0 : -errno;
 }
 
@@ -69,6 +90,8 @@ __attribute__((constructor)) static void begin(void) {
         return;
     snprintf(of_file, sizeof of_file, "%s/fdatasync", orders);
     snprintf(of_directory, sizeof of_directory, "%s/fsync", orders);
+    snprintf(of_store, sizeof of_store, "%s/slow", orders);
+    snprintf(of_slept, sizeof of_slept, "%s/was_slow", orders);
     if (sigaction(SIGSYS, &action, NULL) != 0 || prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0 ||
         prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) != 0) {
         perror("cannot filter system calls");

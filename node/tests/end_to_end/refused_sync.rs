@@ -1,59 +1,18 @@
 //! A disk that refuses one fsync, beneath the real binary: the source stops with a clear word, nothing
 //! that was promised is lost, nothing comes twice, and it goes on when it is told to.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::{fs, path::Path};
 
 use pgcapture_engine::lsn::Lsn;
-use tempfile::TempDir;
 
 use crate::{
     process::{Node, Place},
+    shim::Refusal,
     world::World,
 };
 
-const SHIM: &str = include_str!("refuse_sync.c");
-
 /// Small segments, so that the log begins a new one soon.
 const SEGMENTS: &str = "[log]\nsegment = \"1MiB\"\n";
-
-/// What lets the next sync fail.
-struct Refusal {
-    folder: TempDir,
-}
-
-impl Refusal {
-    /// Builds the library that is put into the node; the C compiler is one that rustc needs as well.
-    fn build() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let source = folder.path().join("refuse_sync.c");
-        fs::write(&source, SHIM).unwrap();
-        let mut compiler = Command::new("cc");
-        compiler.args(["-shared", "-fPIC", "-Wall", "-Werror", "-o"]);
-        compiler
-            .arg(folder.path().join("refuse_sync.so"))
-            .arg(source);
-        let output = compiler.output().expect("there is a C compiler");
-        assert!(output.status.success(), "{output:?}");
-        Self { folder }
-    }
-
-    fn environment(&self) -> [(&'static str, PathBuf); 2] {
-        let folder = self.folder.path();
-        let library = folder.join("refuse_sync.so");
-        [
-            ("LD_PRELOAD", library),
-            ("PGCAPTURE_REFUSE", folder.to_owned()),
-        ]
-    }
-
-    fn order(&self, call: &str) -> PathBuf {
-        self.folder.path().join(call)
-    }
-}
 
 async fn world(refusal: &Refusal, folder: &Path) -> World {
     let place = Place::at(folder);

@@ -1,6 +1,6 @@
 //! Three nodes, one server, one source, and a writer.
 
-use std::net::TcpListener;
+use std::{net::TcpListener, path::PathBuf};
 
 use pgcapture_actors::{
     postgres::{Config, Connection, LocalServer, LocalServerOptions, Replication},
@@ -38,13 +38,23 @@ impl Trio {
 
     /// The same with more lines of configuration.
     pub(crate) async fn start_with(more: &str) -> Self {
+        Self::start_in(more, &Default::default()).await
+    }
+
+    /// The same with more in the environment of each node.
+    pub(crate) async fn start_in(
+        more: &str,
+        environments: &[Vec<(&'static str, PathBuf)>; 3],
+    ) -> Self {
         let server = LocalServer::start(LocalServerOptions::default());
         let addresses = free_addresses(3);
         let folders: Vec<_> = (0..3).map(|_| tempfile::tempdir().unwrap()).collect();
         let files: Vec<_> = (0..3)
             .map(|index| configure(&folders[index], &addresses, index, more))
             .collect();
-        let starts = futures_util::future::join_all(files.iter().map(|file| Node::start(file)));
+        let starts = files.iter().zip(environments);
+        let starts = starts.map(|(file, environment)| Node::start_with(file, environment));
+        let starts = futures_util::future::join_all(starts);
         let (server, nodes) = tokio::join!(server, starts);
         Self {
             server: server.expect("PostgreSQL is installed"),
@@ -108,6 +118,19 @@ impl Trio {
             owner.ok_or_else(|| format!("{rows:?}"))
         })
         .await
+    }
+
+    /// Has the source moved to a node, asked of another one, until the server sees it there.
+    pub(crate) async fn move_source(&self, asked: usize, to: usize) {
+        let name = format!("n{}", to + 1);
+        eventually("the source moves", async || {
+            if self.owner().await == to {
+                return Ok(());
+            }
+            let moved = run(self.listen(asked), &["slot", "move", "shop", &name]).await;
+            Err(moved.talk)
+        })
+        .await;
     }
 
     /// Waits until a consumer has its subscription.

@@ -13,6 +13,8 @@ pub(crate) struct Disk {
     pub(crate) is_failing: AtomicBool,
     /// Syncs so far.
     pub(crate) syncs: AtomicUsize,
+    /// Times that the file became longer or shorter.
+    pub(crate) resizes: AtomicUsize,
 }
 
 #[derive(Debug)]
@@ -31,6 +33,7 @@ impl StorageBackend for Backend {
     }
 
     fn set_len(&self, len: u64) -> Result<(), io::Error> {
+        self.disk.resizes.fetch_add(1, Ordering::SeqCst);
         self.file.set_len(len)
     }
 
