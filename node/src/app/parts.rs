@@ -17,6 +17,7 @@ use crate::{
     logs::Logs,
     peer_ranges::{Leadership, PeerRanges},
     peers::Peers,
+    raft::Wish,
     replicas::{self, Replicas},
     resolver::StreamResolver,
     routes::{Known, Routes},
@@ -37,6 +38,8 @@ pub(super) struct Parts {
     routes: Routes,
     pub(super) node: String,
     pub(super) address: String,
+    /// What this node was told of itself and the others.
+    pub(super) wish: Wish,
 }
 
 impl Parts {
@@ -77,6 +80,7 @@ impl Parts {
             routes,
             node,
             address,
+            wish: begun.wish.clone(),
         })
     }
 
