@@ -24,7 +24,7 @@ use tokio_util::task::TaskTracker;
 pub use self::exposure::refuse_open_listener;
 use self::{
     begin::Begun,
-    membership::{compare_lists, take_part, watch_leader},
+    membership::{take_part, watch_leader},
     parts::Parts,
     server::Services,
     started::{Started, Stops},
@@ -33,6 +33,7 @@ use crate::{
     config::Config,
     events,
     http::{self, Pages},
+    liveness::{Standing, probe::deserted},
     logs::Logs,
     raft::RaftConsensus,
     replicas::Replicas,
@@ -89,11 +90,9 @@ pub async fn start(config: &Config) -> anyhow::Result<Node> {
     let started = Started::start(config, &parts, leader, (begun.door.clone(), stops));
     let stops = &started.stops;
 
-    let (standing, mut part) = take_part(&parts, &started);
+    let (Standing { lease, stranded }, mut part) = take_part(&parts, &started);
     part.push(watching);
-    let (wish, peers) = (begun.wish.clone(), parts.peers.clone());
-    part.push(compare_lists(wish, peers, stops.part.clone()));
-    let reconciler = parts.sources.start(standing.lease, stops.agents.clone());
+    let reconciler = parts.sources.start(lease, stops.agents.clone());
 
     let (ready, is_ready) = watch::channel(false);
     let addresses = (grpc_listener.local_addr()?, http_listener.local_addr()?);
@@ -142,7 +141,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Node> {
         started,
         reconciler,
         part,
-        stranded: standing.stranded,
+        stranded,
         ready,
         health,
         servers: [grpc, http],
@@ -192,7 +191,11 @@ impl Node {
 
     async fn drain(mut self) -> bool {
         let mut is_clean = true;
-        self.raft.step_aside().await;
+        // Whoever it would be handed to may stop as well.
+        tokio::select! {
+            () = self.raft.step_aside() => (),
+            () = deserted(&self.raft, &self.raft.identity().name) => (),
+        }
         self.started.stops.dumps.cancel();
         self.started.homes.stop().cancel();
         if let Err(error) = self.started.gateway.drain().await {

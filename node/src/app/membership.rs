@@ -18,7 +18,8 @@ use crate::{
 };
 
 /// Begins what this node does for its cluster: it tells that it lives, looks which sources and replicas
-/// it reaches, and gives sources and ranges of dumps to nodes while it leads.
+/// it reaches, compares its list of peers with theirs, and gives sources and ranges of dumps to nodes
+/// while it leads.
 pub(super) fn take_part(parts: &Parts, started: &Started) -> (Standing, Vec<Task<()>>) {
     let (book, stop) = (&started.book, &started.stops.part);
     let reporter = Reporter::new(
@@ -31,6 +32,8 @@ pub(super) fn take_part(parts: &Parts, started: &Started) -> (Standing, Vec<Task
     let (standing, reports) = reporter.start(stop.clone());
     let (sources, until) = (Arc::clone(&parts.sources), stop.clone());
     let mut part = Vec::from(reports);
+    let (wish, peers) = (parts.wish.clone(), parts.peers.clone());
+    part.push(compare_lists(wish, peers, stop.clone()));
     part.push(spawn(TaskKind::Liveness, "reach", async move {
         sources.look_around(until).await;
     }));
@@ -52,7 +55,7 @@ pub(super) fn take_part(parts: &Parts, started: &Started) -> (Standing, Vec<Task
 
 /// Compares what the nodes of the list were told with what this one was, until all have answered or
 /// `stop`.
-pub(super) fn compare_lists(wish: Wish, peers: Peers, stop: CancellationToken) -> Task<()> {
+fn compare_lists(wish: Wish, peers: Peers, stop: CancellationToken) -> Task<()> {
     spawn(TaskKind::Liveness, "peers", async move {
         tokio::select! {
             _told = compare_peers(&wish, &peers) => (),

@@ -18,6 +18,7 @@ use crate::{
     logs::Logs,
     peer_ranges::{Leadership, PeerRanges},
     peers::Peers,
+    raft::Wish,
     replicas::{self, Replicas},
     resolver::StreamResolver,
     routes::{Known, Routes},
@@ -38,6 +39,8 @@ pub(super) struct Parts {
     routes: Routes,
     pub(super) node: String,
     pub(super) address: String,
+    /// What this node was told of itself and the others.
+    pub(super) wish: Wish,
 }
 
 impl Parts {
@@ -78,6 +81,7 @@ impl Parts {
             routes,
             node,
             address,
+            wish: begun.wish.clone(),
         })
     }
 

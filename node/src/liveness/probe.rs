@@ -21,6 +21,9 @@ const PROBES: u32 = 5;
 /// Pause between two of them; the sockets of a process are closed within a few milliseconds.
 const PROBE_PAUSE: Duration = Duration::from_millis(20);
 
+/// How often a node that stops looks whether the others are still there.
+const DESERTED_PAUSE: Duration = Duration::from_millis(100);
+
 /// Enters a node as gone if its address refuses connections. One that is taken, a host that is silent,
 /// and every other failure (no route, a name that cannot be looked up, no file handle left here) prove
 /// nothing.
@@ -54,9 +57,31 @@ pub async fn look_for_all(consensus: &dyn Consensus, book: &Book) {
     join_all(looks.map(|node| look_for(consensus, book, node))).await;
 }
 
+/// Ends once nobody listens at the address of any other node: nothing can be handed over then. A host
+/// that is silent proves nothing.
+pub async fn deserted(consensus: &dyn Consensus, node: &str) {
+    loop {
+        let state = Arc::clone(&consensus.state().borrow());
+        let others = state.nodes.values().filter(|other| other.name != node);
+        if nobody_listens(others.map(|other| other.address.as_str())).await {
+            return;
+        }
+        sleep(DESERTED_PAUSE).await;
+    }
+}
+
+async fn nobody_listens(addresses: impl Iterator<Item = &str>) -> bool {
+    let looks = addresses.map(|address| async move {
+        let connected = timeout(PROBE_MAX, TcpStream::connect(address)).await;
+        matches!(connected, Ok(Err(error)) if error.kind() == ErrorKind::ConnectionRefused)
+    });
+    join_all(looks).await.into_iter().all(|is_gone| is_gone)
+}
+
 #[cfg(test)]
 mod tests {
     use pgcapture_engine::cluster::liveness::Life;
+    use tokio::net::TcpListener;
 
     use super::*;
     use crate::liveness::tests::Group;
@@ -85,5 +110,27 @@ mod tests {
         for address in ["n2", "255.255.255.255:1"] {
             assert_eq!(found_at(address).await, Life::Alive, "{address}");
         }
+    }
+
+    #[tokio::test]
+    async fn nobody_is_left_once_every_address_refuses() {
+        let listeners = [
+            TcpListener::bind("127.0.0.1:0").await.unwrap(),
+            TcpListener::bind("127.0.0.1:0").await.unwrap(),
+        ];
+        let addresses = listeners
+            .each_ref()
+            .map(|listener| listener.local_addr().unwrap().to_string());
+        let is_deserted = || nobody_listens(addresses.iter().map(String::as_str));
+        assert!(!is_deserted().await);
+        let [first, second] = listeners;
+        drop(first);
+        assert!(!is_deserted().await, "the second one lives");
+        drop(second);
+        assert!(is_deserted().await);
+        assert!(
+            nobody_listens(std::iter::empty()).await,
+            "there are no others"
+        );
     }
 }

@@ -23,7 +23,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::Sources;
-use crate::liveness::Reachable;
+use crate::liveness::{Reachable, probe::deserted};
 
 /// Every source is looked at this often; an agent that cannot connect tells of it earlier by itself.
 const LOOK_INTERVAL: Duration = Duration::from_secs(5);
@@ -68,6 +68,7 @@ impl Sources {
             biased;
             handed_over = state.wait_for(is_empty) => handed_over.err().map(|_| "the node's store is closed"),
             () = nobody => Some("all other nodes are away or stop as well"),
+            () = deserted(self.consensus.as_ref(), &self.node) => Some("all other nodes are gone"),
             () = leaderless(self.consensus.leadership()) => Some("nobody leads the cluster"),
             () = sleep(HAND_OVER_MAX) => Some("nobody took them in time"),
         };
