@@ -257,7 +257,7 @@ impl RaftConsensus {
                 keeping.keep_members().await;
             }),
             spawn(TaskKind::Raft, "yielding", async move {
-                yielding.yield_when_full().await
+                yielding.yield_when_full().await;
             }),
         ];
         Ok(Self {

@@ -393,11 +393,14 @@ impl Hosting for Hosted<'_> {
         let (unwanted, running): (Vec<_>, Vec<_>) = running
             .into_iter()
             .partition(|name| self.is_unwanted(name, state));
+        // A paused source has its log, for those who read it.
+        let has_all = |source: &Source| {
+            let name = &source.name;
+            running.contains(name) || (source.paused && self.sources.logs.is_usable(name))
+        };
         let is_missing = |source: &&Source| {
-            self.sources.owns(state, source)
-                && !running.contains(&source.name)
-                && !unwanted.contains(&source.name)
-                && !(source.paused && self.sources.logs.is_usable(&source.name))
+            let is_ours = self.sources.owns(state, source);
+            is_ours && !unwanted.contains(&source.name) && !has_all(source)
         };
         let missing = state.sources.values().filter(is_missing);
         let missing: Vec<String> = missing.map(|source| source.name.clone()).collect();
