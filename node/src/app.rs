@@ -31,7 +31,6 @@ use self::{
 };
 use crate::{
     config::Config,
-    events,
     http::{self, Pages},
     liveness::{Standing, probe::deserted},
     logs::Logs,
@@ -106,13 +105,6 @@ pub async fn start(config: &Config) -> anyhow::Result<Node> {
         gateway: started.gateway.clone(),
         orders: started.orders.clone(),
     };
-    part.push(events::start(
-        config.node.name.clone(),
-        Arc::clone(&parts.consensus),
-        Arc::clone(&parts.sources),
-        started.events.clone(),
-        stops.part.clone(),
-    ));
     let readers = (
         Arc::clone(&parts.replicas),
         started.dumps.clone(),
