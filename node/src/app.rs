@@ -31,7 +31,6 @@ use self::{
 };
 use crate::{
     config::Config,
-    events,
     http::{self, Pages},
     liveness::{Standing, probe::deserted},
     logs::Logs,
@@ -105,13 +104,6 @@ pub async fn start(config: &Config) -> anyhow::Result<Node> {
         gateway: started.gateway.clone(),
         orders: started.orders.clone(),
     };
-    part.push(events::start(
-        config.node.name.clone(),
-        Arc::clone(&parts.consensus),
-        Arc::clone(&parts.sources),
-        started.events.clone(),
-        stops.part.clone(),
-    ));
     let readers = started.readers(&parts);
     let others = started.others(&parts, &begun.raft);
     let peers = started.peer_services(&parts);

@@ -43,12 +43,8 @@ async fn take_in_order(consumer: &mut Consumer, from: i64, last: i64) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_on_another_node_goes_on_when_owners_die() {
-    let mut trio = Trio::start().await;
-    trio.add_source().await;
-    let first = trio.owner().await;
-    let reader = (0..3).find(|index| *index != first).unwrap();
-    let mut consumer = Consumer::open(trio.listen(reader), "shop", &[]).await;
-    trio.joined(reader, "shop").await;
+    let (mut trio, _, reader) = Trio::with_source(&[]).await;
+    let mut consumer = trio.consumer(reader).await;
     let mut writer = Writer::start(&trio.server);
     let mut seen = 0;
     for _ in 0..3 {
@@ -119,12 +115,8 @@ async fn a_consumer_can_be_shown_moved_and_removed_when_the_node_that_kept_it_is
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_source_leaves_a_node_that_stops_before_the_node_is_gone() {
-    let mut trio = Trio::start().await;
-    trio.add_source().await;
-    let owner = trio.owner().await;
-    let reader = (0..3).find(|index| *index != owner).unwrap();
-    let mut consumer = Consumer::open(trio.listen(reader), "shop", &[]).await;
-    trio.joined(reader, "shop").await;
+    let (mut trio, owner, reader) = Trio::with_source(&[]).await;
+    let mut consumer = trio.consumer(reader).await;
     let mut writer = Writer::start(&trio.server);
     let written = writer.goes_on().await;
     take_in_order(&mut consumer, 1, written).await;
@@ -151,12 +143,8 @@ async fn slot_is_beyond_now(trio: &Trio) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_consumer_that_went_back_halts_no_next_owner_and_is_told_what_is_left() {
-    let mut trio = Trio::start().await;
-    trio.add_source().await;
-    let owner = trio.owner().await;
-    let reader = (0..3).find(|index| *index != owner).unwrap();
-    let mut consumer = Consumer::open(trio.listen(reader), "shop", &[]).await;
-    trio.joined(reader, "shop").await;
+    let (mut trio, owner, reader) = Trio::with_source(&[]).await;
+    let mut consumer = trio.consumer(reader).await;
     for number in 1..=9 {
         let row = format!("INSERT INTO t VALUES ({number})");
         trio.sql(&row).await;
@@ -189,12 +177,9 @@ async fn a_consumer_that_went_back_halts_no_next_owner_and_is_told_what_is_left(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_budget_that_spills_frees_the_source_and_a_slow_consumer_is_told_of_it() {
-    let mut trio = Trio::start().await;
     let budget = ["--wal-budget", "8MiB", "--wal-alert", "25%"];
     let budget = [&budget[..], &["--wal-policy", "spill"]].concat();
-    trio.add_source_with(&budget).await;
-    let owner = trio.owner().await;
-    let reader = (0..3).find(|index| *index != owner).unwrap();
+    let (mut trio, owner, reader) = Trio::with_source(&budget).await;
     let parameters = [("Gaps", YES)];
     let mut slow = Consumer::open(trio.listen(reader), "shop/slow", &parameters).await;
     trio.joined(reader, "shop/slow").await;

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{parts::Parts, started::Started};
 use crate::{
+    events,
     liveness::{Reporter, Standing, readers},
     peers::Peers,
     placement,
@@ -18,7 +19,8 @@ use crate::{
 };
 
 /// Begins what this node does for its cluster: it tells that it lives, looks which sources and replicas
-/// it reaches, compares its list of peers with theirs, and gives sources and ranges of dumps to nodes
+/// it reaches, compares its list of peers with theirs, remembers what happened, and gives sources and
+/// ranges of dumps to nodes
 /// while it leads.
 pub(super) fn take_part(parts: &Parts, started: &Started) -> (Standing, Vec<Task<()>>) {
     let (book, stop) = (&started.book, &started.stops.part);
@@ -50,6 +52,13 @@ pub(super) fn take_part(parts: &Parts, started: &Started) -> (Standing, Vec<Task
         stop.clone(),
     );
     part.push(placing);
+    part.push(events::start(
+        parts.node.clone(),
+        Arc::clone(&parts.consensus),
+        Arc::clone(&parts.sources),
+        started.events.clone(),
+        stop.clone(),
+    ));
     (standing, part)
 }
 

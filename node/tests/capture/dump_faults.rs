@@ -22,6 +22,7 @@ async fn given_up(script: &mut Script) -> GivenUp {
     match ended(script).await {
         Ended::GivenUp(_, reason) => reason,
         Ended::Finished(number, _) => panic!("{number} was finished"),
+        Ended::Read(number) => panic!("{number} was read elsewhere"),
     }
 }
 

@@ -86,6 +86,7 @@ pub(crate) async fn finished(script: &mut Script) -> (u64, Delivered) {
     match ended(script).await {
         Ended::Finished(number, delivered) => (number, delivered),
         Ended::GivenUp(number, reason) => panic!("{number} was given up: {reason:?}"),
+        Ended::Read(number) => panic!("{number} was read elsewhere"),
     }
 }
 

@@ -10,7 +10,10 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tokio::sync::watch;
 
-use crate::process::{Node, PATIENCE, Place, eventually, run};
+use crate::{
+    consumer::Consumer,
+    process::{Node, PATIENCE, Place, eventually, run},
+};
 
 pub(crate) struct Trio {
     pub(crate) server: LocalServer,
@@ -65,19 +68,26 @@ impl Trio {
         }
     }
 
-    /// Captures table `t` as source `shop`, asked of the first node.
-    pub(crate) async fn add_source(&self) {
-        self.add_source_with(&[]).await;
-    }
-
-    /// The same with more arguments.
-    pub(crate) async fn add_source_with(&self, more: &[&str]) {
-        self.sql("CREATE TABLE t (id bigint PRIMARY KEY, v text)")
+    /// The same with table `t` captured as source `shop`, asked of the first node; the node that owns it
+    /// and another one.
+    pub(crate) async fn with_source(more: &[&str]) -> (Self, usize, usize) {
+        let trio = Self::start().await;
+        trio.sql("CREATE TABLE t (id bigint PRIMARY KEY, v text)")
             .await;
-        let url = self.server.url("postgres");
+        let url = trio.server.url("postgres");
         let args = ["source", "add", "shop", "--url", &url];
         let args = [&args, more].concat();
-        run(self.listen(0), &args).await.expect(0);
+        run(trio.listen(0), &args).await.expect(0);
+        let owner = trio.owner().await;
+        let other = (0..3).find(|index| *index != owner).unwrap();
+        (trio, owner, other)
+    }
+
+    /// A consumer of `shop` at a node, with its subscription.
+    pub(crate) async fn consumer(&self, index: usize) -> Consumer {
+        let consumer = Consumer::open(self.listen(index), "shop", &[]).await;
+        self.joined(index, "shop").await;
+        consumer
     }
 
     pub(crate) fn listen(&self, index: usize) -> &str {
