@@ -142,13 +142,11 @@ pub enum StoreError {
 impl StoreError {
     /// Names the file that is damaged.
     fn in_file(self, path: &Path) -> Self {
-        match self {
-            Self::Damaged { what } => {
-                let what = format!("{}: {what}", path.display());
-                Self::Damaged { what }
-            }
-            other => other,
+        if let Self::Damaged { what } = self {
+            let what = format!("{}: {what}", path.display());
+            return Self::Damaged { what };
         }
+        self
     }
 
     /// Returns what the error means and what to do.

@@ -38,7 +38,7 @@ fn time(value: &Value) -> jiff::Timestamp {
 /// Checks by its log and by what the others remember that a node handed over before it was gone.
 async fn handed_over(log: &str, name: &str, witness: &str) {
     assert!(!log.contains("no other node takes the sources"), "{log}");
-    let lines = log.lines().map(|line| serde_json::from_str::<Value>(line));
+    let lines = log.lines().map(serde_json::from_str::<Value>);
     let stopped = lines.flatten().find(|line| line["message"] == "stopped");
     let stopped = time(&stopped.unwrap_or_else(|| panic!("no clean end: {log}"))["timestamp"]);
     let (assigned, taken) = eventually("the source is taken over", async || {
