@@ -44,6 +44,20 @@ pub(super) fn describe() {
         Unit::Seconds,
         "Time for which a range held back the changes that follow it."
     );
+    describe_nodes();
+    describe_gauge!(
+        "pgcapture_replica_lag_seconds",
+        Unit::Seconds,
+        "How far a replica is behind its source."
+    );
+    describe_gauge!(
+        "pgcapture_replica_busy_ratio",
+        "Ranges read from a replica, of those that may be."
+    );
+}
+
+/// Says what the metrics of the nodes that read mean.
+fn describe_nodes() {
     describe_gauge!(
         "pgcapture_dump_reading_ranges",
         "Ranges that this node is reading, by replica."
@@ -69,14 +83,5 @@ pub(super) fn describe() {
     describe_gauge!(
         "pgcapture_replica_nodes",
         "Nodes that may read from a replica now, as the node that leads knows."
-    );
-    describe_gauge!(
-        "pgcapture_replica_lag_seconds",
-        Unit::Seconds,
-        "How far a replica is behind its source."
-    );
-    describe_gauge!(
-        "pgcapture_replica_busy_ratio",
-        "Ranges read from a replica, of those that may be."
     );
 }

@@ -214,12 +214,12 @@ impl Shared {
             on_read: Box::pin(std::future::ready(())),
         };
         let opened = self.controller.reader.read(order).await;
-        let opened = opened.map_err(|error| DumpError {
-            remedy: match error.remedy {
-                RangeRemedy::Retry if is_of_this_node(&error) => RangeRemedy::Elsewhere,
-                remedy => remedy,
-            },
-            ..error
+        let opened = opened.map_err(|error| {
+            if error.remedy == RangeRemedy::Retry && is_of_this_node(&error) {
+                let remedy = RangeRemedy::Elsewhere;
+                return DumpError { remedy, ..error };
+            }
+            error
         });
         Ok((opened?, Allowance::new(credit)))
     }
