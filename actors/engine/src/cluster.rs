@@ -117,7 +117,7 @@ pub struct Gap {
 pub enum Command {
     /// Adds a source. The same source again is accepted and changes nothing.
     AddSource(Box<Source>),
-    /// Removes a source, its gaps, replicas and dumps included. Its epoch is remembered.
+    /// Removes a source, its gaps, replicas, dumps and consumers included. Its epoch is remembered.
     RemoveSource {
         /// Which.
         name: String,
@@ -399,12 +399,13 @@ impl State {
             .sources
             .remove(name)
             .ok_or_else(|| self.unknown(name))?;
-        self.epochs.insert(source.name, source.epoch);
+        self.epochs.insert(source.name.clone(), source.epoch);
         self.gaps.remove(name);
         self.owners.remove(name);
         self.attested.remove(name);
         self.replicas.retain(|_, replica| replica.source != name);
         self.dumps.retain(|_, dump| dump.source != name);
+        self.homes.retain(|id, _| id.stream != source.stream);
         Ok(Answer::Done)
     }
 

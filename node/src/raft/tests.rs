@@ -7,8 +7,8 @@ use pgcapture_actors::{
     cursors::{Cursor, CursorStore, SubscriptionId},
 };
 use pgcapture_engine::{
-    checkpoint::Checkpoint,
-    cluster::{Answer, Command, Refusal, RequestId},
+    checkpoint::{Checkpoint, Epoch},
+    cluster::{Answer, Command, OnGap, Origin, Refusal, RequestId, Source},
     lsn::{Lsn, PgTime},
 };
 use tempfile::TempDir;
@@ -23,6 +23,26 @@ fn add_node(number: u64, address: &str) -> Command {
         address: address.to_owned(),
         joined_at: PgTime(1),
     })
+}
+
+/// The source whose consumers have cursors.
+fn add_shop() -> Command {
+    Command::AddSource(Box::new(Source {
+        name: "shop".to_owned(),
+        stream: "shop".to_owned(),
+        url: "postgres://pgcapture@db/shop".to_owned(),
+        password: None,
+        slot: "shop_pgcapture".to_owned(),
+        publication: "pgcapture_shop".to_owned(),
+        tables: vec!["public.*".to_owned()],
+        exclude: Vec::new(),
+        paused: false,
+        epoch: Epoch(0),
+        created_at: PgTime(1),
+        on_gap: OnGap::Halt,
+        origin: Origin::Command,
+        owns_publication: true,
+    }))
 }
 
 async fn on_disk(disk: &Arc<Disk>) -> (TempDir, RaftConsensus) {
@@ -109,9 +129,10 @@ async fn a_disk_that_fails_ends_the_node() {
 async fn what_was_answered_is_there_after_a_crash() {
     let folder = tempfile::tempdir().unwrap();
     let raft = RaftConsensus::alone(folder.path(), "n1").await.unwrap();
-    raft.propose(add_node(2, "a:1")).await.unwrap();
+    raft.propose(add_shop()).await.unwrap();
     let saved = vec![(subscription(1), cursor(3))];
     raft.save(saved.clone()).await.unwrap();
+    raft.propose(add_node(2, "a:1")).await.unwrap();
     // The folder as a crash leaves it.
     let crashed = tempfile::tempdir().unwrap();
     std::fs::copy(
@@ -137,6 +158,7 @@ async fn too_much_for_an_entry_is_refused_and_cursors_are_parted() {
         matches!(refused, Err(ProposeError::TooLarge { .. })),
         "{refused:?}"
     );
+    raft.propose(add_shop()).await.unwrap();
     let many: Vec<_> = (0..300).map(|n| (subscription(n), cursor(900))).collect();
     raft.save(many).await.unwrap();
     assert_eq!(raft.list().await.unwrap().len(), 300);

@@ -3,12 +3,13 @@
 //! [`Agreed::apply`] is deterministic: equal entries in equal order make equal values on every node.
 //! It tells what an entry touched, so that a store writes that and nothing else.
 
-use std::{fmt, sync::Arc};
+use std::{collections::BTreeSet, fmt, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Answer, Answered, Cursor, CursorCommand, CursorTable, Proposal, Refusal, RequestId, State,
+    Answer, Answered, Command, Cursor, CursorCommand, CursorTable, Proposal, Refusal, RequestId,
+    State,
 };
 
 /// How a request ended: both are equal on every node.
@@ -51,8 +52,8 @@ pub struct Touched {
     pub state: bool,
     /// Cursors that were saved.
     pub saved: Vec<(super::SubscriptionId, Arc<Cursor>)>,
-    /// The cursor that was removed.
-    pub removed: Option<super::SubscriptionId>,
+    /// Cursors that were removed.
+    pub removed: Vec<super::SubscriptionId>,
     /// The answer that is remembered, with its place.
     pub answered: Option<(u64, RequestId, Answer)>,
     /// The place of the answer that was forgotten.
@@ -69,6 +70,7 @@ impl Agreed {
         }
         let answer = match proposal {
             Proposal::State(command) => {
+                let stream = self.stream_of(&command);
                 // A refused command may not leave a trace: it works on a copy, which shares dumps.
                 let mut state = State::clone(&self.state);
                 let answer = match state.apply(command) {
@@ -78,17 +80,20 @@ impl Agreed {
                 if answer != Answer::Unchanged {
                     touched.state = true;
                     self.state = Arc::new(state);
+                    if let Some(stream) = stream {
+                        touched.removed = self.cursors.remove_stream(&stream);
+                    }
                 }
                 answer
             }
             Proposal::Cursors(mut command) => {
-                self.keep_to_home(&mut command);
+                self.keep_valid(&mut command);
                 let ids = named(&command);
                 self.cursors.apply(command);
                 for id in ids {
                     match self.cursors.get(&id) {
                         Some(cursor) => touched.saved.push((id, Arc::clone(cursor))),
-                        None => touched.removed = Some(id),
+                        None => touched.removed.push(id),
                     }
                 }
                 Answer::Done
@@ -102,12 +107,37 @@ impl Agreed {
 }
 
 impl Agreed {
-    /// Takes out the cursors of subscriptions that are at home on another node than the one that
-    /// saves them.
-    fn keep_to_home(&self, command: &mut CursorCommand) {
+    /// Returns the stream that a command ends or begins. A position of an earlier stream of that name
+    /// says nothing about the new one: whoever went on there could miss what the new one begins with.
+    fn stream_of(&self, command: &Command) -> Option<String> {
+        match command {
+            Command::AddSource(source) => Some(source.stream.clone()),
+            Command::RemoveSource { name } => Some(self.state.sources.get(name)?.stream.clone()),
+            Command::SetPaused { .. }
+            | Command::Assign { .. }
+            | Command::SetConnection { .. }
+            | Command::DeclareGap { .. }
+            | Command::AddReplica(_)
+            | Command::RemoveReplica { .. }
+            | Command::Attest { .. }
+            | Command::Dump(_)
+            | Command::AddNode(_)
+            | Command::RemoveNode { .. }
+            | Command::Home(_) => None,
+        }
+    }
+
+    /// Takes out the cursors that may not be saved: those of streams that do not exist, and those of
+    /// subscriptions that are at home on another node than the one that saves them.
+    fn keep_valid(&self, command: &mut CursorCommand) {
         if let CursorCommand::Save { by, cursors } = command {
-            let homes = &self.state.homes;
-            cursors.retain(|(id, _)| homes.get(id).is_none_or(|home| home == by));
+            let State { homes, sources, .. } = self.state.as_ref();
+            let streams = sources.values().map(|source| source.stream.as_str());
+            let streams: BTreeSet<&str> = streams.collect();
+            cursors.retain(|(id, _)| {
+                let is_known = streams.contains(id.stream.as_str());
+                is_known && homes.get(id).is_none_or(|home| home == by)
+            });
         }
     }
 }
@@ -124,7 +154,7 @@ mod tests {
     use super::*;
     use crate::{
         checkpoint::Checkpoint,
-        cluster::{Command, HomeClaim, HomeCommand, Node, SubscriptionId},
+        cluster::{HomeClaim, HomeCommand, Node, SubscriptionId, tests::source},
         lsn::{Lsn, PgTime},
     };
 
@@ -138,6 +168,21 @@ mod tests {
                 joined_at: PgTime(1),
             })),
         }
+    }
+
+    fn state(request: u128, command: Command) -> Request {
+        Request {
+            id: RequestId(request),
+            proposal: Proposal::State(command),
+        }
+    }
+
+    /// With one source, `shop`.
+    fn agreed() -> Agreed {
+        let mut agreed = Agreed::default();
+        let add = Command::AddSource(Box::new(source("shop")));
+        agreed.apply(state(100, add)).0.unwrap();
+        agreed
     }
 
     fn subscription() -> SubscriptionId {
@@ -163,7 +208,7 @@ mod tests {
 
     #[test]
     fn a_request_that_comes_twice_counts_once() {
-        let mut agreed = Agreed::default();
+        let mut agreed = agreed();
         assert_eq!(agreed.apply(save(1, 5)).0, Ok(Answer::Done));
         assert_eq!(agreed.apply(save(2, 9)).0, Ok(Answer::Done));
         // The first one again, late: it must not move the cursor back.
@@ -185,24 +230,24 @@ mod tests {
 
     #[test]
     fn it_tells_what_was_touched() {
-        let mut agreed = Agreed::default();
+        let mut agreed = agreed();
         let (_, touched) = agreed.apply(add_node(1, "n1", 1));
         assert!(touched.state && touched.saved.is_empty());
         let (_, touched) = agreed.apply(save(2, 5));
-        assert!(!touched.state && touched.removed.is_none());
+        assert!(!touched.state && touched.removed.is_empty());
         assert_eq!(touched.saved.len(), 1);
         let remove = Request {
             id: RequestId(3),
             proposal: Proposal::Cursors(CursorCommand::Remove(subscription())),
         };
         let (_, touched) = agreed.apply(remove);
-        assert_eq!(touched.removed, Some(subscription()));
-        assert_eq!(touched.answered, Some((2, RequestId(3), Answer::Done)));
+        assert_eq!(touched.removed, [subscription()]);
+        assert_eq!(touched.answered, Some((3, RequestId(3), Answer::Done)));
     }
 
     #[test]
     fn a_late_save_of_an_old_home_changes_nothing() {
-        let mut agreed = Agreed::default();
+        let mut agreed = agreed();
         for (request, node) in [(1, "n1"), (2, "n2")] {
             agreed
                 .apply(add_node(request, node, request as u64))
@@ -226,5 +271,55 @@ mod tests {
         assert_eq!((outcome, touched.saved.len()), (Ok(Answer::Done), 0));
         let kept = agreed.cursors.get(&subscription()).unwrap();
         assert_eq!(kept.floor.lsn, Lsn(9));
+    }
+
+    #[test]
+    fn a_source_takes_its_consumers_with_it_wherever_they_are() {
+        let mut agreed = agreed();
+        let remove = |request| {
+            let name = "shop".to_owned();
+            state(request, Command::RemoveSource { name })
+        };
+        for (request, node) in [(1, "n1"), (2, "n2")] {
+            let added = agreed.apply(add_node(request, node, request as u64));
+            added.0.unwrap();
+        }
+        let claim = HomeCommand::Claim {
+            node: "n1".to_owned(),
+            claims: vec![HomeClaim {
+                id: subscription(),
+                instead_of: None,
+            }],
+        };
+        agreed.apply(state(3, Command::Home(claim))).0.unwrap();
+        agreed.apply(save(4, 9)).0.unwrap();
+        let (outcome, touched) = agreed.apply(remove(5));
+        assert_eq!(outcome, Ok(Answer::Done));
+        assert_eq!(touched.removed, [subscription()]);
+        assert_eq!(agreed.cursors, CursorTable::default());
+        assert!(agreed.state.homes.is_empty());
+        // Its home has not heard of it yet.
+        let (_, touched) = agreed.apply(save(6, 10));
+        assert!(touched.saved.is_empty());
+        let add = Command::AddSource(Box::new(source("shop")));
+        agreed.apply(state(7, add)).0.unwrap();
+        assert_eq!(agreed.cursors.floor("shop"), None);
+    }
+
+    #[test]
+    fn a_stream_begins_without_cursors_and_is_added_once() {
+        let mut agreed = Agreed::default();
+        // As an earlier version could leave it.
+        let left = save(1, 9);
+        if let Proposal::Cursors(command) = left.proposal {
+            agreed.cursors.apply(command);
+        }
+        let add = || Command::AddSource(Box::new(source("shop")));
+        let (_, touched) = agreed.apply(state(2, add()));
+        assert_eq!(touched.removed, [subscription()]);
+        agreed.apply(save(3, 4)).0.unwrap();
+        let (outcome, touched) = agreed.apply(state(4, add()));
+        assert_eq!((outcome, touched.removed), (Ok(Answer::Unchanged), vec![]));
+        assert!(agreed.cursors.get(&subscription()).is_some());
     }
 }

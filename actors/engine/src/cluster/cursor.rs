@@ -39,8 +39,9 @@ pub struct SubscriptionId {
 /// A change of cursors; never refused.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum CursorCommand {
-    /// Overwrites cursors, all of them or none; but those of subscriptions that are at home on
-    /// another node stay: a save that was on its way when the home moved may not take it back.
+    /// Overwrites cursors. Those of subscriptions that are at home on another node stay: a save that
+    /// was on its way when the home moved may not take it back. Those of streams that do not exist
+    /// are not kept.
     Save {
         /// The node that saves.
         by: String,
@@ -73,6 +74,16 @@ impl CursorTable {
         }
     }
 
+    /// Forgets every subscription of a stream and returns which they were.
+    pub(super) fn remove_stream(&mut self, stream: &str) -> Vec<SubscriptionId> {
+        let of_stream = self.of_stream(stream).map(|(id, _)| id.clone());
+        let removed: Vec<_> = of_stream.collect();
+        for id in &removed {
+            self.cursors.remove(id);
+        }
+        removed
+    }
+
     /// Returns a subscription's cursor.
     #[must_use]
     pub fn get(&self, id: &SubscriptionId) -> Option<&Arc<Cursor>> {
@@ -82,13 +93,20 @@ impl CursorTable {
     /// Returns what every subscription of a stream has done with; `None` when it has none.
     #[must_use]
     pub fn floor(&self, stream: &str) -> Option<Checkpoint> {
+        let of_stream = self.of_stream(stream);
+        of_stream.map(|(_, cursor)| cursor.floor).min()
+    }
+
+    fn of_stream<'a>(
+        &'a self,
+        stream: &'a str,
+    ) -> impl Iterator<Item = (&'a SubscriptionId, &'a Arc<Cursor>)> {
         let first = SubscriptionId {
             stream: stream.to_owned(),
             consumer: String::new(),
         };
         let after = self.cursors.range(first..);
-        let of_stream = after.take_while(|(id, _)| id.stream == stream);
-        of_stream.map(|(_, cursor)| cursor.floor).min()
+        after.take_while(move |(id, _)| id.stream == stream)
     }
 
     /// Returns all cursors in the order of their names.
