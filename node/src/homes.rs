@@ -7,6 +7,7 @@
 //!
 //! # Invariants
 //!
+//! - Books in memory are used under a new claim only if they go on from what is saved.
 //! - A home is given back only after its cursor is durable and its books have left the memory.
 //! - No session is placed here while that goes on.
 
@@ -258,7 +259,7 @@ impl Inner {
             id: id.clone(),
             instead_of: instead_of.map(str::to_owned),
         });
-        let _turn = self.proposing.lock().await;
+        let turn = self.proposing.lock().await;
         let claims: Vec<_> = {
             let mut waiting = claims();
             let count = waiting.len().min(CLAIMS_TOGETHER_MAX);
@@ -269,6 +270,11 @@ impl Inner {
             let node = self.node.clone();
             let command = HomeCommand::Claim { node, claims };
             self.consensus.propose(Command::Home(command)).await?;
+        }
+        drop(turn);
+        if self.home(id) == Home::Here {
+            // Another node may have kept the books since this one did last.
+            self.gateway.renew(id).await;
         }
         Ok(())
     }

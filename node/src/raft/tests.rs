@@ -226,3 +226,42 @@ async fn a_node_that_was_removed_is_told_so_when_it_asks_again() {
     let again = raft.let_in("x", "a:1", request).await.unwrap();
     assert_eq!(again, LetIn::Removed);
 }
+
+#[tokio::test]
+async fn a_cursor_goes_back_by_order_only() {
+    let folder = tempfile::tempdir().unwrap();
+    let raft = RaftConsensus::alone(folder.path(), "n1").await.unwrap();
+    raft.propose(add_shop()).await.unwrap();
+    let id = subscription(1);
+    let at = |lsn| Cursor {
+        floor: Checkpoint::new(Lsn(lsn), 1),
+        acked_above: Vec::new(),
+    };
+    let save = async |lsn| raft.save(vec![(id.clone(), at(lsn))]).await.unwrap();
+    assert_eq!(save(9).await, []);
+    assert_eq!(save(4).await, std::slice::from_ref(&id));
+    assert_eq!(raft.load(&id).await.unwrap(), Some(at(9)));
+    assert!(raft.seek(&id, at(4)).await.unwrap());
+    assert_eq!(raft.load(&id).await.unwrap(), Some(at(4)));
+    assert_eq!(save(5).await, []);
+    let unknown = SubscriptionId {
+        stream: "nope".to_owned(),
+        consumer: "a".to_owned(),
+    };
+    assert!(!raft.seek(&unknown, at(1)).await.unwrap());
+}
+
+#[tokio::test]
+async fn a_node_that_has_changed_its_name_saves_under_the_new_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let raft = RaftConsensus::alone(folder.path(), "old").await.unwrap();
+    raft.propose(add_shop()).await.unwrap();
+    let wish = Wish {
+        name: "new".to_owned(),
+        address: "a:1".to_owned(),
+        peers: Vec::new(),
+    };
+    raft.introduce(&wish).await.unwrap();
+    let cursors = vec![(subscription(1), cursor(3))];
+    assert_eq!(raft.save(cursors).await.unwrap(), []);
+}

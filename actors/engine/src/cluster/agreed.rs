@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Answer, Answered, Command, Cursor, CursorCommand, CursorTable, Proposal, Refusal, RequestId,
-    State,
+    State, SubscriptionId,
 };
 
 /// How a request ended: both are equal on every node.
@@ -51,9 +51,9 @@ pub struct Touched {
     /// Whether the state is another one.
     pub state: bool,
     /// Cursors that were saved.
-    pub saved: Vec<(super::SubscriptionId, Arc<Cursor>)>,
+    pub saved: Vec<(SubscriptionId, Arc<Cursor>)>,
     /// Cursors that were removed.
-    pub removed: Vec<super::SubscriptionId>,
+    pub removed: Vec<SubscriptionId>,
     /// The answer that is remembered, with its place.
     pub answered: Option<(u64, RequestId, Answer)>,
     /// The place of the answer that was forgotten.
@@ -127,24 +127,32 @@ impl Agreed {
         }
     }
 
-    /// Takes out the cursors that may not be saved: those of streams that do not exist, and those of
-    /// subscriptions that are at home on another node than the one that saves them.
+    /// Takes out the cursors that may not be saved; see [`CursorCommand`].
     fn keep_valid(&self, command: &mut CursorCommand) {
-        if let CursorCommand::Save { by, cursors } = command {
-            let State { homes, sources, .. } = self.state.as_ref();
-            let streams = sources.values().map(|source| source.stream.as_str());
-            let streams: BTreeSet<&str> = streams.collect();
-            cursors.retain(|(id, _)| {
-                let is_known = streams.contains(id.stream.as_str());
-                is_known && homes.get(id).is_none_or(|home| home == by)
-            });
+        let state = self.state.as_ref();
+        let streams = state.sources.values().map(|source| source.stream.as_str());
+        let streams: BTreeSet<&str> = streams.collect();
+        let is_known = |id: &SubscriptionId| streams.contains(id.stream.as_str());
+        match command {
+            CursorCommand::Save { by, cursors } => cursors.retain(|(id, cursor)| {
+                let goes_back = |known: &Arc<Cursor>| cursor.floor < known.floor;
+                is_known(id)
+                    && state.keeps_books(by, id)
+                    && !self.cursors.get(id).is_some_and(goes_back)
+            }),
+            CursorCommand::Seek { by, cursors } => cursors.retain(|(id, _)| {
+                is_known(id) && state.homes.get(id).is_none_or(|home| home == by)
+            }),
+            CursorCommand::Remove(_) => {}
         }
     }
 }
 
-fn named(command: &CursorCommand) -> Vec<super::SubscriptionId> {
+fn named(command: &CursorCommand) -> Vec<SubscriptionId> {
     match command {
-        CursorCommand::Save { cursors, .. } => cursors.iter().map(|(id, _)| id.clone()).collect(),
+        CursorCommand::Save { cursors, .. } | CursorCommand::Seek { cursors, .. } => {
+            cursors.iter().map(|(id, _)| id.clone()).collect()
+        }
         CursorCommand::Remove(id) => vec![id.clone()],
     }
 }
@@ -154,7 +162,7 @@ mod tests {
     use super::*;
     use crate::{
         checkpoint::Checkpoint,
-        cluster::{HomeClaim, HomeCommand, Node, SubscriptionId, tests::source},
+        cluster::{HomeClaim, HomeCommand, Node, tests::source},
         lsn::{Lsn, PgTime},
     };
 
@@ -192,18 +200,57 @@ mod tests {
         }
     }
 
-    fn save(request: u128, lsn: u64) -> Request {
+    fn cursor(lsn: u64) -> Vec<(SubscriptionId, Cursor)> {
         let cursor = Cursor {
             floor: Checkpoint::new(Lsn(lsn), 1),
             acked_above: Vec::new(),
         };
+        vec![(subscription(), cursor)]
+    }
+
+    fn save(request: u128, lsn: u64) -> Request {
+        save_by("n1", request, lsn)
+    }
+
+    fn save_by(node: &str, request: u128, lsn: u64) -> Request {
         Request {
             id: RequestId(request),
             proposal: Proposal::Cursors(CursorCommand::Save {
-                by: "n1".to_owned(),
-                cursors: vec![(subscription(), cursor)],
+                by: node.to_owned(),
+                cursors: cursor(lsn),
             }),
         }
+    }
+
+    fn seek_by(node: &str, request: u128, lsn: u64) -> Request {
+        Request {
+            id: RequestId(request),
+            proposal: Proposal::Cursors(CursorCommand::Seek {
+                by: node.to_owned(),
+                cursors: cursor(lsn),
+            }),
+        }
+    }
+
+    fn claim(request: u128, node: &str, instead_of: Option<&str>) -> Request {
+        let claim = HomeCommand::Claim {
+            node: node.to_owned(),
+            claims: vec![HomeClaim {
+                id: subscription(),
+                instead_of: instead_of.map(str::to_owned),
+            }],
+        };
+        state(request, Command::Home(claim))
+    }
+
+    /// With two nodes as well.
+    fn two_nodes() -> Agreed {
+        let mut agreed = agreed();
+        for (request, node) in [(101, "n1"), (102, "n2")] {
+            let id = request as u64 - 100;
+            agreed.apply(add_node(request, node, id)).0.unwrap();
+        }
+        agreed
     }
 
     #[test]
@@ -245,54 +292,80 @@ mod tests {
         assert_eq!(touched.answered, Some((3, RequestId(3), Answer::Done)));
     }
 
+    /// Applies all and returns where the cursor is then.
+    fn position_after(agreed: &mut Agreed, requests: Vec<Request>) -> Option<u64> {
+        for request in requests {
+            agreed.apply(request).0.unwrap();
+        }
+        let cursor = agreed.cursors.get(&subscription())?;
+        Some(cursor.floor.lsn.0)
+    }
+
     #[test]
     fn a_late_save_of_an_old_home_changes_nothing() {
-        let mut agreed = agreed();
-        for (request, node) in [(1, "n1"), (2, "n2")] {
-            agreed
-                .apply(add_node(request, node, request as u64))
-                .0
-                .unwrap();
-        }
-        agreed.apply(save(3, 9)).0.unwrap();
-        let claim = HomeCommand::Claim {
-            node: "n2".to_owned(),
-            claims: vec![HomeClaim {
-                id: subscription(),
-                instead_of: None,
-            }],
-        };
-        let claim = Request {
-            id: RequestId(4),
-            proposal: Proposal::State(Command::Home(claim)),
-        };
-        agreed.apply(claim).0.unwrap();
-        let (outcome, touched) = agreed.apply(save(5, 4));
+        let mut agreed = two_nodes();
+        let requests = vec![claim(1, "n1", None), save(2, 9), claim(3, "n2", Some("n1"))];
+        assert_eq!(position_after(&mut agreed, requests), Some(9));
+        let (outcome, touched) = agreed.apply(save(5, 14));
         assert_eq!((outcome, touched.saved.len()), (Ok(Answer::Done), 0));
-        let kept = agreed.cursors.get(&subscription()).unwrap();
-        assert_eq!(kept.floor.lsn, Lsn(9));
+        assert_eq!(position_after(&mut agreed, vec![]), Some(9));
+    }
+
+    #[test]
+    fn what_a_frozen_home_wakes_up_with_moves_no_cursor_back() {
+        let mut agreed = two_nodes();
+        let release = HomeCommand::Release {
+            node: "n2".to_owned(),
+            ids: vec![subscription()],
+        };
+        let requests = vec![
+            claim(1, "n1", None),
+            save(2, 5),
+            claim(3, "n2", Some("n1")),
+            save_by("n2", 4, 9),
+            state(5, Command::Home(release)),
+        ];
+        assert_eq!(position_after(&mut agreed, requests), Some(9));
+        // It is nobody's home now: nothing that it kept counts, old or not.
+        let late = vec![save(6, 6), save(7, 12)];
+        assert_eq!(position_after(&mut agreed, late), Some(9));
+        // Nor does it once it is the home again, unless it goes on from there.
+        let again = vec![claim(8, "n1", None), save(9, 6)];
+        assert_eq!(position_after(&mut agreed, again), Some(9));
+        assert_eq!(position_after(&mut agreed, vec![save(10, 12)]), Some(12));
+    }
+
+    #[test]
+    fn an_operator_moves_a_cursor_where_he_wants_it() {
+        let mut agreed = two_nodes();
+        let seek = |agreed: &mut Agreed, node, request, lsn| {
+            position_after(agreed, vec![seek_by(node, request, lsn)])
+        };
+        assert_eq!(seek(&mut agreed, "n2", 1, 9), Some(9));
+        assert_eq!(seek(&mut agreed, "n1", 2, 4), Some(4));
+        position_after(&mut agreed, vec![claim(3, "n1", None)]);
+        assert_eq!(seek(&mut agreed, "n2", 4, 1), Some(4), "not its home");
+        assert_eq!(seek(&mut agreed, "n1", 5, 2), Some(2));
+    }
+
+    #[test]
+    fn a_node_without_others_needs_no_home() {
+        let mut agreed = agreed();
+        agreed.apply(add_node(1, "n1", 1)).0.unwrap();
+        assert_eq!(position_after(&mut agreed, vec![save(2, 5)]), Some(5));
+        let other = vec![save_by("n2", 3, 7)];
+        assert_eq!(position_after(&mut agreed, other), Some(5));
     }
 
     #[test]
     fn a_source_takes_its_consumers_with_it_wherever_they_are() {
-        let mut agreed = agreed();
+        let mut agreed = two_nodes();
         let remove = |request| {
             let name = "shop".to_owned();
             state(request, Command::RemoveSource { name })
         };
-        for (request, node) in [(1, "n1"), (2, "n2")] {
-            let added = agreed.apply(add_node(request, node, request as u64));
-            added.0.unwrap();
-        }
-        let claim = HomeCommand::Claim {
-            node: "n1".to_owned(),
-            claims: vec![HomeClaim {
-                id: subscription(),
-                instead_of: None,
-            }],
-        };
-        agreed.apply(state(3, Command::Home(claim))).0.unwrap();
-        agreed.apply(save(4, 9)).0.unwrap();
+        let requests = vec![claim(3, "n1", None), save(4, 9)];
+        assert_eq!(position_after(&mut agreed, requests), Some(9));
         let (outcome, touched) = agreed.apply(remove(5));
         assert_eq!(outcome, Ok(Answer::Done));
         assert_eq!(touched.removed, [subscription()]);

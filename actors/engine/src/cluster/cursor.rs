@@ -39,9 +39,10 @@ pub struct SubscriptionId {
 /// A change of cursors; never refused.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum CursorCommand {
-    /// Overwrites cursors. Those of subscriptions that are at home on another node stay: a save that
-    /// was on its way when the home moved may not take it back. Those of streams that do not exist
-    /// are not kept.
+    /// Overwrites cursors, as far as they may be: those of subscriptions that are at home on the node
+    /// that saves, or of any where there is no other node; never back, and of no stream that does not
+    /// exist. What a node has kept in memory while it was taken for dead may be old, whatever has
+    /// become of the home since.
     Save {
         /// The node that saves.
         by: String,
@@ -50,6 +51,14 @@ pub enum CursorCommand {
     },
     /// Forgets a subscription. The second time changes nothing.
     Remove(SubscriptionId),
+    /// Moves cursors wherever they shall be: the order of an operator. Kept unless the subscription is
+    /// at home on another node.
+    Seek {
+        /// The node that moves them.
+        by: String,
+        /// The cursors.
+        cursors: Vec<(SubscriptionId, Cursor)>,
+    },
 }
 
 /// The cursors of all subscriptions. A clone shares what did not change.
@@ -62,7 +71,7 @@ impl CursorTable {
     /// Applies a command. Runs beyond [`ACKED_RUNS_MAX`] are forgotten.
     pub fn apply(&mut self, command: CursorCommand) {
         match command {
-            CursorCommand::Save { cursors, .. } => {
+            CursorCommand::Save { cursors, .. } | CursorCommand::Seek { cursors, .. } => {
                 for (id, mut cursor) in cursors {
                     cursor.acked_above.truncate(ACKED_RUNS_MAX);
                     self.cursors.insert(id, Arc::new(cursor));
