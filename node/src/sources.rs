@@ -20,7 +20,7 @@ mod setup;
 mod status;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -169,9 +169,17 @@ impl Sources {
 
     async fn reconcile_until(&self, lease: &watch::Receiver<bool>, stop: CancellationToken) {
         let mut state = self.consensus.state();
+        let mut swept = None;
         while !stop.is_cancelled() {
             let wanted = Arc::clone(&state.borrow_and_update());
-            let is_done = self.reconcile(&wanted, lease).await;
+            let mut is_done = self.reconcile(&wanted, lease).await;
+            // Others may have removed sources whose logs lie here.
+            let known: Option<BTreeSet<String>> = Some(wanted.sources.keys().cloned().collect());
+            if swept != known {
+                let is_swept = self.sweep_logs().await;
+                swept = known.filter(|_| is_swept);
+                is_done &= is_swept;
+            }
             let retry = async {
                 if is_done {
                     std::future::pending::<()>().await;
@@ -219,18 +227,50 @@ impl Sources {
     }
 
     async fn open_log(&self, name: &str) -> bool {
-        if self.logs.is_usable(name) {
+        let is_former = |epoch| self.is_former_log(name, epoch);
+        let Err(error) = self.logs.open_own(name, is_former).await else {
             return true;
-        }
-        let (logs, source) = (Arc::clone(&self.logs), name.to_owned());
-        let opened = tokio::task::spawn_blocking(move || logs.open(&source).map(drop)).await;
-        let trouble = match opened {
-            Ok(Ok(())) => return true,
-            Ok(Err(error)) => status::log_trouble(&error),
-            Err(error) => status::defect(&error),
         };
-        self.set_trouble(name, trouble);
+        self.set_trouble(name, status::log_trouble(&error));
         false
+    }
+
+    /// Tells it by the newest state: the name may have been given anew meanwhile.
+    fn is_former_log(&self, name: &str, epoch: Epoch) -> bool {
+        self.consensus.state().borrow().is_former_log(name, epoch)
+    }
+
+    /// Removes the logs of sources that are gone; returns whether nothing is left to try again.
+    async fn sweep_logs(&self) -> bool {
+        let logs = Arc::clone(&self.logs);
+        let names = tokio::task::spawn_blocking(move || logs.names()).await;
+        let names = match names.map_err(std::io::Error::other).flatten() {
+            Ok(names) => names,
+            Err(error) => {
+                tracing::warn!(%error, "the logs of this node cannot be listed");
+                return false;
+            }
+        };
+        let mut is_done = true;
+        for name in names {
+            let is_known = self.consensus.state().borrow().sources.contains_key(&name);
+            // Those of sources that are there are looked at when they are opened.
+            if is_known {
+                continue;
+            }
+            let is_former = |epoch| self.is_former_log(&name, epoch);
+            match self.logs.remove_former(&name, is_former).await {
+                Ok(true) => {
+                    tracing::info!(source = name, "removed the log of a source that is gone");
+                }
+                Ok(false) => {}
+                Err(error) => {
+                    tracing::warn!(source = name, %error, "the log of a source that is gone cannot be removed");
+                    is_done = false;
+                }
+            }
+        }
+        is_done
     }
 
     async fn start_agent(&self, source: &Source, lease: Option<watch::Receiver<bool>>) -> bool {
@@ -386,3 +426,6 @@ impl Sources {
 fn is_alone(state: &State) -> bool {
     state.nodes.len() <= 1
 }
+
+#[cfg(test)]
+mod tests;

@@ -37,6 +37,7 @@ use redb::{Database, Durability, TableDefinition, WriteTransaction, backends::Fi
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::sync::watch;
 
+pub(crate) use self::format::SNAPSHOT_VERSION_MIN;
 pub(crate) use self::{
     agreed::Batch,
     log::{LogWrite, Mark},

@@ -93,6 +93,9 @@ pub struct State {
     pub attested: BTreeMap<String, confirm::Origin>,
     /// The home of every subscription that has sessions.
     pub homes: BTreeMap<SubscriptionId, String>,
+    /// The newest epoch of each source's name when it was added: what was written under it or before
+    /// is of another source, which had that name earlier.
+    pub since: BTreeMap<String, Epoch>,
     /// All dumps that are not forgotten. Not serialised with the rest: a store keeps one row each,
     /// and writes only those that changed, which it sees by the pointers.
     #[serde(skip)]
@@ -390,6 +393,7 @@ impl State {
         if self.sources.len() >= SOURCES_MAX {
             return Err(Refusal::TooManySources);
         }
+        self.since.insert(source.name.clone(), source.epoch);
         self.sources.insert(source.name.clone(), source);
         Ok(Answer::Done)
     }
@@ -402,6 +406,7 @@ impl State {
         self.epochs.insert(source.name.clone(), source.epoch);
         self.gaps.remove(name);
         self.owners.remove(name);
+        self.since.remove(name);
         self.attested.remove(name);
         self.replicas.retain(|_, replica| replica.source != name);
         self.dumps.retain(|_, dump| dump.source != name);

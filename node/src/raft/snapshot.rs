@@ -23,7 +23,7 @@ use super::{
     machine::place,
     types::{Snapshot, SnapshotMeta, from_bytes, to_bytes},
 };
-use crate::store::{ClusterId, FORMAT_VERSION, Mark, Row, Store, StoreError};
+use crate::store::{ClusterId, FORMAT_VERSION, Mark, Row, SNAPSHOT_VERSION_MIN, Store, StoreError};
 
 /// How a file begins; the last byte is its form.
 const MAGIC: &[u8; 8] = b"PGCSNAP\x01";
@@ -104,6 +104,7 @@ impl Snapshots {
         snapshot: &SnapshotFile,
     ) -> io::Result<()> {
         let rows = self.open_rows(snapshot, Some(meta))?;
+        let version = rows.version;
         let rows = rows.map(|row| {
             row.map_err(|error| StoreError::Damaged {
                 what: error.to_string(),
@@ -113,7 +114,9 @@ impl Snapshots {
             (Mark::Applied, to_bytes(&meta.last_log_id)?),
             (Mark::Membership, to_bytes(&meta.last_membership)?),
         ];
-        store.replace(rows, &marks).map_err(io::Error::other)?;
+        store
+            .replace(rows, version, &marks)
+            .map_err(io::Error::other)?;
         let temporary = self.temporary();
         let mut source = snapshot.reader()?;
         let mut target = File::create(&temporary)?;
@@ -178,8 +181,10 @@ impl Snapshots {
         if header.cluster != self.cluster {
             return Err(damaged("it is of another cluster"));
         }
-        if header.format != FORMAT_VERSION {
-            return Err(damaged("it was made by another version"));
+        if !(SNAPSHOT_VERSION_MIN..=FORMAT_VERSION).contains(&header.format) {
+            return Err(damaged(
+                "it was made by a version that this one does not know",
+            ));
         }
         if expected.is_some_and(|meta| meta.signature() != header.meta.signature()) {
             return Err(damaged("it stands for another place in the log"));
@@ -187,6 +192,7 @@ impl Snapshots {
         Ok(Rows {
             reader,
             meta: header.meta,
+            version: header.format,
         })
     }
 
@@ -296,6 +302,8 @@ impl Read for At {
 struct Rows {
     reader: BufReader<At>,
     meta: SnapshotMeta,
+    /// Version of the store that they come from.
+    version: u32,
 }
 
 impl Iterator for Rows {

@@ -354,7 +354,9 @@ impl Sources {
         let store = |error: std::io::Error| SourceError::Store {
             text: format!("files of the source cannot be removed: {error}"),
         };
-        self.logs.remove(&source.name).await.map_err(store)?;
+        let is_former = |epoch| self.is_former_log(&source.name, epoch);
+        let removed = self.logs.remove_former(&source.name, is_former).await;
+        removed.map_err(|error| store(std::io::Error::other(error)))?;
         let forgotten = self.secrets.forget(&source.name, source.password.as_ref());
         forgotten.map_err(store)?;
         tracing::info!(source = source.name, slot = source.slot, "removed a source");

@@ -12,7 +12,7 @@ use pgcapture_engine::{
 use redb::Database;
 
 use super::{
-    format::{FORMAT_KEY, META, StateV1, StateV2},
+    format::{FORMAT_KEY, META, StateV1, StateV2, StateV4},
     *,
 };
 

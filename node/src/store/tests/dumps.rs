@@ -277,6 +277,28 @@ async fn a_file_of_version_two_is_brought_forward_whole() {
     assert_eq!(answer, Answer::DumpCreated(DumpId(8)));
 }
 
+#[tokio::test]
+async fn a_file_of_version_four_is_brought_forward_whole() {
+    let directory = tempfile::tempdir().unwrap();
+    let old = StateV4 {
+        sources: BTreeMap::from([("shop".to_owned(), source("shop"))]),
+        epochs: BTreeMap::from([("shop".to_owned(), Epoch(3))]),
+        last_node: 4,
+        owners: BTreeMap::from([("shop".to_owned(), "n1".to_owned())]),
+        homes: BTreeMap::from([(subscription("a"), "n1".to_owned())]),
+        ..StateV4::default()
+    };
+    write_old(&directory.path().join("node.redb"), 4, &old);
+
+    let store = Store::open(directory.path()).unwrap();
+    let (after, _store) = reopened(store, directory.path());
+    assert_eq!(after.sources["shop"], source("shop"));
+    assert_eq!((after.owner("shop"), after.last_node), (Some("n1"), 4));
+    assert_eq!(after.homes[&subscription("a")], "n1");
+    // Since when it has its name was not kept: its log is taken for its own.
+    assert!(!after.is_former_log("shop", Epoch(3)));
+}
+
 #[test]
 fn a_version_that_never_was_is_told_damaged() {
     let directory = tempfile::tempdir().unwrap();
