@@ -54,7 +54,7 @@ use self::{
 
 /// A stored value is at most this long: 1,000 sources with their gaps stay far below, and a damaged
 /// length cannot ask for more memory.
-const VALUE_BYTES_MAX: usize = 16 << 20;
+pub(crate) const VALUE_BYTES_MAX: usize = 16 << 20;
 
 /// redb's page cache. The state is small; the default of 1 GiB is not.
 const CACHE_BYTES: usize = 4 << 20;

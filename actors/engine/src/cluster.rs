@@ -65,6 +65,11 @@ use crate::{
 /// whoever has a thousand looks at the newest.
 pub const GAPS_MAX: usize = 1_000;
 
+/// All sources together keep at most this many gaps, of some fifty bytes each: the state stays far
+/// below what a value of the store and a row of a snapshot may have. Beyond it those are forgotten
+/// that are the oldest of whoever has most.
+pub const GAPS_TOTAL_MAX: usize = 20_000;
+
 /// At most this many sources; each costs two connections and a pipeline.
 pub const SOURCES_MAX: usize = 1_000;
 
@@ -428,7 +433,18 @@ impl State {
         if gaps.len() > GAPS_MAX {
             gaps.remove(0);
         }
+        self.bound_gaps();
         Ok(Answer::Done)
+    }
+
+    /// Forgets a gap when one too many is kept.
+    fn bound_gaps(&mut self) {
+        let total: usize = self.gaps.values().map(Vec::len).sum();
+        if total > GAPS_TOTAL_MAX
+            && let Some(most) = self.gaps.values_mut().max_by_key(|gaps| gaps.len())
+        {
+            most.remove(0);
+        }
     }
 }
 

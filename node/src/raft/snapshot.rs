@@ -21,7 +21,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::{
     machine::place,
-    types::{Snapshot, SnapshotMeta, from_bytes, to_bytes},
+    types::{ROW_BYTES_MAX, Snapshot, SnapshotMeta, from_bytes, row_from_bytes, to_bytes},
 };
 use crate::store::{ClusterId, FORMAT_VERSION, Mark, Row, SNAPSHOT_VERSION_MIN, Store, StoreError};
 
@@ -30,9 +30,6 @@ const MAGIC: &[u8; 8] = b"PGCSNAP\x01";
 
 /// Length of the checksum at the end.
 const SUM_BYTES: u64 = 32;
-
-/// A row is at most this long, as in the store.
-const ROW_BYTES_MAX: u32 = 17 << 20;
 
 /// Files that are kept: the newest, and the one before for the case that it is damaged.
 const KEPT: usize = 2;
@@ -311,21 +308,21 @@ impl Iterator for Rows {
 
     fn next(&mut self) -> Option<Self::Item> {
         let row = frame(&mut self.reader).transpose()?;
-        Some(row.and_then(|bytes| from_bytes(&bytes)))
+        Some(row.and_then(|bytes| row_from_bytes(&bytes)))
     }
 }
 
 fn frame(reader: &mut impl Read) -> io::Result<Option<Vec<u8>>> {
     let mut length = [0; 4];
     reader.read_exact(&mut length)?;
-    let length = u32::from_le_bytes(length);
+    let length = u32::from_le_bytes(length) as usize;
     if length == 0 {
         return Ok(None);
     }
     if length > ROW_BYTES_MAX {
         return Err(damaged("a row is longer than rows are"));
     }
-    let mut bytes = vec![0; length as usize];
+    let mut bytes = vec![0; length];
     reader.read_exact(&mut bytes)?;
     Ok(Some(bytes))
 }
@@ -352,10 +349,11 @@ impl Writer {
     }
 
     fn frame(&mut self, bytes: &[u8]) -> io::Result<()> {
-        let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
-        if length > ROW_BYTES_MAX {
-            return Err(damaged("a row is longer than rows may be"));
+        let too_long = || damaged("a row is longer than rows may be");
+        if bytes.len() > ROW_BYTES_MAX {
+            return Err(too_long());
         }
+        let length = u32::try_from(bytes.len()).map_err(|_| too_long())?;
         self.put(&length.to_le_bytes())?;
         self.put(bytes)
     }

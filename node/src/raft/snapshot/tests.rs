@@ -151,3 +151,28 @@ async fn a_snapshot_of_the_version_before_is_brought_forward() {
     let target = Store::open(to.path()).unwrap();
     assert_eq!(*target.state().borrow(), *source.state().borrow());
 }
+
+#[test]
+fn a_row_that_the_store_may_hold_can_be_read_from_a_snapshot() {
+    let folder = tempfile::tempdir().unwrap();
+    let snapshots = Snapshots::open(folder.path(), ClusterId(1)).unwrap();
+    let row = |bytes: usize| Row::DumpTable((1, 2), vec![7; bytes]);
+    let path = folder.path().join("large");
+    let written = |bytes: usize| {
+        let mut writer = Writer::create(&path)?;
+        writer.frame(&to_bytes(&Header {
+            cluster: ClusterId(1),
+            format: FORMAT_VERSION,
+            meta: SnapshotMeta::default(),
+        })?)?;
+        writer.frame(&to_bytes(&row(bytes))?)?;
+        writer.finish()?;
+        SnapshotFile::open(&path)
+    };
+    let longest = crate::store::VALUE_BYTES_MAX;
+    let snapshot = written(longest).unwrap();
+    let rows = snapshots.open_rows(&snapshot, None).unwrap();
+    let rows: Vec<Row> = rows.collect::<io::Result<_>>().unwrap();
+    assert!(rows == [row(longest)]);
+    written(ROW_BYTES_MAX).unwrap_err();
+}
