@@ -1,21 +1,28 @@
-//! What a node does with the logs of sources that came, went, and came again.
+//! What a node does with the logs of sources that came, went, and came again; what it leaves in
+//! PostgreSQL when a source cannot be added.
 
 use async_trait::async_trait;
-use pgcapture_actors::consensus::{Leadership, ProposeError};
+use pgcapture_actors::{
+    consensus::{Leadership, ProposeError},
+    postgres::{Connection, LocalServer, LocalServerOptions, Replication, catalog},
+};
 use pgcapture_engine::{
     batch::Batch,
     checkpoint::Checkpoint,
-    cluster::{Node, Origin},
+    cluster::{Node, Origin, Refusal},
     lsn::{Lsn, PgTime},
 };
 use tempfile::TempDir;
 
 use super::*;
+use crate::config::SourceSection;
 
 /// A state that others change.
 #[derive(Debug, Default)]
 struct Given {
     state: watch::Sender<Arc<State>>,
+    /// What a proposal is answered instead of being tried.
+    refusal: Mutex<Option<fn() -> ProposeError>>,
 }
 
 impl Given {
@@ -31,6 +38,9 @@ impl Given {
 #[async_trait]
 impl Consensus for Given {
     async fn propose(&self, command: Command) -> Result<Answer, ProposeError> {
+        if let Some(refusal) = *self.refusal.lock().unwrap() {
+            return Err(refusal());
+        }
         let mut answer = None;
         self.state
             .send_modify(|state| answer = Some(Arc::make_mut(state).apply(command)));
@@ -163,4 +173,72 @@ async fn the_log_of_a_source_that_others_removed_leaves_the_disk() {
     sources.logs.close().await;
     assert!(sources.sweep_logs().await);
     assert!(!left() && sources.logs.get("shop").is_none());
+}
+
+fn definition_of(server: &LocalServer) -> Definition {
+    let section = SourceSection {
+        url: server.url("postgres"),
+        password: None,
+        stream: String::new(),
+        slot: String::new(),
+        publication: String::new(),
+        tables: Vec::new(),
+        exclude: Vec::new(),
+    };
+    Definition::new("shop", section, "", Origin::Command).unwrap()
+}
+
+/// Adds `shop` where the nodes answer so; returns the error, and whether the slot is there afterwards.
+async fn add_where(
+    server: &LocalServer,
+    sources: &Sources,
+    consensus: &Given,
+    refusal: fn() -> ProposeError,
+) -> (SourceError, bool) {
+    *consensus.refusal.lock().unwrap() = Some(refusal);
+    let definition = definition_of(server);
+    let slot = definition.slot.clone();
+    let error = sources.add(definition).await.unwrap_err();
+    let config = server.config("postgres");
+    let connection = Connection::connect(&config, Replication::Off).await;
+    let slot = catalog::slot(&mut connection.unwrap(), &slot).await;
+    (error, slot.unwrap().is_some())
+}
+
+#[tokio::test]
+async fn a_slot_stays_when_its_source_may_have_been_added() {
+    let server = LocalServer::start(LocalServerOptions::default());
+    let server = server.await.unwrap();
+    let config = server.config("postgres");
+    let connection = Connection::connect(&config, Replication::Off).await;
+    let table = "CREATE TABLE t (id int PRIMARY KEY)";
+    connection.unwrap().query(table).await.unwrap();
+    let consensus = Arc::<Given>::default();
+    let (_folder, sources) = sources(&consensus);
+
+    let refused = || ProposeError::Refused(Refusal::TooManySources);
+    let too_large = || ProposeError::TooLarge {
+        bytes: 2,
+        bytes_max: 1,
+    };
+    for answer in [refused as fn() -> ProposeError, too_large] {
+        let (error, is_left) = add_where(&server, &sources, &consensus, answer).await;
+        assert!(!is_left, "{error}");
+    }
+    let unknown = || ProposeError::Unavailable {
+        reason: String::new(),
+    };
+    let failed = || ProposeError::Store {
+        reason: "PGC-N04: the disk is full".to_owned(),
+    };
+    for answer in [unknown as fn() -> ProposeError, failed] {
+        let (error, is_left) = add_where(&server, &sources, &consensus, answer).await;
+        assert!(is_left, "{error}");
+        assert!(matches!(error, SourceError::Unsettled { .. }), "{error:?}");
+        assert!(error.to_string().contains("may have been added"), "{error}");
+        assert!(error.next().contains("again, which is safe"), "{error:?}");
+    }
+    // Nothing stands against the next try.
+    let plan = sources.plan(&definition_of(&server)).await.unwrap();
+    assert!(!plan.has_errors(), "{plan:?}");
 }
