@@ -286,6 +286,23 @@ fn a_home_that_slept_goes_on_from_what_the_others_saved() {
 }
 
 #[test]
+fn sessions_end_everywhere_when_their_source_is_removed() {
+    run(async {
+        let mut members = Members::start(&["a", "b"]).await;
+        members.writer().publish(1, &["t"]).await;
+        let mut consumer = members.node("b").open("shop", &[earliest()]).await;
+        take(&mut consumer, 1).await;
+        members.home_is(Some("b")).await;
+        let name = "shop".to_owned();
+        let removal = Command::RemoveSource { name };
+        members.agreement.agree_at_once([removal]);
+        let status = consumer.end().await;
+        assert_eq!(status.metadata().get(CODE_KEY).unwrap(), "PGC-G18");
+        members.home_is(None).await;
+    });
+}
+
+#[test]
 fn a_peek_needs_no_home() {
     run(async {
         let mut members = Members::start(&["a", "b"]).await;
