@@ -23,12 +23,27 @@ pub trait CursorStore: Debug + Send + Sync {
     /// When the store cannot be read.
     async fn load(&self, id: &SubscriptionId) -> Result<Option<Cursor>, CursorError>;
 
-    /// Makes cursors durable.
+    /// Makes cursors durable, and returns the subscriptions whose cursor was refused: another node
+    /// keeps them, or has moved them further, or their stream is gone. What was acknowledged of those
+    /// does not count.
     ///
     /// # Errors
     ///
     /// When the store cannot be written; none counts then, though some may be durable.
-    async fn save(&self, cursors: Vec<(SubscriptionId, Cursor)>) -> Result<(), CursorError>;
+    async fn save(
+        &self,
+        cursors: Vec<(SubscriptionId, Cursor)>,
+    ) -> Result<Vec<SubscriptionId>, CursorError>;
+
+    /// Moves a cursor, back as well, durably; tells whether it was not refused.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot be written; it may have moved all the same.
+    async fn seek(&self, id: &SubscriptionId, cursor: Cursor) -> Result<bool, CursorError> {
+        let refused = self.save(vec![(id.clone(), cursor)]).await?;
+        Ok(refused.is_empty())
+    }
 
     /// Forgets a subscription. The second call does nothing.
     ///

@@ -111,13 +111,14 @@ impl GatewayHandle {
     ///
     /// # Errors
     ///
-    /// [`GatewayError`] when the stream is unknown, the position is not in the log, or the cursor
-    /// cannot be saved; nothing has moved then.
+    /// [`GatewayError`] when the stream is unknown, the position is not in the log, or another node keeps
+    /// the subscription: nothing has moved then. With [`GatewayError::Cursors`] it may have moved; the
+    /// same order again is safe.
     pub async fn seek(&self, id: &SubscriptionId, start: StartAt) -> Result<(), GatewayError> {
         let resolved = self.hub.resolve_id(id).await?;
         let position = start::find_position(&resolved.log, start).await?;
         self.end_sessions(Some(id), EndReason::Moved).await?;
-        self.hub.overwrite(id, position).await
+        self.hub.seek(id, position).await
     }
 
     /// Forgets a subscription and its cursor. Connected sessions are ended with ABORTED; a consumer
@@ -155,6 +156,13 @@ impl GatewayHandle {
         self.end_sessions(Some(id), EndReason::Elsewhere).await?;
         self.hub.let_go(id);
         Ok(())
+    }
+
+    /// To be called once this node has become the home of a subscription, which another one may have been
+    /// meanwhile: books that are in memory are given up unless they go on from what is saved, and
+    /// sessions that use them end with UNAVAILABLE.
+    pub async fn renew(&self, id: &SubscriptionId) {
+        self.hub.renew(id).await;
     }
 
     /// Takes no more sessions, lets the connected ones finish what they acknowledged, ends them with

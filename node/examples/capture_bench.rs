@@ -266,8 +266,11 @@ impl CursorStore for Forgetful {
         Ok(None)
     }
 
-    async fn save(&self, _: Vec<(SubscriptionId, Cursor)>) -> Result<(), CursorError> {
-        Ok(())
+    async fn save(
+        &self,
+        _: Vec<(SubscriptionId, Cursor)>,
+    ) -> Result<Vec<SubscriptionId>, CursorError> {
+        Ok(Vec::new())
     }
 
     async fn remove(&self, _: &SubscriptionId) -> Result<(), CursorError> {

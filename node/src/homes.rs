@@ -3,10 +3,12 @@
 //! A session asks for its place: here, or on the node that is the subscription's home. One task keeps the
 //! agreed state and the sessions of this node in step: homes without sessions are given back a moment
 //! later, so that a consumer that reconnects finds its books in memory; what another node took over is
-//! given up; what has sessions and no home is claimed. A node on its own claims nothing.
+//! given up, and so is what belongs to a stream that is gone; what has sessions and no home is claimed. A
+//! node on its own claims nothing.
 //!
 //! # Invariants
 //!
+//! - Books in memory are used under a new claim only if they go on from what is saved.
 //! - A home is given back only after its cursor is durable and its books have left the memory.
 //! - No session is placed here while that goes on.
 
@@ -145,8 +147,7 @@ impl Homes {
     /// Tells whether the state knows a stream: a uri of another has no home.
     #[must_use]
     pub fn knows(&self, id: &SubscriptionId) -> bool {
-        let state = self.inner.state();
-        state.source_of_stream(&id.stream).is_some()
+        self.inner.knows(id)
     }
 
     /// Finds the place of a session, claiming the home when there is none.
@@ -231,6 +232,10 @@ impl Inner {
         Arc::clone(&self.consensus.state().borrow())
     }
 
+    fn knows(&self, id: &SubscriptionId) -> bool {
+        self.state().source_of_stream(&id.stream).is_some()
+    }
+
     fn home(&self, id: &SubscriptionId) -> Home {
         self.state().home(id, &self.node)
     }
@@ -258,7 +263,7 @@ impl Inner {
             id: id.clone(),
             instead_of: instead_of.map(str::to_owned),
         });
-        let _turn = self.proposing.lock().await;
+        let turn = self.proposing.lock().await;
         let claims: Vec<_> = {
             let mut waiting = claims();
             let count = waiting.len().min(CLAIMS_TOGETHER_MAX);
@@ -269,6 +274,11 @@ impl Inner {
             let node = self.node.clone();
             let command = HomeCommand::Claim { node, claims };
             self.consensus.propose(Command::Home(command)).await?;
+        }
+        drop(turn);
+        if self.home(id) == Home::Here {
+            // Another node may have kept the books since this one did last.
+            self.gateway.renew(id).await;
         }
         Ok(())
     }
@@ -286,18 +296,21 @@ impl Inner {
     async fn look(&self, idle_before: &BTreeSet<SubscriptionId>) -> BTreeSet<SubscriptionId> {
         let held: Vec<_> = self.held().keys().cloned().collect();
         for id in held {
+            let subscription = &id.consumer;
             match self.home(&id) {
+                // A stream of the same name may come, with other positions.
+                _ if !self.knows(&id) => {
+                    tracing::info!(subscription, "the stream of the subscription is gone");
+                    self.give_up(&id).await;
+                }
                 Home::Alone | Home::Here => {}
                 Home::There { node, .. } => {
-                    let subscription = &id.consumer;
                     tracing::info!(
                         subscription,
                         node,
                         "another node keeps the subscription now"
                     );
-                    if let Err(error) = self.gateway.give_up(&id).await {
-                        tracing::debug!(%error, "the gateway stopped");
-                    }
+                    self.give_up(&id).await;
                 }
                 Home::Unclaimed => {
                     if let Err(error) = self.claim(&id, None).await {
@@ -323,6 +336,12 @@ impl Inner {
             }
         }
         found
+    }
+
+    async fn give_up(&self, id: &SubscriptionId) {
+        if let Err(error) = self.gateway.give_up(id).await {
+            tracing::debug!(%error, "the gateway stopped");
+        }
     }
 
     async fn release(&self, ids: Vec<SubscriptionId>) -> Result<(), String> {

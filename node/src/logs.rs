@@ -13,7 +13,7 @@ use pgcapture_actors::log::{
     ChangeLog, LogError, LogHealth,
     embedded::{EmbeddedLog, EmbeddedLogOptions},
 };
-
+use pgcapture_engine::checkpoint::Epoch;
 use tokio::sync::watch;
 
 use crate::config::Config;
@@ -24,6 +24,8 @@ pub struct Logs {
     directory: PathBuf,
     options: EmbeddedLogOptions,
     open: Mutex<BTreeMap<String, Arc<EmbeddedLog>>>,
+    /// Held while a log is judged: what is opened meanwhile may not be what is removed then.
+    judging: tokio::sync::Mutex<()>,
     changes: watch::Sender<u64>,
 }
 
@@ -42,6 +44,7 @@ impl Logs {
                 ..EmbeddedLogOptions::default()
             },
             open: Mutex::default(),
+            judging: tokio::sync::Mutex::default(),
             changes: watch::Sender::default(),
         }
     }
@@ -84,6 +87,114 @@ impl Logs {
         Ok(log)
     }
 
+    /// Opens a source's log as [`Self::open`] does. One that `is_former` tells by its newest epoch to be
+    /// another source's is removed first.
+    ///
+    /// # Errors
+    ///
+    /// As [`EmbeddedLog::open`].
+    pub async fn open_own(
+        self: &Arc<Self>,
+        source: &str,
+        is_former: impl Fn(Epoch) -> bool,
+    ) -> Result<(), LogError> {
+        let _judging = self.judging.lock().await;
+        let epoch = self.epoch_of(source).await?;
+        if is_former(epoch) {
+            tracing::warn!(source, %epoch, "removing the log of an earlier source of that name");
+            self.close_and_remove(source).await?;
+            self.epoch_of(source).await?;
+        }
+        Ok(())
+    }
+
+    /// Removes a source's log when `is_former` tells by its newest epoch that it is of no use; tells
+    /// whether that was so. One that cannot be read counts as one without an epoch. One that was not open
+    /// is not open afterwards.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be removed.
+    pub async fn remove_former(
+        self: &Arc<Self>,
+        source: &str,
+        is_former: impl Fn(Epoch) -> bool,
+    ) -> Result<bool, LogError> {
+        let _judging = self.judging.lock().await;
+        let was_open = self.get(source).is_some();
+        if !was_open && !self.directory.join(source).exists() {
+            return Ok(false);
+        }
+        let epoch = self.epoch_of(source).await.unwrap_or_else(|error| {
+            tracing::warn!(source, %error, "a log that may be removed cannot be read");
+            Epoch(0)
+        });
+        let is_former = is_former(epoch);
+        if is_former {
+            self.close_and_remove(source).await?;
+        } else if !was_open {
+            self.close_one(source).await;
+        }
+        Ok(is_former)
+    }
+
+    /// Returns the names of the logs on this node's disk. Blocks for a moment.
+    ///
+    /// # Errors
+    ///
+    /// When the directory cannot be read.
+    pub fn names(&self) -> std::io::Result<Vec<String>> {
+        let entries = match fs::read_dir(&self.directory) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries?,
+        };
+        let mut names = Vec::new();
+        for entry in entries {
+            // What is not a name was not made here.
+            names.extend(entry?.file_name().into_string());
+        }
+        Ok(names)
+    }
+
+    /// Opens a log and returns its newest epoch.
+    async fn epoch_of(self: &Arc<Self>, source: &str) -> Result<Epoch, LogError> {
+        if let Some(log) = self.get(source).filter(|_| self.is_usable(source)) {
+            return Ok(log.tail().borrow().epoch);
+        }
+        let (logs, name) = (Arc::clone(self), source.to_owned());
+        let opened = tokio::task::spawn_blocking(move || logs.open(&name)).await;
+        let log =
+            opened.map_err(|error| self.io("open", source, std::io::Error::other(error)))??;
+        let epoch = log.tail().borrow().epoch;
+        Ok(epoch)
+    }
+
+    async fn close_one(&self, source: &str) {
+        let log = self.lock().remove(source);
+        if let Some(log) = log {
+            self.tell();
+            log.close().await;
+        }
+    }
+
+    async fn close_and_remove(&self, source: &str) -> Result<(), LogError> {
+        self.close_one(source).await;
+        match tokio::fs::remove_dir_all(self.directory.join(source)).await {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(self.io("remove", source, error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn io(&self, action: &'static str, source: &str, error: std::io::Error) -> LogError {
+        LogError::Io {
+            action,
+            path: self.directory.join(source),
+            source: error,
+        }
+    }
+
     /// Tells whether a source's log is open and has not failed.
     #[must_use]
     pub fn is_usable(&self, source: &str) -> bool {
@@ -95,23 +206,6 @@ impl Logs {
     pub fn get(&self, source: &str) -> Option<Arc<dyn ChangeLog>> {
         let log = self.lock().get(source).map(Arc::clone)?;
         Some(log)
-    }
-
-    /// Closes a source's log and removes its files. The second call does nothing.
-    ///
-    /// # Errors
-    ///
-    /// When the files cannot be removed.
-    pub async fn remove(&self, source: &str) -> std::io::Result<()> {
-        let log = self.lock().remove(source);
-        if let Some(log) = log {
-            self.tell();
-            log.close().await;
-        }
-        match tokio::fs::remove_dir_all(self.directory.join(source)).await {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
-        }
     }
 
     /// Closes every log; what was accepted is durable on return.
@@ -134,7 +228,7 @@ fn has_failed(log: &EmbeddedLog) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs::File, io};
+    use std::{fs::File, io, path::Path};
 
     use pgcapture_actors::log::embedded::Disk;
     use pgcapture_engine::{
@@ -155,18 +249,69 @@ mod tests {
         }
     }
 
+    fn logs(folder: &Path, options: EmbeddedLogOptions) -> Arc<Logs> {
+        Arc::new(Logs {
+            directory: folder.to_owned(),
+            options,
+            open: Mutex::default(),
+            judging: tokio::sync::Mutex::default(),
+            changes: watch::Sender::default(),
+        })
+    }
+
+    /// Writes up to `lsn` under `epoch`, durably.
+    async fn write(log: &dyn ChangeLog, epoch: u64, lsn: u64) {
+        let mut writer = log.open_writer(Epoch(epoch)).await.unwrap();
+        let progress = Batch::progress(Lsn(lsn), PgTime(0));
+        writer.append(progress).await.unwrap();
+        writer.flush().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn the_log_of_an_earlier_source_is_not_gone_on_from() {
+        let folder = tempfile::tempdir().unwrap();
+        let logs = logs(folder.path(), EmbeddedLogOptions::default());
+        let former = |newest| move |epoch| epoch <= Epoch(newest) && epoch != Epoch(0);
+        write(logs.open("shop").unwrap().as_ref(), 3, 500).await;
+        let resume = || logs.get("shop").unwrap().tail().borrow().resume_lsn;
+        // Open or not.
+        logs.open_own("shop", former(2)).await.unwrap();
+        assert_eq!(resume(), Lsn(500));
+        logs.close().await;
+        logs.open_own("shop", former(2)).await.unwrap();
+        assert_eq!(resume(), Lsn(500));
+        logs.open_own("shop", former(3)).await.unwrap();
+        assert_eq!(resume(), Lsn(0));
+        // What the new one writes is its own.
+        write(logs.get("shop").unwrap().as_ref(), 4, 7).await;
+        logs.open_own("shop", former(3)).await.unwrap();
+        assert_eq!(resume(), Lsn(7));
+    }
+
+    #[tokio::test]
+    async fn a_log_that_is_of_no_use_leaves_the_disk() {
+        let folder = tempfile::tempdir().unwrap();
+        let logs = logs(folder.path(), EmbeddedLogOptions::default());
+        for (name, epoch) in [("audit", 9), ("shop", 3)] {
+            write(logs.open(name).unwrap().as_ref(), epoch, 500).await;
+        }
+        logs.close().await;
+        for (name, is_removed) in [("audit", false), ("shop", true), ("none", false)] {
+            let removed = logs.remove_former(name, |epoch| epoch <= Epoch(3)).await;
+            assert_eq!(removed.unwrap(), is_removed, "{name}");
+            assert!(logs.get(name).is_none(), "{name}");
+        }
+        assert_eq!(logs.names().unwrap(), ["audit"]);
+    }
+
     #[tokio::test]
     async fn a_log_that_has_failed_is_opened_again() {
         let folder = tempfile::tempdir().unwrap();
-        let logs = Logs {
-            directory: folder.path().to_owned(),
-            options: EmbeddedLogOptions {
-                disk: Arc::new(BrokenDisk),
-                ..EmbeddedLogOptions::default()
-            },
-            open: Mutex::default(),
-            changes: watch::Sender::default(),
+        let options = EmbeddedLogOptions {
+            disk: Arc::new(BrokenDisk),
+            ..EmbeddedLogOptions::default()
         };
+        let logs = logs(folder.path(), options);
         let failing = logs.open("shop").unwrap();
         assert!(logs.is_usable("shop"));
         let mut writer = failing.open_writer(Epoch(1)).await.unwrap();

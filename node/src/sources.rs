@@ -22,7 +22,7 @@ mod setup;
 mod status;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -175,7 +175,8 @@ impl Sources {
                 stop: &stop,
                 starts: Semaphore::new(STARTS_MAX),
             };
-            reconcile_until(&hosted, sources.consensus.state(), &stop).await;
+            let reconciled = reconcile_until(&hosted, sources.consensus.state(), &stop);
+            tokio::join!(reconciled, sources.sweep_until(&stop));
             let all: Vec<String> = sources.running.borrow().keys().cloned().collect();
             sources.drain(all).await;
         })
@@ -204,19 +205,68 @@ impl Sources {
         state.owner(&source.name) == Some(self.node.as_str())
     }
 
-    async fn open_log(&self, name: &str) -> bool {
-        if self.logs.is_usable(name) {
-            return true;
+    /// Removes the logs that others left here by removing their source, whenever one is gone; until `stop`.
+    async fn sweep_until(&self, stop: &CancellationToken) {
+        let mut state = self.consensus.state();
+        let mut swept = None;
+        while !stop.is_cancelled() {
+            let wanted = Arc::clone(&state.borrow_and_update());
+            let known = Some(wanted.sources.keys().cloned().collect::<BTreeSet<String>>());
+            let is_done = swept == known || self.sweep_logs().await;
+            swept = known.filter(|_| is_done);
+            tokio::select! {
+                changed = state.changed() => if changed.is_err() { break },
+                () = tokio::time::sleep(RETRY_AFTER), if !is_done => (),
+                () = stop.cancelled() => (),
+            }
         }
-        let (logs, source) = (Arc::clone(&self.logs), name.to_owned());
-        let opened = tokio::task::spawn_blocking(move || logs.open(&source).map(drop)).await;
-        let trouble = match opened {
-            Ok(Ok(())) => return true,
-            Ok(Err(error)) => status::log_trouble(&error),
-            Err(error) => status::defect(&error),
+    }
+
+    async fn open_log(&self, name: &str) -> bool {
+        let is_former = |epoch| self.is_former_log(name, epoch);
+        let Err(error) = self.logs.open_own(name, is_former).await else {
+            return true;
         };
-        self.set_trouble(name, trouble);
+        self.set_trouble(name, status::log_trouble(&error));
         false
+    }
+
+    /// Tells it by the newest state: the name may have been given anew meanwhile.
+    fn is_former_log(&self, name: &str, epoch: Epoch) -> bool {
+        self.consensus.state().borrow().is_former_log(name, epoch)
+    }
+
+    /// Removes the logs of sources that are gone; returns whether nothing is left to try again.
+    async fn sweep_logs(&self) -> bool {
+        let logs = Arc::clone(&self.logs);
+        let names = tokio::task::spawn_blocking(move || logs.names()).await;
+        let names = match names.map_err(std::io::Error::other).flatten() {
+            Ok(names) => names,
+            Err(error) => {
+                tracing::warn!(%error, "the logs of this node cannot be listed");
+                return false;
+            }
+        };
+        let mut is_done = true;
+        for name in names {
+            let is_known = self.consensus.state().borrow().sources.contains_key(&name);
+            // Those of sources that are there are looked at when they are opened.
+            if is_known {
+                continue;
+            }
+            let is_former = |epoch| self.is_former_log(&name, epoch);
+            match self.logs.remove_former(&name, is_former).await {
+                Ok(true) => {
+                    tracing::info!(source = name, "removed the log of a source that is gone");
+                }
+                Ok(false) => {}
+                Err(error) => {
+                    tracing::warn!(source = name, %error, "the log of a source that is gone cannot be removed");
+                    is_done = false;
+                }
+            }
+        }
+        is_done
     }
 
     async fn start_agent(&self, source: &Source, given: Given) -> bool {
@@ -438,3 +488,6 @@ impl Hosting for Hosted<'_> {
 fn is_alone(state: &State) -> bool {
     state.nodes.len() <= 1
 }
+
+#[cfg(test)]
+mod tests;

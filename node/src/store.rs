@@ -41,6 +41,7 @@ use redb::{Database, Durability, TableDefinition, WriteTransaction, backends::Fi
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::sync::watch;
 
+pub(crate) use self::format::SNAPSHOT_VERSION_MIN;
 pub(crate) use self::{
     agreed::Batch,
     log::{LogWrite, Mark},
@@ -58,7 +59,7 @@ pub use self::{
 
 /// A stored value is at most this long: 1,000 sources with their gaps stay far below, and a damaged
 /// length cannot ask for more memory.
-const VALUE_BYTES_MAX: usize = 16 << 20;
+pub(crate) const VALUE_BYTES_MAX: usize = 16 << 20;
 
 /// redb's page cache. The state is small; the default of 1 GiB is not.
 const CACHE_BYTES: usize = 4 << 20;

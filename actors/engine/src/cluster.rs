@@ -15,6 +15,8 @@ mod cursor;
 
 mod node;
 
+mod gap;
+
 mod slot;
 
 pub mod liveness;
@@ -69,6 +71,11 @@ use crate::{
 /// whoever has a thousand looks at the newest.
 pub const GAPS_MAX: usize = 1_000;
 
+/// All sources together keep at most this many gaps, of some fifty bytes each: the state stays far
+/// below what a value of the store and a row of a snapshot may have. Beyond it those are forgotten
+/// that are the oldest of whoever has most.
+pub const GAPS_TOTAL_MAX: usize = 20_000;
+
 /// At most this many sources; each costs two connections and a pipeline.
 pub const SOURCES_MAX: usize = 1_000;
 
@@ -103,6 +110,9 @@ pub struct State {
     pub let_go: BTreeMap<String, LetGo>,
     /// How far all consumers of a stream had come when one of them went back, or began, behind that.
     pub reached: BTreeMap<String, Checkpoint>,
+    /// The newest epoch of each source's name when it was added: what was written under it or before
+    /// is of another source, which had that name earlier.
+    pub since: BTreeMap<String, Epoch>,
     /// All dumps that are not forgotten. Not serialised with the rest: a store keeps one row each,
     /// and writes only those that changed, which it sees by the pointers.
     #[serde(skip)]
@@ -127,7 +137,7 @@ pub struct Gap {
 pub enum Command {
     /// Adds a source. The same source again is accepted and changes nothing.
     AddSource(Box<Source>),
-    /// Removes a source, its gaps, replicas and dumps included. Its epoch is remembered.
+    /// Removes a source, its gaps, replicas, dumps and consumers included. Its epoch is remembered.
     RemoveSource {
         /// Which.
         name: String,
@@ -437,6 +447,7 @@ impl State {
         if self.sources.len() >= SOURCES_MAX {
             return Err(Refusal::TooManySources);
         }
+        self.since.insert(source.name.clone(), source.epoch);
         self.sources.insert(source.name.clone(), source);
         Ok(Answer::Done)
     }
@@ -449,29 +460,14 @@ impl State {
         self.epochs.insert(source.name.clone(), source.epoch);
         self.gaps.remove(name);
         self.owners.remove(name);
+        self.since.remove(name);
         self.attested.remove(name);
         self.wal_wishes.remove(name);
         self.let_go.remove(name);
         self.reached.remove(&source.stream);
         self.replicas.retain(|_, replica| replica.source != name);
         self.dumps.retain(|_, dump| dump.source != name);
-        Ok(Answer::Done)
-    }
-
-    fn declare_gap(&mut self, name: &str, gap: Gap) -> Result<Answer, Refusal> {
-        self.source(name)?;
-        let gaps = self.gaps.entry(name.to_owned()).or_default();
-        let is_known = |known: &&mut Gap| known.from == gap.from && known.reason == gap.reason;
-        if let Some(known) = gaps.iter_mut().find(is_known) {
-            // An end that is known stays known: the same hole may be told late.
-            let is_new = gap.to.is_some() && known.to != gap.to;
-            known.to = gap.to.or(known.to);
-            return Ok(changed(is_new));
-        }
-        gaps.push(gap);
-        if gaps.len() > GAPS_MAX {
-            gaps.remove(0);
-        }
+        self.homes.retain(|id, _| id.stream != source.stream);
         Ok(Answer::Done)
     }
 }

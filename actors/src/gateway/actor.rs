@@ -190,7 +190,7 @@ impl Actor for GatewaySession {
 /// Order: end the stream for this reason.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub(super) struct EndSession(EndReason);
+pub(super) struct EndSession(pub(super) EndReason);
 
 impl Handler<EndSession> for GatewaySession {
     type Result = ();

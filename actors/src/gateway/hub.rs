@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Resolved, SourceResolver,
-    actor::GatewaySession,
+    actor::{EndSession, GatewaySession},
     error::{CaptureError, GatewayError},
     limits::GatewayLimits,
     status,
@@ -63,7 +63,7 @@ pub(super) struct Hub {
 
 /// How far saving has come; held while cursors are written.
 #[derive(Debug)]
-struct Saves {
+pub(super) struct Saves {
     /// Everything that moved before this many saves were asked for has been tried.
     tried: u64,
     /// How the last try went. One that succeeds saves what earlier ones could not.
@@ -73,7 +73,7 @@ struct Saves {
 #[derive(Debug)]
 struct Seated {
     addr: Addr<GatewaySession>,
-    subscription: Option<SubscriptionId>,
+    subscription: Option<Arc<Subscription>>,
 }
 
 impl Hub {
@@ -166,16 +166,58 @@ impl Hub {
     }
 
     /// Moves a subscription that no session uses; durable on return.
-    pub(super) async fn overwrite(
+    pub(super) async fn seek(
         &self,
         id: &SubscriptionId,
         position: Position,
     ) -> Result<(), GatewayError> {
         let resolved = self.resolve_id(id).await?;
-        if !self.subscription(resolved).overwrite(position, false) {
-            return Err(GatewayError::Busy);
+        self.subscription(resolved).seek(self, position).await
+    }
+
+    /// Waits until nothing is being saved; nothing is until the answer is dropped.
+    pub(super) async fn hold_saves(&self) -> tokio::sync::MutexGuard<'_, Saves> {
+        self.saving.lock().await
+    }
+
+    /// Gives up what the memory holds of a subscription, unless it is what the store has: this node has
+    /// just become its home, and another one may have been it meanwhile.
+    pub(super) async fn renew(&self, id: &SubscriptionId) {
+        let known = lock(&self.subscriptions).get(id).map(Arc::clone);
+        if let Some(subscription) = known {
+            let _saves = self.hold_saves().await;
+            if self.is_stale(&subscription).await {
+                self.abandon(&subscription);
+            }
         }
-        Ok(self.save_cursors().await?)
+    }
+
+    /// Tells whether the store may have something else than this node has saved last.
+    async fn is_stale(&self, subscription: &Subscription) -> bool {
+        let kept = self.cursors.load(&subscription.id).await;
+        !kept.is_ok_and(|kept| subscription.goes_on_from(kept.as_ref()))
+    }
+
+    /// Ends the sessions of a subscription and forgets its books, which are not the ones that count.
+    /// Who comes from now on loads it.
+    pub(super) fn abandon(&self, subscription: &Arc<Subscription>) {
+        let id = &subscription.id;
+        tracing::info!(subscription = %id.consumer, "the books of a subscription are given up: others count");
+        subscription.disown();
+        let mut all = lock(&self.subscriptions);
+        if all
+            .get(id)
+            .is_some_and(|known| Arc::ptr_eq(known, subscription))
+        {
+            all.remove(id);
+        }
+        drop(all);
+        for session in self.session_addrs(Some(id)) {
+            // One that is full has such an order already; one that is closed has ended.
+            if let Err(error) = session.try_send(EndSession(super::EndReason::Elsewhere)) {
+                tracing::debug!(%error, "a session did not need to be told");
+            }
+        }
     }
 
     /// Lets a subscription go from memory; it is loaded anew when a session comes.
@@ -228,9 +270,17 @@ impl Hub {
             }
         }
         if !cursors.is_empty() {
-            self.cursors.save(cursors).await?;
+            let refused = self.cursors.save(cursors).await?;
             for (subscription, version, cursor) in moved {
-                subscription.saved(version, cursor);
+                if !refused.contains(&subscription.id) {
+                    subscription.saved(version, cursor);
+                    continue;
+                }
+                subscription.refused();
+                // With sessions, this node may be about to become the home.
+                if subscription.is_left() || self.is_stale(&subscription).await {
+                    self.abandon(&subscription);
+                }
             }
         }
         // The map's own reference is the only one: no session is about to join.
@@ -328,25 +378,26 @@ impl Hub {
     }
 
     /// Records which subscription a session uses.
-    pub(super) fn name_session(&self, key: u64, id: &SubscriptionId) {
+    pub(super) fn name_session(&self, key: u64, subscription: &Arc<Subscription>) {
         if let Some(seated) = lock(&self.sessions).get_mut(&key) {
-            seated.subscription = Some(id.clone());
+            seated.subscription = Some(Arc::clone(subscription));
         }
     }
 
-    /// Tells whether a session has found its subscription.
-    pub(super) fn is_named(&self, key: u64) -> bool {
+    /// Returns the subscription that a session has found.
+    pub(super) fn named(&self, key: u64) -> Option<Arc<Subscription>> {
         let sessions = lock(&self.sessions);
-        sessions
-            .get(&key)
-            .is_some_and(|seated| seated.subscription.is_some())
+        sessions.get(&key)?.subscription.as_ref().map(Arc::clone)
     }
 
     /// Returns the sessions of a subscription, or all.
     pub(super) fn session_addrs(&self, id: Option<&SubscriptionId>) -> Vec<Addr<GatewaySession>> {
         lock(&self.sessions)
             .values()
-            .filter(|seated| id.is_none() || seated.subscription.as_ref() == id)
+            .filter(|seated| {
+                let subscription = seated.subscription.as_ref();
+                id.is_none() || subscription.map(|subscription| &subscription.id) == id
+            })
             .map(|seated| seated.addr.clone())
             .collect()
     }

@@ -292,6 +292,11 @@ async fn finish(
         }
         tokio::time::sleep(CURSOR_SAVE_INTERVAL).await;
     }
+    if subscription.check_kept().is_err() {
+        // What was acknowledged does not count: its changes and rows are delivered again elsewhere.
+        hub.ranges.give_up(ticket, GivenUp::Disconnected).await;
+        return;
+    }
     let delivered = Delivered {
         row_count: rows.row_count,
         bytes: rows.bytes,

@@ -152,11 +152,9 @@ pub(super) async fn serve(
         () = outbound.closed() => return,
     };
     // Whoever is told the end may rely on what was acknowledged before it.
-    if hub.is_named(key)
-        && let Err(error) = hub.save_cursors().await
-        && end.is_ok()
-    {
-        end = Err(error.into());
+    if let Some(subscription) = hub.named(key) {
+        let saved = hub.save_cursors().await.map_err(CaptureError::from);
+        end = end.and_then(|()| saved.and_then(|()| subscription.check_kept()));
     }
     if let Err(error) = &end
         && !error.is_disconnect()
@@ -175,7 +173,7 @@ async fn ordered_while_opening(
     key: u64,
 ) -> EndReason {
     let reason = ordered(order).await;
-    if hub.is_named(key) {
+    if hub.named(key).is_some() {
         std::future::pending::<()>().await;
     }
     reason
@@ -254,8 +252,8 @@ async fn open(
     if options.peek {
         return Ok((options, Opened::Peek(resolved.log)));
     }
-    hub.name_session(key, &resolved.subscription);
     let subscription = hub.subscription(resolved);
+    hub.name_session(key, &subscription);
     let limit = hub.limits.unacked_max;
     let terms = Terms {
         unacked_max: options.max_unacked.unwrap_or(limit).min(limit) as usize,

@@ -15,8 +15,14 @@ use pgcapture_engine::{
 use tokio::sync::Notify;
 
 use super::{
-    error::CaptureError, feed::Feed, hub::Hub, intake, membership::Membership, meters::Meters,
-    ranges::Ranges, start,
+    error::{CaptureError, EndReason, GatewayError},
+    feed::Feed,
+    hub::Hub,
+    intake,
+    membership::Membership,
+    meters::Meters,
+    ranges::Ranges,
+    start,
 };
 use crate::{
     cursors::{ACKED_RUNS_MAX, Cursor, SubscriptionId},
@@ -56,8 +62,10 @@ pub(super) struct State {
     /// What the store has.
     pub(super) saved: Option<Cursor>,
     pub(super) redelivered_count: u64,
-    /// Another node keeps it: its cursor is not ours to save.
+    /// Another node keeps it: its cursor is not ours to save, and no session may join.
     pub(super) is_disowned: bool,
+    /// Its cursor was refused when it was saved last.
+    pub(super) is_refused: bool,
     pub(super) ranges: Ranges,
 }
 
@@ -91,6 +99,7 @@ impl Subscription {
                 saved: None,
                 redelivered_count: 0,
                 is_disowned: false,
+                is_refused: false,
                 ranges: Ranges::default(),
             }),
             opening: tokio::sync::Mutex::default(),
@@ -160,6 +169,7 @@ impl Subscription {
         terms: Terms,
     ) -> Result<Membership, CaptureError> {
         let _opening = self.opening.lock().await;
+        self.check_kept()?;
         let is_open = self.state().ledger.is_some();
         if is_open {
             return self.enter(hub, options.mode, terms);
@@ -197,7 +207,38 @@ impl Subscription {
         let position = start::find_position(&self.log(), options.start).await?;
         self.overwrite(position.clone(), false);
         hub.save_cursors().await?;
+        self.check_kept()?;
         Ok(position)
+    }
+
+    /// Moves it, back as well, while no session uses it; durable on return.
+    pub(super) async fn seek(
+        self: &Arc<Self>,
+        hub: &Hub,
+        position: Position,
+    ) -> Result<(), GatewayError> {
+        // No session joins meanwhile, and no older cursor is on its way.
+        let _opening = self.opening.lock().await;
+        let _saves = hub.hold_saves().await;
+        if self.state().ledger.is_some() {
+            return Err(GatewayError::Busy);
+        }
+        let cursor = cursor_of(position.clone());
+        match hub.cursors.seek(&self.id, cursor).await {
+            Ok(true) => {
+                self.overwrite(position, true);
+                Ok(())
+            }
+            Ok(false) => {
+                hub.abandon(self);
+                Err(GatewayError::Busy)
+            }
+            Err(error) => {
+                // It may have moved: the next session finds out.
+                hub.abandon(self);
+                Err(error.into())
+            }
+        }
     }
 
     fn enter(
@@ -206,6 +247,8 @@ impl Subscription {
         mode: Mode,
         terms: Terms,
     ) -> Result<Membership, CaptureError> {
+        // It was given up while it was loaded.
+        self.check_kept()?;
         let mut state = self.state();
         if state.mode != mode {
             return Err(CaptureError::ModeDiffers {
@@ -234,19 +277,41 @@ impl Subscription {
         })
     }
 
-    /// Sets the position of a subscription that is not in memory; tells whether it was not.
-    pub(super) fn overwrite(&self, position: Position, is_saved: bool) -> bool {
+    /// Sets the position of a subscription without a ledger.
+    fn overwrite(&self, position: Position, is_saved: bool) {
         let mut state = self.state();
-        if state.ledger.is_some() {
-            return false;
-        }
         state.version += 1;
         if is_saved {
             state.saved = Some(cursor_of(position.clone()));
             state.saved_version = state.version;
         }
         state.position = Some(position);
-        true
+    }
+
+    /// Checks that what is acknowledged here counts once it is saved.
+    ///
+    /// # Errors
+    ///
+    /// [`EndReason::Elsewhere`] when the books of another node count, or those that this node has not
+    /// loaded yet.
+    pub(super) fn check_kept(&self) -> Result<(), CaptureError> {
+        let state = self.state();
+        if state.is_disowned || state.is_refused {
+            return Err(CaptureError::Ended(EndReason::Elsewhere));
+        }
+        Ok(())
+    }
+
+    /// Records that the cursor was refused.
+    pub(super) fn refused(&self) {
+        self.state().is_refused = true;
+    }
+
+    /// Tells whether it goes on from what the store has: it has saved that, or has loaded nothing yet.
+    pub(super) fn goes_on_from(&self, kept: Option<&Cursor>) -> bool {
+        let state = self.state();
+        let is_loaded = state.ledger.is_some() || state.position.is_some();
+        !is_loaded || state.saved.as_ref() == kept
     }
 
     /// Saves its cursor no more.
@@ -279,6 +344,7 @@ impl Subscription {
         let mut state = self.state();
         state.saved_version = state.saved_version.max(version);
         state.saved = Some(cursor);
+        state.is_refused = false;
     }
 
     /// Tells whether nobody needs it in memory.

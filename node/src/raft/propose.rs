@@ -14,7 +14,9 @@ use openraft::{
 };
 use pgcapture_actors::{
     consensus::{Consensus, Leadership, ProposeError},
-    cursors::{CURSOR_SAVE_INTERVAL, Cursor, CursorError, CursorStore, SubscriptionId},
+    cursors::{
+        ACKED_RUNS_MAX, CURSOR_SAVE_INTERVAL, Cursor, CursorError, CursorStore, SubscriptionId,
+    },
 };
 use pgcapture_engine::{
     checkpoint::Checkpoint,
@@ -28,7 +30,7 @@ use super::{
     network::{Client, Forwarded},
     types::{ENTRY_BYTES_MAX, Peer, to_bytes},
 };
-use crate::sources::Floors;
+use crate::{sources::Floors, store::Identity};
 
 /// A proposal that no majority has agreed to after this time is given up. Longer than two elections.
 pub(super) const PROPOSE_MAX: Duration = Duration::from_secs(5);
@@ -217,9 +219,39 @@ impl RaftConsensus {
             })
     }
 
-    fn save_of(&self, cursors: Vec<(SubscriptionId, Cursor)>) -> CursorCommand {
-        let by = self.inner.identity.name.clone();
-        CursorCommand::Save { by, cursors }
+    /// Returns the name under which the state knows this node: one that was always alone may have
+    /// changed it.
+    fn name_now(&self) -> String {
+        let Identity { id, name, .. } = &self.inner.identity;
+        let state = self.state();
+        let state = state.borrow();
+        let me = state.nodes.values().find(|node| node.id == *id);
+        me.map_or(name, |node| &node.name).clone()
+    }
+
+    /// Proposes one entry and returns the subscriptions whose cursor was refused.
+    async fn save_part(
+        &self,
+        cursors: Vec<(SubscriptionId, Cursor)>,
+    ) -> Result<Vec<SubscriptionId>, CursorError> {
+        let save = CursorCommand::Save {
+            by: self.name_now(),
+            cursors: cursors.clone(),
+        };
+        let agreed = self.agree(Proposal::Cursors(save)).await;
+        agreed.map_err(cursor_error)?;
+        Ok(self.refused_of(cursors))
+    }
+
+    /// Finds out whose cursors are not what was proposed last. This node's state contains the entry.
+    fn refused_of(&self, cursors: Vec<(SubscriptionId, Cursor)>) -> Vec<SubscriptionId> {
+        self.inner.store.with_cursors(|known| {
+            let is_refused = |(id, cursor): &(SubscriptionId, Cursor)| {
+                known.get(id).is_none_or(|known| **known != *cursor)
+            };
+            let refused = cursors.into_iter().filter(is_refused);
+            refused.map(|(id, _)| id).collect()
+        })
     }
 
     fn route(&self) -> Route {
@@ -296,26 +328,37 @@ impl CursorStore for RaftConsensus {
             .with_cursors(|cursors| cursors.get(id).map(load)))
     }
 
-    async fn save(&self, cursors: Vec<(SubscriptionId, Cursor)>) -> Result<(), CursorError> {
+    async fn save(
+        &self,
+        cursors: Vec<(SubscriptionId, Cursor)>,
+    ) -> Result<Vec<SubscriptionId>, CursorError> {
+        let mut refused = Vec::new();
         let mut part = Vec::new();
         let mut bytes = 0;
-        for (id, cursor) in cursors {
+        for (id, mut cursor) in cursors {
+            cursor.acked_above.truncate(ACKED_RUNS_MAX);
             let length = to_bytes(&(&id, &cursor)).map_or(0, |bytes| bytes.len());
             if bytes + length > CURSOR_BYTES_MAX && !part.is_empty() {
-                let save = self.save_of(std::mem::take(&mut part));
-                self.agree(Proposal::Cursors(save))
-                    .await
-                    .map_err(cursor_error)?;
+                refused.extend(self.save_part(std::mem::take(&mut part)).await?);
                 bytes = 0;
             }
             bytes += length;
             part.push((id, cursor));
         }
-        let save = self.save_of(part);
-        self.agree(Proposal::Cursors(save))
-            .await
-            .map(drop)
-            .map_err(cursor_error)
+        refused.extend(self.save_part(part).await?);
+        Ok(refused)
+    }
+
+    async fn seek(&self, id: &SubscriptionId, mut cursor: Cursor) -> Result<bool, CursorError> {
+        cursor.acked_above.truncate(ACKED_RUNS_MAX);
+        let cursors = vec![(id.clone(), cursor)];
+        let seek = CursorCommand::Seek {
+            by: self.name_now(),
+            cursors: cursors.clone(),
+        };
+        let agreed = self.agree(Proposal::Cursors(seek)).await;
+        agreed.map_err(cursor_error)?;
+        Ok(self.refused_of(cursors).is_empty())
     }
 
     async fn remove(&self, id: &SubscriptionId) -> Result<(), CursorError> {

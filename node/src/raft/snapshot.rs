@@ -21,18 +21,15 @@ use sha2::{Digest as _, Sha256};
 
 use super::{
     machine::place,
-    types::{Snapshot, SnapshotMeta, from_bytes, to_bytes},
+    types::{ROW_BYTES_MAX, Snapshot, SnapshotMeta, from_bytes, row_from_bytes, to_bytes},
 };
-use crate::store::{ClusterId, FORMAT_VERSION, Mark, Row, Store, StoreError};
+use crate::store::{ClusterId, FORMAT_VERSION, Mark, Row, SNAPSHOT_VERSION_MIN, Store, StoreError};
 
 /// How a file begins; the last byte is its form.
 const MAGIC: &[u8; 8] = b"PGCSNAP\x01";
 
 /// Length of the checksum at the end.
 const SUM_BYTES: u64 = 32;
-
-/// A row is at most this long, as in the store.
-const ROW_BYTES_MAX: u32 = 17 << 20;
 
 /// Files that are kept: the newest, and the one before for the case that it is damaged.
 const KEPT: usize = 2;
@@ -104,6 +101,7 @@ impl Snapshots {
         snapshot: &SnapshotFile,
     ) -> io::Result<()> {
         let rows = self.open_rows(snapshot, Some(meta))?;
+        let version = rows.version;
         let rows = rows.map(|row| {
             row.map_err(|error| StoreError::Damaged {
                 what: error.to_string(),
@@ -113,7 +111,9 @@ impl Snapshots {
             (Mark::Applied, to_bytes(&meta.last_log_id)?),
             (Mark::Membership, to_bytes(&meta.last_membership)?),
         ];
-        store.replace(rows, &marks).map_err(io::Error::other)?;
+        store
+            .replace(rows, version, &marks)
+            .map_err(io::Error::other)?;
         let temporary = self.temporary();
         let mut source = snapshot.reader()?;
         let mut target = File::create(&temporary)?;
@@ -178,8 +178,10 @@ impl Snapshots {
         if header.cluster != self.cluster {
             return Err(damaged("it is of another cluster"));
         }
-        if header.format != FORMAT_VERSION {
-            return Err(damaged("it was made by another version"));
+        if !(SNAPSHOT_VERSION_MIN..=FORMAT_VERSION).contains(&header.format) {
+            return Err(damaged(
+                "it was made by a version that this one does not know",
+            ));
         }
         if expected.is_some_and(|meta| meta.signature() != header.meta.signature()) {
             return Err(damaged("it stands for another place in the log"));
@@ -187,6 +189,7 @@ impl Snapshots {
         Ok(Rows {
             reader,
             meta: header.meta,
+            version: header.format,
         })
     }
 
@@ -296,6 +299,8 @@ impl Read for At {
 struct Rows {
     reader: BufReader<At>,
     meta: SnapshotMeta,
+    /// Version of the store that they come from.
+    version: u32,
 }
 
 impl Iterator for Rows {
@@ -303,21 +308,21 @@ impl Iterator for Rows {
 
     fn next(&mut self) -> Option<Self::Item> {
         let row = frame(&mut self.reader).transpose()?;
-        Some(row.and_then(|bytes| from_bytes(&bytes)))
+        Some(row.and_then(|bytes| row_from_bytes(&bytes)))
     }
 }
 
 fn frame(reader: &mut impl Read) -> io::Result<Option<Vec<u8>>> {
     let mut length = [0; 4];
     reader.read_exact(&mut length)?;
-    let length = u32::from_le_bytes(length);
+    let length = u32::from_le_bytes(length) as usize;
     if length == 0 {
         return Ok(None);
     }
     if length > ROW_BYTES_MAX {
         return Err(damaged("a row is longer than rows are"));
     }
-    let mut bytes = vec![0; length as usize];
+    let mut bytes = vec![0; length];
     reader.read_exact(&mut bytes)?;
     Ok(Some(bytes))
 }
@@ -344,10 +349,11 @@ impl Writer {
     }
 
     fn frame(&mut self, bytes: &[u8]) -> io::Result<()> {
-        let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
-        if length > ROW_BYTES_MAX {
-            return Err(damaged("a row is longer than rows may be"));
+        let too_long = || damaged("a row is longer than rows may be");
+        if bytes.len() > ROW_BYTES_MAX {
+            return Err(too_long());
         }
+        let length = u32::try_from(bytes.len()).map_err(|_| too_long())?;
         self.put(&length.to_le_bytes())?;
         self.put(bytes)
     }

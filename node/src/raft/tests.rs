@@ -7,8 +7,8 @@ use pgcapture_actors::{
     cursors::{Cursor, CursorStore, SubscriptionId},
 };
 use pgcapture_engine::{
-    checkpoint::Checkpoint,
-    cluster::{Answer, Command, HomeClaim, HomeCommand, Refusal, RequestId},
+    checkpoint::{Checkpoint, Epoch},
+    cluster::{Answer, Command, HomeClaim, HomeCommand, OnGap, Origin, Refusal, RequestId, Source},
     lsn::{Lsn, PgTime},
 };
 use tempfile::TempDir;
@@ -34,6 +34,26 @@ fn claim_home(consumer: usize) -> Command {
         node: "n1".to_owned(),
         claims: vec![claim],
     })
+}
+
+/// The source whose consumers have cursors.
+fn add_shop() -> Command {
+    Command::AddSource(Box::new(Source {
+        name: "shop".to_owned(),
+        stream: "shop".to_owned(),
+        url: "postgres://pgcapture@db/shop".to_owned(),
+        password: None,
+        slot: "shop_pgcapture".to_owned(),
+        publication: "pgcapture_shop".to_owned(),
+        tables: vec!["public.*".to_owned()],
+        exclude: Vec::new(),
+        paused: false,
+        epoch: Epoch(0),
+        created_at: PgTime(1),
+        on_gap: OnGap::Halt,
+        origin: Origin::Command,
+        owns_publication: true,
+    }))
 }
 
 async fn on_disk(disk: &Arc<Disk>) -> (TempDir, RaftConsensus) {
@@ -126,9 +146,10 @@ async fn a_disk_that_fails_ends_the_node() {
 async fn what_was_answered_is_there_after_a_crash() {
     let folder = tempfile::tempdir().unwrap();
     let raft = RaftConsensus::alone(folder.path(), "n1").await.unwrap();
-    raft.propose(add_node(2, "a:1")).await.unwrap();
+    raft.propose(add_shop()).await.unwrap();
     let saved = vec![(subscription(1), cursor(3))];
     raft.save(saved.clone()).await.unwrap();
+    raft.propose(add_node(2, "a:1")).await.unwrap();
     // The folder as a crash leaves it.
     let crashed = tempfile::tempdir().unwrap();
     std::fs::copy(
@@ -154,6 +175,7 @@ async fn too_much_for_an_entry_is_refused_and_cursors_are_parted() {
         matches!(refused, Err(ProposeError::TooLarge { .. })),
         "{refused:?}"
     );
+    raft.propose(add_shop()).await.unwrap();
     let many: Vec<_> = (0..300).map(|n| (subscription(n), cursor(900))).collect();
     raft.save(many).await.unwrap();
     assert_eq!(raft.list().await.unwrap().len(), 300);
@@ -220,4 +242,43 @@ async fn a_node_that_was_removed_is_told_so_when_it_asks_again() {
     raft.propose(Command::RemoveNode { name }).await.unwrap();
     let again = raft.let_in("x", "a:1", request).await.unwrap();
     assert_eq!(again, LetIn::Removed);
+}
+
+#[tokio::test]
+async fn a_cursor_goes_back_by_order_only() {
+    let folder = tempfile::tempdir().unwrap();
+    let raft = RaftConsensus::alone(folder.path(), "n1").await.unwrap();
+    raft.propose(add_shop()).await.unwrap();
+    let id = subscription(1);
+    let at = |lsn| Cursor {
+        floor: Checkpoint::new(Lsn(lsn), 1),
+        acked_above: Vec::new(),
+    };
+    let save = async |lsn| raft.save(vec![(id.clone(), at(lsn))]).await.unwrap();
+    assert_eq!(save(9).await, []);
+    assert_eq!(save(4).await, std::slice::from_ref(&id));
+    assert_eq!(raft.load(&id).await.unwrap(), Some(at(9)));
+    assert!(raft.seek(&id, at(4)).await.unwrap());
+    assert_eq!(raft.load(&id).await.unwrap(), Some(at(4)));
+    assert_eq!(save(5).await, []);
+    let unknown = SubscriptionId {
+        stream: "nope".to_owned(),
+        consumer: "a".to_owned(),
+    };
+    assert!(!raft.seek(&unknown, at(1)).await.unwrap());
+}
+
+#[tokio::test]
+async fn a_node_that_has_changed_its_name_saves_under_the_new_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let raft = RaftConsensus::alone(folder.path(), "old").await.unwrap();
+    raft.propose(add_shop()).await.unwrap();
+    let wish = Wish {
+        name: "new".to_owned(),
+        address: "a:1".to_owned(),
+        peers: Vec::new(),
+    };
+    raft.introduce(&wish).await.unwrap();
+    let cursors = vec![(subscription(1), cursor(3))];
+    assert_eq!(raft.save(cursors).await.unwrap(), []);
 }

@@ -9,6 +9,8 @@ use openraft::TokioRuntime;
 use pgcapture_engine::cluster::{Outcome, Request};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+use crate::store::VALUE_BYTES_MAX;
+
 /// An entry is at most this long. A large dump plan has some hundred KiB; a message between nodes
 /// must hold at least one entry.
 pub const ENTRY_BYTES_MAX: usize = 1 << 20;
@@ -18,6 +20,9 @@ const FORM: u8 = 1;
 
 /// A value that is read is at most this long: a batch of entries on its way to a follower.
 const READ_BYTES_MAX: usize = 8 << 20;
+
+/// A row of a snapshot is at most this long: the longest value of the store, and what names it.
+pub(crate) const ROW_BYTES_MAX: usize = VALUE_BYTES_MAX + (1 << 20);
 
 openraft::declare_raft_types!(
     /// The types of our Raft.
@@ -61,13 +66,22 @@ pub(crate) fn to_bytes<T: Serialize>(value: &T) -> io::Result<Vec<u8>> {
 
 /// Decodes what [`to_bytes`] made.
 pub(crate) fn from_bytes<T: DeserializeOwned>(bytes: &[u8]) -> io::Result<T> {
+    decode::<T, READ_BYTES_MAX>(bytes)
+}
+
+/// Decodes a row of a snapshot: it may be longer than any message.
+pub(crate) fn row_from_bytes<T: DeserializeOwned>(bytes: &[u8]) -> io::Result<T> {
+    decode::<T, ROW_BYTES_MAX>(bytes)
+}
+
+fn decode<T: DeserializeOwned, const MAX: usize>(bytes: &[u8]) -> io::Result<T> {
     let damaged = |what: String| io::Error::new(io::ErrorKind::InvalidData, what);
     let body = match bytes.split_first() {
         Some((&FORM, body)) => body,
         Some((form, _)) => return Err(damaged(format!("a value of the unknown form {form}"))),
         None => return Err(damaged("an empty value".to_owned())),
     };
-    let config = bincode::config::standard().with_limit::<READ_BYTES_MAX>();
+    let config = bincode::config::standard().with_limit::<MAX>();
     let (value, length) = bincode::serde::decode_from_slice(body, config)
         .map_err(|error| damaged(error.to_string()))?;
     if length == body.len() {

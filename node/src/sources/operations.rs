@@ -73,6 +73,16 @@ pub enum SourceError {
         /// What happened.
         text: String,
     },
+    /// Whether the nodes agreed is not known.
+    #[error("{text}")]
+    Unsettled {
+        /// What it means.
+        explanation: &'static Explanation,
+        /// What happened, and what was left.
+        text: String,
+        /// How to find out and go on.
+        next: String,
+    },
     /// The node's own disk.
     #[error("{text}")]
     Store {
@@ -106,6 +116,7 @@ impl SourceError {
             Self::Refused(Refusal::Dump(refusal)) => refusal.explanation(),
             Self::Postgres { explanation, .. }
             | Self::Checks { explanation, .. }
+            | Self::Unsettled { explanation, .. }
             | Self::NotAgreed { explanation, .. } => explanation,
             Self::Store { .. } => &codes::node::STORE_FAILED,
         }
@@ -115,7 +126,7 @@ impl SourceError {
     #[must_use]
     pub fn next(&self) -> &str {
         match self {
-            Self::Checks { next, .. } => next,
+            Self::Checks { next, .. } | Self::Unsettled { next, .. } => next,
             Self::NoGap { .. } => "Look at what it does: pgcapture source show",
             Self::Refused(_)
             | Self::Invalid { .. }
@@ -205,7 +216,8 @@ impl Sources {
     ///
     /// # Errors
     ///
-    /// [`SourceError`]; what was made in PostgreSQL for a failed attempt is dropped again.
+    /// [`SourceError`]; what was made in PostgreSQL for a failed attempt is dropped again, unless the
+    /// source may have been added all the same.
     pub async fn add(&self, mut definition: Definition) -> Result<Source, SourceError> {
         if let Some(existing) = self.existing(&definition) {
             let source = existing?;
@@ -232,12 +244,7 @@ impl Sources {
             wish,
         };
         if let Err(error) = self.consensus.propose(command).await {
-            let made = Made {
-                slot: plan.makes_slot.then_some(&source.slot),
-                publication: plan.makes_publication.then_some(&source.publication),
-            };
-            setup::drop_made(&config, &made).await;
-            return Err(error.into());
+            return Err(not_added(error, &source, &plan, &config).await);
         }
         tracing::info!(
             source = source.name,
@@ -381,7 +388,9 @@ impl Sources {
         let store = |error: std::io::Error| SourceError::Store {
             text: format!("files of the source cannot be removed: {error}"),
         };
-        self.logs.remove(&source.name).await.map_err(store)?;
+        let is_former = |epoch| self.is_former_log(&source.name, epoch);
+        let removed = self.logs.remove_former(&source.name, is_former).await;
+        removed.map_err(|error| store(std::io::Error::other(error)))?;
         let forgotten = self.secrets.forget(&source.name, source.password.as_ref());
         forgotten.map_err(store)?;
         tracing::info!(source = source.name, slot = source.slot, "removed a source");
@@ -431,6 +440,41 @@ impl Sources {
         };
         // The caller shows whatever the status is by then.
         drop(tokio::time::timeout(FIRST_STATUS_MAX, wait).await);
+    }
+}
+
+/// Drops what was made for a source that was not added. Where that is not known it stays: an agent may
+/// read the slot already, and without it changes would be lost.
+async fn not_added(
+    error: ProposeError,
+    source: &Source,
+    plan: &SourcePlan,
+    config: &postgres::Config,
+) -> SourceError {
+    match &error {
+        ProposeError::Refused(_) | ProposeError::TooLarge { .. } => {
+            let made = Made {
+                slot: plan.makes_slot.then_some(&source.slot),
+                publication: plan.makes_publication.then_some(&source.publication),
+            };
+            setup::drop_made(config, &made).await;
+            error.into()
+        }
+        ProposeError::Unavailable { .. } | ProposeError::Store { .. } => {
+            let Source { name, slot, .. } = source;
+            let error = SourceError::from(error);
+            SourceError::Unsettled {
+                explanation: error.explanation(),
+                text: format!(
+                    "{error}; source \"{name}\" may have been added all the same, and slot \"{slot}\" stays"
+                ),
+                next: format!(
+                    "run the same source add again, which is safe: slot \"{slot}\" keeps WAL until \
+                     somebody reads it. To give it up: pgcapture source rm {name}; if there is no such \
+                     source, SELECT pg_drop_replication_slot('{slot}')"
+                ),
+            }
+        }
     }
 }
 

@@ -150,10 +150,6 @@ pub(super) fn propose_trouble(error: &ProposeError) -> Trouble {
     trouble(error.explanation(), error.text())
 }
 
-pub(super) fn defect(error: &dyn std::error::Error) -> Trouble {
-    trouble(&codes::node::STORE_FAILED, chain(error))
-}
-
 /// Joins the causes of an error; `Display` of an error does not repeat its source.
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();

@@ -80,7 +80,8 @@ impl Changes {
         for (id, cursor) in touched.saved {
             self.cursors.push((id, Some(encode(&*cursor)?)));
         }
-        self.cursors.extend(touched.removed.map(|id| (id, None)));
+        let removed = touched.removed.into_iter();
+        self.cursors.extend(removed.map(|id| (id, None)));
         if let Some((place, id, answer)) = touched.answered {
             self.answered.push((place, encode(&(id, answer))?));
         }

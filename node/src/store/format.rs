@@ -2,9 +2,9 @@
 //!
 //! Version 1 had sources, gaps and epochs in one value. Version 2 has replicas and cool-downs beside
 //! them, and dumps in rows of their own. Version 3 has nodes and owners. Version 4 has the common log,
-//! the last answers and the number of the newest node. Version 5 has what is said about kept WAL, and how
-//! far slots were let go. Bringing a file forward is one transaction: it is of the one version or the
-//! other, whenever the node is killed.
+//! the last answers and the number of the newest node. Version 5 has what is said about kept WAL, how far
+//! slots were let go, and since when a source has its name. Bringing a file forward is one transaction: it
+//! is of the one version or the other, whenever the node is killed.
 
 use std::{collections::BTreeMap, path::Path, time::Duration};
 
@@ -23,6 +23,9 @@ use super::{
 
 /// Version of everything in the file; grows when a value changes its form.
 pub const FORMAT_VERSION: u32 = 5;
+
+/// The oldest version whose rows a snapshot may hold: there were no snapshots before.
+pub(crate) const SNAPSHOT_VERSION_MIN: u32 = 4;
 
 pub(super) const META: TableDefinition<'_, &str, u32> = TableDefinition::new("meta");
 pub(super) const FORMAT_KEY: &str = "format";
@@ -145,20 +148,16 @@ pub(super) fn read_or_create(database: &Database, path: &Path) -> Result<Agreed,
     let found = version(&transaction).map_err(failed)?;
     let state = match found {
         None => State::default(),
-        Some(FORMAT_VERSION) => read_state(&transaction)?,
-        Some(4) => read_old::<StateV4>(&transaction)?,
-        Some(3) => read_old::<StateV3>(&transaction)?,
-        Some(2) => read_old::<StateV2>(&transaction)?,
-        Some(1) => read_old::<StateV1>(&transaction)?,
         Some(0) => {
             let what = "its format version is 0, which never was".to_owned();
             return Err(StoreError::Damaged { what });
         }
-        Some(found) => {
+        Some(found) if found > FORMAT_VERSION => {
             let path = path.to_owned();
             transaction.abort().map_err(|error| failed(error.into()))?;
             return Err(StoreError::NewerVersion { path, found });
         }
+        Some(found) => read_state(&transaction, found)?,
     };
     if found != Some(FORMAT_VERSION) {
         let bytes = encode(&state)?;
@@ -175,21 +174,27 @@ fn version(transaction: &WriteTransaction) -> Result<Option<u32>, redb::Error> {
     Ok(version.map(|version| version.value()))
 }
 
-/// Reads the state as this version keeps it.
-pub(super) fn read_state(transaction: &WriteTransaction) -> Result<State, StoreError> {
-    let value = state_value(transaction).map_err(failed)?;
-    let mut state: State = value.map_or_else(|| Ok(State::default()), |bytes| decode(&bytes))?;
-    state.dumps = dumps::read(transaction)?;
-    Ok(state)
+/// Reads the state as a version keeps it that is not newer than this one.
+pub(super) fn read_state(
+    transaction: &WriteTransaction,
+    version: u32,
+) -> Result<State, StoreError> {
+    match version {
+        1 => read_as::<StateV1>(transaction),
+        2 => read_as::<StateV2>(transaction),
+        3 => read_as::<StateV3>(transaction),
+        4 => read_as::<StateV4>(transaction),
+        _ => read_as::<State>(transaction),
+    }
 }
 
-/// Reads the state as an older version kept it. One that knew no dumps has no rows of them.
-fn read_old<T: Default + DeserializeOwned + Into<State>>(
+/// Reads the state in one of its forms. A file that knew no dumps has no rows of them.
+fn read_as<T: Default + DeserializeOwned + Into<State>>(
     transaction: &WriteTransaction,
 ) -> Result<State, StoreError> {
     let value = state_value(transaction).map_err(failed)?;
-    let old: T = value.map_or_else(|| Ok(T::default()), |bytes| decode(&bytes))?;
-    let mut state = old.into();
+    let kept: T = value.map_or_else(|| Ok(T::default()), |bytes| decode(&bytes))?;
+    let mut state = kept.into();
     state.dumps = dumps::read(transaction)?;
     Ok(state)
 }

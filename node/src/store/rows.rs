@@ -7,8 +7,8 @@ use redb::{Durability, ReadTransaction, ReadableDatabase, ReadableTable, WriteTr
 use serde::{Deserialize, Serialize};
 
 use super::{
-    ANSWERED, CURSORS, Inner, Mark, STATE, STATE_KEY, Store, StoreError, agreed, dumps, failed,
-    format, log,
+    ANSWERED, CURSORS, FORMAT_VERSION, Inner, Mark, STATE, STATE_KEY, Store, StoreError, agreed,
+    dumps, encode, failed, format, log,
 };
 
 /// One row.
@@ -41,13 +41,15 @@ impl Store {
     }
 
     /// Puts rows in the place of everything that was agreed on, with the place in the log that they
-    /// stand for. All or nothing, and on disk when this returns. Blocking.
+    /// stand for. All or nothing, and on disk when this returns. Blocking. `version` is that of the store
+    /// that the rows come from, from [`SNAPSHOT_VERSION_MIN`](super::SNAPSHOT_VERSION_MIN) on.
     pub(crate) fn replace(
         &self,
         rows: impl IntoIterator<Item = Result<Row, StoreError>>,
+        version: u32,
         marks: &[(Mark, Vec<u8>)],
     ) -> Result<(), StoreError> {
-        self.inner.replace(rows, marks)
+        self.inner.replace(rows, version, marks)
     }
 }
 
@@ -55,13 +57,18 @@ impl Inner {
     fn replace(
         &self,
         rows: impl IntoIterator<Item = Result<Row, StoreError>>,
+        version: u32,
         marks: &[(Mark, Vec<u8>)],
     ) -> Result<(), StoreError> {
         let rows = rows.into_iter().collect::<Result<Vec<_>, _>>()?;
         let agreed = self.write(Durability::Immediate, |transaction| {
             write(transaction, &rows).map_err(failed)?;
             log::write_marks(transaction, marks).map_err(failed)?;
-            let state = format::read_state(transaction)?;
+            let state = format::read_state(transaction, version)?;
+            if version != FORMAT_VERSION {
+                let bytes = encode(&state)?;
+                write_state(transaction, &bytes).map_err(failed)?;
+            }
             agreed::read(transaction, state)
         })?;
         let state = Arc::clone(&agreed.state);
@@ -70,6 +77,11 @@ impl Inner {
         self.cursor_moves.send_modify(|number| *number += 1);
         Ok(())
     }
+}
+
+fn write_state(transaction: &WriteTransaction, bytes: &[u8]) -> Result<(), redb::Error> {
+    transaction.open_table(STATE)?.insert(STATE_KEY, bytes)?;
+    Ok(())
 }
 
 fn write(transaction: &WriteTransaction, rows: &[Row]) -> Result<(), redb::Error> {

@@ -41,6 +41,14 @@ impl Store {
         })
     }
 
+    /// With the stream whose cursors are saved.
+    fn open_with_shop(directory: &Path) -> Self {
+        let store = Self::open(directory).unwrap();
+        let add = Command::AddSource(Box::new(source("shop")));
+        store.agree(Proposal::State(add)).unwrap();
+        store
+    }
+
     async fn save(&self, cursors: Vec<(SubscriptionId, Cursor)>) -> Result<(), StoreError> {
         self.agree(Proposal::Cursors(CursorCommand::Save {
             by: "n1".to_owned(),
@@ -141,7 +149,7 @@ async fn a_refusal_comes_back_typed() {
 #[tokio::test]
 async fn cursors_are_saved_together_and_survive() {
     let directory = tempfile::tempdir().unwrap();
-    let store = Store::open(directory.path()).unwrap();
+    let store = Store::open_with_shop(directory.path());
     assert_eq!(store.load(&subscription("a")).await.unwrap(), None);
     let both = vec![
         (subscription("a"), cursor(1)),
@@ -164,7 +172,7 @@ async fn cursors_are_saved_together_and_survive() {
 #[tokio::test]
 async fn runs_beyond_the_bound_are_forgotten_on_save() {
     let directory = tempfile::tempdir().unwrap();
-    let store = Store::open(directory.path()).unwrap();
+    let store = Store::open_with_shop(directory.path());
     let run = |n| (Checkpoint::new(Lsn(n), 1), Checkpoint::new(Lsn(n), 2));
     let large = Cursor {
         floor: Checkpoint::default(),
@@ -179,7 +187,7 @@ async fn runs_beyond_the_bound_are_forgotten_on_save() {
 #[tokio::test]
 async fn a_cut_off_writer_leaves_the_last_confirmed_state() {
     let directory = tempfile::tempdir().unwrap();
-    let store = Store::open(directory.path()).unwrap();
+    let store = Store::open_with_shop(directory.path());
     for lsn in 1..=20 {
         store
             .save(vec![(subscription("a"), cursor(lsn))])

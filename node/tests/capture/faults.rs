@@ -4,8 +4,9 @@ use std::{sync::atomic::Ordering, time::Duration};
 
 use async_trait::async_trait;
 use futures_util::StreamExt;
-use pgcapture_actors::gateway::{
-    CaptureError, GatewayLimits, RequestError, RequestSource, Requested,
+use pgcapture_actors::{
+    cursors::Cursor,
+    gateway::{CaptureError, GatewayLimits, RequestError, RequestSource, Requested},
 };
 use pgcapture_engine::{checkpoint::Checkpoint, ledger::Ack, lsn::Lsn};
 use pgcapture_proto::{
@@ -287,5 +288,59 @@ fn a_session_that_panics_is_told_so_and_affects_nobody_else() {
         assert_eq!(healthy.positions(1).await, [(1, 1)]);
         node.status_when("shop", |status| status.session_count == 1)
             .await;
+    });
+}
+
+#[test]
+fn what_another_node_keeps_is_not_told_durable() {
+    run(async {
+        let mut node = node().await;
+        node.publish(1, &["t"]).await;
+        let mut consumer = node.open("shop", &[earliest()]).await;
+        let message = consumer.next().await;
+        node.cursors
+            .refused
+            .lock()
+            .unwrap()
+            .insert(id("shop", "shop"));
+        consumer.ack(&message).await;
+        let status = consumer.close().await;
+        assert_status(&status, Code::Unavailable, "PGC-G18", "another node");
+        node.cursors.refused.lock().unwrap().clear();
+        // Nor is it forgotten here that it was not.
+        let mut again = node.open("shop", &[earliest()]).await;
+        assert_eq!(position(&again.next().await), position(&message));
+    });
+}
+
+#[test]
+fn sessions_end_when_another_node_has_moved_their_cursor() {
+    run(async {
+        let mut node = node().await;
+        node.publish(1, &["t", "u"]).await;
+        let mut consumer = node.open("shop", &[earliest()]).await;
+        let message = consumer.next().await;
+        node.cursors
+            .refused
+            .lock()
+            .unwrap()
+            .insert(id("shop", "shop"));
+        let moved = Cursor {
+            floor: Checkpoint::new(Lsn(1), 2),
+            acked_above: Vec::new(),
+        };
+        let mut cursors = node.cursors.cursors.lock().unwrap().clone();
+        cursors.insert(id("shop", "shop"), moved.clone());
+        *node.cursors.cursors.lock().unwrap() = cursors;
+        consumer.ack(&message).await;
+        let status = consumer.end().await;
+        assert_status(&status, Code::Unavailable, "PGC-G18", "another node");
+        let kept = node.cursors.cursors.lock().unwrap().clone();
+        assert_eq!(kept[&id("shop", "shop")], moved);
+        // Who comes now goes on from there.
+        node.cursors.refused.lock().unwrap().clear();
+        node.publish(2, &["t"]).await;
+        let mut again = node.open("shop", &[earliest()]).await;
+        assert_eq!(again.positions(1).await, [(2, 1)]);
     });
 }

@@ -1,7 +1,7 @@
 //! A gateway on a free port, a log in memory, and consumers that speak the generated client.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -83,6 +83,8 @@ pub(crate) async fn eventually<T>(
 pub(crate) struct MemoryCursors {
     pub(crate) cursors: Mutex<BTreeMap<SubscriptionId, Cursor>>,
     pub(crate) is_failing: AtomicBool,
+    /// Kept by another node.
+    pub(crate) refused: Mutex<BTreeSet<SubscriptionId>>,
 }
 
 #[async_trait]
@@ -91,13 +93,19 @@ impl CursorStore for MemoryCursors {
         Ok(self.cursors.lock().unwrap().get(id).cloned())
     }
 
-    async fn save(&self, cursors: Vec<(SubscriptionId, Cursor)>) -> Result<(), CursorError> {
+    async fn save(
+        &self,
+        cursors: Vec<(SubscriptionId, Cursor)>,
+    ) -> Result<Vec<SubscriptionId>, CursorError> {
         if self.is_failing.load(Ordering::SeqCst) {
             let reason = "the disk is full".to_owned();
             return Err(CursorError::of_store(reason));
         }
-        self.cursors.lock().unwrap().extend(cursors);
-        Ok(())
+        let refused = self.refused.lock().unwrap();
+        let is_refused = |(id, _): &(SubscriptionId, Cursor)| refused.contains(id);
+        let (others, mine): (Vec<_>, Vec<_>) = cursors.into_iter().partition(is_refused);
+        self.cursors.lock().unwrap().extend(mine);
+        Ok(others.into_iter().map(|(id, _)| id).collect())
     }
 
     async fn remove(&self, id: &SubscriptionId) -> Result<(), CursorError> {

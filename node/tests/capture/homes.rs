@@ -2,6 +2,12 @@
 
 use std::collections::BTreeSet;
 
+use pgcapture_actors::cursors::Cursor;
+use pgcapture_engine::{
+    checkpoint::Checkpoint,
+    cluster::{Command, HomeClaim, HomeCommand},
+    lsn::Lsn,
+};
 use pgcapture_proto::{
     pgcapture::{CaptureMessage, capture_request},
     status::CODE_KEY,
@@ -9,7 +15,7 @@ use pgcapture_proto::{
 use tonic::Code;
 
 use crate::{
-    harness::{Consumer, earliest, id, position, run, text},
+    harness::{Consumer, earliest, eventually, id, position, run, text},
     members::Members,
 };
 
@@ -222,6 +228,76 @@ fn a_node_that_stops_ends_what_it_forwards_and_gives_its_homes_back() {
             "PGC-G09"
         );
         members.homes["a"].drain().await.unwrap();
+        members.home_is(None).await;
+    });
+}
+
+/// As a node finds itself after it was frozen: the others took its home over, moved the cursor and went.
+#[test]
+fn a_home_that_slept_goes_on_from_what_the_others_saved() {
+    run(async {
+        let mut members = Members::start(&["a", "b"]).await;
+        members.writer().publish(1, &["t"]).await;
+        let mut consumer = members.node("a").open("shop", &[earliest()]).await;
+        take(&mut consumer, 1).await;
+        members.home_is(Some("a")).await;
+        let id = id("shop", "shop");
+        eventually("what was acknowledged is saved", async || {
+            let cursors = members.node("a").cursors.cursors.lock().unwrap();
+            let floor = cursors.get(&id).map(|cursor| cursor.floor);
+            let is_saved = floor >= Some(Checkpoint::new(Lsn(1), 1));
+            is_saved.then_some(()).ok_or_else(|| format!("{floor:?}"))
+        })
+        .await;
+        members.writer().publish(2, &["t", "u"]).await;
+        let unanswered = consumer.next().await;
+        assert_eq!(position(&unanswered), (2, 1));
+        let moved = Cursor {
+            floor: Checkpoint::new(Lsn(2), 2),
+            acked_above: Vec::new(),
+        };
+        {
+            let mut cursors = members.node("a").cursors.cursors.lock().unwrap();
+            cursors.insert(id.clone(), moved.clone());
+        }
+        let node = || "b".to_owned();
+        let claim = HomeClaim {
+            id: id.clone(),
+            instead_of: Some("a".to_owned()),
+        };
+        let claimed = HomeCommand::Claim {
+            node: node(),
+            claims: vec![claim],
+        };
+        let released = HomeCommand::Release {
+            node: node(),
+            ids: vec![id.clone()],
+        };
+        let commands = [claimed, released].map(Command::Home);
+        members.agreement.agree_at_once(commands);
+        let status = consumer.end().await;
+        assert_eq!(status.metadata().get(CODE_KEY).unwrap(), "PGC-G18");
+        let cursors = members.node("a").cursors.cursors.lock().unwrap().clone();
+        assert_eq!(cursors[&id], moved);
+        members.writer().publish(3, &["t"]).await;
+        let mut again = members.node("a").open("shop", &[earliest()]).await;
+        assert_eq!(again.positions(1).await, [(3, 1)]);
+    });
+}
+
+#[test]
+fn sessions_end_everywhere_when_their_source_is_removed() {
+    run(async {
+        let mut members = Members::start(&["a", "b"]).await;
+        members.writer().publish(1, &["t"]).await;
+        let mut consumer = members.node("b").open("shop", &[earliest()]).await;
+        take(&mut consumer, 1).await;
+        members.home_is(Some("b")).await;
+        let name = "shop".to_owned();
+        let removal = Command::RemoveSource { name };
+        members.agreement.agree_at_once([removal]);
+        let status = consumer.end().await;
+        assert_eq!(status.metadata().get(CODE_KEY).unwrap(), "PGC-G18");
         members.home_is(None).await;
     });
 }

@@ -38,6 +38,18 @@ pub(crate) struct Agreement {
     state: watch::Sender<Arc<State>>,
 }
 
+impl Agreement {
+    /// Applies all of them before anybody sees one.
+    pub(crate) fn agree_at_once(&self, commands: impl IntoIterator<Item = Command>) {
+        let _one = self.apply.lock().unwrap();
+        let mut state = State::clone(&self.state.borrow());
+        for command in commands {
+            state.apply(command).unwrap();
+        }
+        self.state.send_replace(Arc::new(state));
+    }
+}
+
 #[async_trait]
 impl Consensus for Agreement {
     async fn propose(&self, command: Command) -> Result<Answer, ProposeError> {

@@ -7,7 +7,7 @@ use pgcapture_actors::{
 };
 use pgcapture_engine::{
     checkpoint::{Checkpoint, Epoch},
-    cluster::{Answer, Refusal},
+    cluster::{Answer, Command, HomeClaim, HomeCommand, Refusal},
     lsn::Lsn,
 };
 
@@ -130,11 +130,23 @@ async fn all_die_at_once_and_nothing_is_forgotten() {
         floor: Checkpoint::new(Lsn(77), 3),
         acked_above: Vec::new(),
     };
-    let saved = vec![(id.clone(), cursor.clone())];
-    nodes[2]
-        .run(|raft| Box::pin(async move { raft.save(saved).await }))
-        .await
-        .unwrap();
+    let claim = HomeCommand::Claim {
+        node: nodes[2].name().to_owned(),
+        claims: vec![HomeClaim {
+            id: id.clone(),
+            instead_of: None,
+        }],
+    };
+    nodes[2].propose(Command::Home(claim)).await.unwrap();
+    let save = async |node: &Node, cursor: Cursor| {
+        let saved = vec![(id.clone(), cursor)];
+        node.run(|raft| Box::pin(async move { raft.save(saved).await }))
+            .await
+            .unwrap()
+    };
+    assert_eq!(save(&nodes[2], cursor.clone()).await, []);
+    let not_its_home = save(&nodes[1], Cursor::default()).await;
+    assert_eq!(not_its_home, std::slice::from_ref(&id));
     let term = nodes[0].raft.status().term;
     for node in nodes {
         node.kill().await;

@@ -39,8 +39,10 @@ pub struct SubscriptionId {
 /// A change of cursors; never refused.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum CursorCommand {
-    /// Overwrites cursors, all of them or none; but those of subscriptions that are at home on
-    /// another node stay: a save that was on its way when the home moved may not take it back.
+    /// Overwrites cursors, as far as they may be: those of subscriptions that are at home on the node
+    /// that saves, or of any where there is no other node; never back, and of no stream that does not
+    /// exist. What a node has kept in memory while it was taken for dead may be old, whatever has
+    /// become of the home since.
     Save {
         /// The node that saves.
         by: String,
@@ -49,6 +51,14 @@ pub enum CursorCommand {
     },
     /// Forgets a subscription. The second time changes nothing.
     Remove(SubscriptionId),
+    /// Moves cursors wherever they shall be: the order of an operator. Kept unless the subscription is
+    /// at home on another node.
+    Seek {
+        /// The node that moves them.
+        by: String,
+        /// The cursors.
+        cursors: Vec<(SubscriptionId, Cursor)>,
+    },
 }
 
 /// The cursors of all subscriptions. A clone shares what did not change.
@@ -61,7 +71,7 @@ impl CursorTable {
     /// Applies a command. Runs beyond [`ACKED_RUNS_MAX`] are forgotten.
     pub fn apply(&mut self, command: CursorCommand) {
         match command {
-            CursorCommand::Save { cursors, .. } => {
+            CursorCommand::Save { cursors, .. } | CursorCommand::Seek { cursors, .. } => {
                 for (id, mut cursor) in cursors {
                     cursor.acked_above.truncate(ACKED_RUNS_MAX);
                     self.cursors.insert(id, Arc::new(cursor));
@@ -73,6 +83,16 @@ impl CursorTable {
         }
     }
 
+    /// Forgets every subscription of a stream and returns which they were.
+    pub(super) fn remove_stream(&mut self, stream: &str) -> Vec<SubscriptionId> {
+        let of_stream = self.of_stream(stream).map(|(id, _)| id.clone());
+        let removed: Vec<_> = of_stream.collect();
+        for id in &removed {
+            self.cursors.remove(id);
+        }
+        removed
+    }
+
     /// Returns a subscription's cursor.
     #[must_use]
     pub fn get(&self, id: &SubscriptionId) -> Option<&Arc<Cursor>> {
@@ -82,7 +102,8 @@ impl CursorTable {
     /// Returns what every subscription of a stream has done with; `None` when it has none.
     #[must_use]
     pub fn floor(&self, stream: &str) -> Option<Checkpoint> {
-        self.of_stream(stream).map(|cursor| cursor.floor).min()
+        let of_stream = self.of_stream(stream);
+        of_stream.map(|(_, cursor)| cursor.floor).min()
     }
 
     /// Tells whether a cursor that is saved now would put its stream behind what all others have done
@@ -94,18 +115,20 @@ impl CursorTable {
             // Most new ones begin at the end; then the first of the others settles it.
             None => !self
                 .of_stream(&id.stream)
-                .any(|other| other.floor <= cursor.floor),
+                .any(|(_, other)| other.floor <= cursor.floor),
         }
     }
 
-    fn of_stream<'a>(&'a self, stream: &'a str) -> impl Iterator<Item = &'a Arc<Cursor>> {
+    fn of_stream<'a>(
+        &'a self,
+        stream: &'a str,
+    ) -> impl Iterator<Item = (&'a SubscriptionId, &'a Arc<Cursor>)> {
         let first = SubscriptionId {
             stream: stream.to_owned(),
             consumer: String::new(),
         };
         let after = self.cursors.range(first..);
-        let of_stream = after.take_while(move |(id, _)| id.stream == stream);
-        of_stream.map(|(_, cursor)| cursor)
+        after.take_while(move |(id, _)| id.stream == stream)
     }
 
     /// Returns all cursors in the order of their names.

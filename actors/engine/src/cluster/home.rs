@@ -73,6 +73,15 @@ impl State {
         }
     }
 
+    /// Tells whether a node may save the cursor of a subscription: it is its home, or there is no other.
+    pub(super) fn keeps_books(&self, node: &str, id: &SubscriptionId) -> bool {
+        match self.nodes.len() {
+            0 => true,
+            1 => self.nodes.contains_key(node),
+            _ => self.homes.get(id).is_some_and(|home| home == node),
+        }
+    }
+
     pub(super) fn apply_home(&mut self, command: HomeCommand) -> Answer {
         match command {
             HomeCommand::Claim { node, claims } => {

@@ -67,6 +67,21 @@ impl State {
             None => Route::Nobody { epoch },
         }
     }
+
+    /// Tells whether a log that was written under `epoch` last is of a source that was removed, though
+    /// another one may have its name now. Nobody may go on from it: it belongs to another server.
+    ///
+    /// A log of a name that this state never heard of is not: others may know more.
+    #[must_use]
+    pub fn is_former_log(&self, source: &str, epoch: Epoch) -> bool {
+        let newest = if self.sources.contains_key(source) {
+            // A log without any epoch is empty.
+            self.since.get(source).filter(|_| epoch != Epoch(0))
+        } else {
+            self.epochs.get(source)
+        };
+        newest.is_some_and(|newest| epoch <= *newest)
+    }
 }
 
 #[cfg(test)]
@@ -118,5 +133,45 @@ mod tests {
         };
         assert_eq!(state.route("shop", "a"), there);
         assert_eq!(there.epoch(), Some(second));
+    }
+
+    #[test]
+    fn a_log_of_an_earlier_source_of_the_name_is_told() {
+        let mut state = State::default();
+        let add = || Command::AddSource(Box::new(source("shop")));
+        let assign = |after| Command::Assign {
+            name: "shop".to_owned(),
+            node: "a".to_owned(),
+            after: Epoch(after),
+        };
+        let apply = |state: &mut State, commands: Vec<Command>| {
+            for command in commands {
+                state.apply(command).unwrap();
+            }
+        };
+        let is_former = |state: &State, epochs: [u64; 4]| {
+            epochs.map(|epoch| state.is_former_log("shop", Epoch(epoch)))
+        };
+        assert_eq!(
+            is_former(&state, [0, 1, 2, 3]),
+            [false; 4],
+            "never heard of"
+        );
+        apply(&mut state, vec![add(), assign(0), assign(1)]);
+        assert_eq!(is_former(&state, [0, 1, 2, 3]), [false; 4]);
+        let name = "shop".to_owned();
+        apply(&mut state, vec![Command::RemoveSource { name }]);
+        let gone = [true, true, true, false];
+        assert_eq!(is_former(&state, [0, 1, 2, 3]), gone);
+        apply(&mut state, vec![add(), assign(2)]);
+        assert_eq!(is_former(&state, [1, 2, 3, 4]), [true, true, false, false]);
+        assert_eq!(
+            is_former(&state, [0, 0, 3, 3]),
+            [false; 4],
+            "empty, or its own"
+        );
+        // The same definition again is the same source.
+        apply(&mut state, vec![add()]);
+        assert_eq!(is_former(&state, [1, 2, 3, 4]), [true, true, false, false]);
     }
 }

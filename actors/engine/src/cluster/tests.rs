@@ -193,6 +193,36 @@ fn a_gap_is_declared_once_and_bounded() {
 }
 
 #[test]
+fn gaps_are_bounded_over_all_sources() {
+    let mut state = State::default();
+    let count = GAPS_TOTAL_MAX / GAPS_MAX;
+    let declare = |state: &mut State, name: &str, from| {
+        let gap = Gap {
+            from: Lsn(from),
+            to: None,
+            reason: "slot_lost".to_owned(),
+            declared_at: PgTime(1),
+        };
+        let name = name.to_owned();
+        state.apply(Command::DeclareGap { name, gap })
+    };
+    for number in 0..count {
+        let name = format!("s{number}");
+        add(&mut state, source(&name)).unwrap();
+        for from in 0..GAPS_MAX as u64 {
+            declare(&mut state, &name, from).unwrap();
+        }
+    }
+    add(&mut state, source("quiet")).unwrap();
+    assert_eq!(declare(&mut state, "quiet", 7), Ok(Answer::Done));
+    let total = |state: &State| state.gaps.values().map(Vec::len).sum::<usize>();
+    assert_eq!(total(&state), GAPS_TOTAL_MAX);
+    assert_eq!(state.gaps["quiet"].len(), 1, "the loud ones pay");
+    declare(&mut state, "quiet", 8).unwrap();
+    assert_eq!(total(&state), GAPS_TOTAL_MAX);
+}
+
+#[test]
 fn secrets_are_given_by_reference_only() {
     for (text, wanted) in [
         ("env:PW", Some(SecretRef::Env("PW".to_owned()))),

@@ -112,3 +112,67 @@ fn what_a_crash_left_unfinished_is_removed() {
     let snapshots = Snapshots::open(folder.path(), ClusterId(1)).unwrap();
     assert_eq!(fs::read_dir(&snapshots.folder).unwrap().count(), 0);
 }
+
+/// Writes a snapshot as version 4 did: its state ended before what version 5 adds, which is empty here
+/// and has one byte.
+fn write_version_4(snapshots: &Snapshots, store: &Store, path: &Path) -> SnapshotMeta {
+    let meta = snapshots.build(store).unwrap().meta;
+    let mut writer = Writer::create(path).unwrap();
+    let header = Header {
+        cluster: snapshots.cluster,
+        format: 4,
+        meta: meta.clone(),
+    };
+    writer.frame(&to_bytes(&header).unwrap()).unwrap();
+    let written = store.view().unwrap().each(|mut row| {
+        if let Row::State(bytes) = &mut row {
+            assert_eq!(bytes.pop(), Some(0));
+        }
+        writer.frame(&to_bytes(&row)?).map_err(RowError::from)
+    });
+    written.map_err(|RowError(error)| error).unwrap();
+    writer.finish().unwrap();
+    meta
+}
+
+#[tokio::test]
+async fn a_snapshot_of_the_version_before_is_brought_forward() {
+    let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let source = store(from.path(), 2..5).await;
+    let snapshots = Snapshots::open(from.path(), cluster(&source)).unwrap();
+    let path = from.path().join("old");
+    let meta = write_version_4(&snapshots, &source, &path);
+    let old = SnapshotFile::open(&path).unwrap();
+    let target = Store::open(to.path()).unwrap();
+    let to_here = Snapshots::open(to.path(), cluster(&source)).unwrap();
+    to_here.install(&target, &meta, &old).unwrap();
+    assert_eq!(*target.state().borrow(), *source.state().borrow());
+    drop(target);
+    let target = Store::open(to.path()).unwrap();
+    assert_eq!(*target.state().borrow(), *source.state().borrow());
+}
+
+#[test]
+fn a_row_that_the_store_may_hold_can_be_read_from_a_snapshot() {
+    let folder = tempfile::tempdir().unwrap();
+    let snapshots = Snapshots::open(folder.path(), ClusterId(1)).unwrap();
+    let row = |bytes: usize| Row::DumpTable((1, 2), vec![7; bytes]);
+    let path = folder.path().join("large");
+    let written = |bytes: usize| {
+        let mut writer = Writer::create(&path)?;
+        writer.frame(&to_bytes(&Header {
+            cluster: ClusterId(1),
+            format: FORMAT_VERSION,
+            meta: SnapshotMeta::default(),
+        })?)?;
+        writer.frame(&to_bytes(&row(bytes))?)?;
+        writer.finish()?;
+        SnapshotFile::open(&path)
+    };
+    let longest = crate::store::VALUE_BYTES_MAX;
+    let snapshot = written(longest).unwrap();
+    let rows = snapshots.open_rows(&snapshot, None).unwrap();
+    let rows: Vec<Row> = rows.collect::<io::Result<_>>().unwrap();
+    assert!(rows == [row(longest)]);
+    written(ROW_BYTES_MAX).unwrap_err();
+}

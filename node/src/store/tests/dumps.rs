@@ -289,6 +289,7 @@ async fn a_file_of_version_four_is_brought_forward_whole() {
     let old = StateV4 {
         sources: BTreeMap::from([("shop".to_owned(), source("shop"))]),
         replicas: BTreeMap::from([("r1".to_owned(), replica())]),
+        epochs: BTreeMap::from([("shop".to_owned(), Epoch(3))]),
         last_node: 3,
         owners: BTreeMap::from([("shop".to_owned(), "n2".to_owned())]),
         attested: BTreeMap::from([("shop".to_owned(), origin)]),
@@ -313,6 +314,8 @@ async fn a_file_of_version_four_is_brought_forward_whole() {
     assert_eq!(store.propose(set).await.unwrap(), Answer::Done);
     let (after, _store) = reopened(store, directory.path());
     assert_eq!(after.wal_wishes["shop"], wish);
+    // Since when it has its name was not kept: its log is taken for its own.
+    assert!(!after.is_former_log("shop", Epoch(3)));
 }
 
 #[test]
