@@ -16,6 +16,7 @@ mod process;
 mod consumer;
 
 #[path = "failover/trio.rs"]
+#[expect(dead_code, reason = "shared with the tests of dumps")]
 mod trio;
 
 use consumer::{Consumer, id};
