@@ -53,7 +53,7 @@ pub use self::{
 use self::{
     floors::Floor,
     host::SourceHost,
-    reconciler::{Hosting, reconcile_until},
+    reconciler::{Hosting, RETRY_AFTER, reconcile_until},
 };
 pub(crate) use self::{
     host::connection,

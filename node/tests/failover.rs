@@ -16,7 +16,7 @@ mod process;
 mod consumer;
 
 #[path = "failover/trio.rs"]
-#[expect(dead_code, reason = "shared with the tests of recovery")]
+#[expect(dead_code, reason = "shared with the tests of recovery and of dumps")]
 mod trio;
 
 #[path = "end_to_end/shim.rs"]

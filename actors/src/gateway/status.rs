@@ -189,8 +189,11 @@ mod tests {
             Ok(Some(Cursor::default()))
         }
 
-        async fn save(&self, _: Vec<(SubscriptionId, Cursor)>) -> Result<(), CursorError> {
-            Ok(())
+        async fn save(
+            &self,
+            _: Vec<(SubscriptionId, Cursor)>,
+        ) -> Result<Vec<SubscriptionId>, CursorError> {
+            Ok(Vec::new())
         }
 
         async fn remove(&self, _: &SubscriptionId) -> Result<(), CursorError> {
