@@ -69,7 +69,7 @@ async fn a_stream_on_another_node_goes_on_when_owners_die() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_consumer_can_be_shown_moved_and_removed_when_the_node_that_kept_it_is_gone() {
     let mut trio = Trio::start().await;
-    trio.add_source().await;
+    trio.add_source(&[]).await;
     let owner = trio.owner().await;
     let (home, asked) = ((owner + 1) % 3, (owner + 2) % 3);
     let mut writer = Writer::start(&trio.server);

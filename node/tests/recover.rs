@@ -57,7 +57,7 @@ async fn wait_healthy(node: &str) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_survivor_goes_on_and_others_join_it() {
     let mut trio = Trio::start().await;
-    trio.add_source().await;
+    trio.add_source(&[]).await;
     wait_healthy(trio.listen(2)).await;
     let mut consumer = Consumer::open(trio.listen(2), "shop/index", &[]).await;
     trio.joined(2, "shop/index").await;

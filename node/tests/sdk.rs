@@ -11,6 +11,10 @@
 #[expect(dead_code, reason = "shared with the tests of one node")]
 mod process;
 
+#[path = "end_to_end/consumer.rs"]
+#[expect(dead_code, reason = "shared with the tests of one node")]
+mod consumer;
+
 #[path = "failover/trio.rs"]
 #[expect(dead_code, reason = "shared with the tests of failover")]
 mod trio;
@@ -49,7 +53,7 @@ async fn connected_to(trio: &Trio, index: usize) -> RawEvents {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_consumer_goes_on_at_another_node_when_its_own_is_killed() {
     let mut trio = Trio::start().await;
-    trio.add_source().await;
+    trio.add_source(&[]).await;
     let mut events = connected_to(&trio, 1).await;
     let mut writer = Writer::start(&trio.server);
     let mut seen = 0;
@@ -66,7 +70,7 @@ async fn a_consumer_goes_on_at_another_node_when_its_own_is_killed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_consumer_follows_when_its_node_drains() {
     let mut trio = Trio::start().await;
-    trio.add_source().await;
+    trio.add_source(&[]).await;
     let mut events = connected_to(&trio, 0).await;
     let mut writer = Writer::start(&trio.server);
     let mut seen = 0;
@@ -85,7 +89,7 @@ async fn a_consumer_follows_when_its_node_drains() {
 #[tokio::test(flavor = "multi_thread")]
 async fn commands_and_tail_take_the_next_node() {
     let mut trio = Trio::start().await;
-    trio.add_source().await;
+    trio.add_source(&[]).await;
     let all: Vec<&str> = (0..3).map(|index| trio.listen(index)).collect();
     let all = all.join(",");
     let mut writer = Writer::start(&trio.server);

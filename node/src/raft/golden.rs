@@ -12,7 +12,7 @@ use openraft::{entry::RaftEntry as _, impls::leader_id_adv::LeaderId};
 use pgcapture_engine::cluster::{Agreed, Proposal, Request, RequestId, State};
 
 use super::types::{Entry, LogId, Peer, Reply, StoredMembership, Vote, from_bytes, to_bytes};
-use crate::store::{Batch, Row, Store};
+use crate::store::{Batch, FORMAT_VERSION, Row, Store};
 
 /// What to do when bytes differ.
 const NEXT: &str = "\
@@ -149,7 +149,7 @@ fn a_whole_state_keeps_its_form() {
     let read = Store::open(other.path()).unwrap();
     let of_file = lines(ROWS).into_iter();
     let of_file = of_file.map(|(_, bytes)| Ok(from_bytes::<Row>(&bytes).expect(NEXT)));
-    read.replace(of_file, &[]).expect(NEXT);
+    read.replace(of_file, FORMAT_VERSION, &[]).expect(NEXT);
     assert_eq!(**read.state().borrow(), **store.state().borrow());
     assert_ne!(**read.state().borrow(), State::default());
     assert_same(ROWS, &rows(&read));

@@ -184,6 +184,7 @@ fn definition_of(server: &LocalServer) -> Definition {
         publication: String::new(),
         tables: Vec::new(),
         exclude: Vec::new(),
+        wal_guard: Default::default(),
     };
     Definition::new("shop", section, "", Origin::Command).unwrap()
 }

@@ -69,7 +69,7 @@ impl Work {
             ))
             .await;
         }
-        trio.add_source().await;
+        trio.add_source(&[]).await;
         trio.owner().await;
         let options = StandbyOptions {
             hot_standby_feedback: true,

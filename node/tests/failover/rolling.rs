@@ -89,7 +89,7 @@ async fn all_read_to(readers: &mut [Reader], last: i64) {
 #[tokio::test(flavor = "multi_thread")]
 async fn nodes_restarted_one_by_one_lose_nothing_and_double_nothing() {
     let mut trio = Trio::start().await;
-    trio.add_source().await;
+    trio.add_source(&[]).await;
     let mut readers = Vec::new();
     for index in 0..3 {
         readers.push(Reader::open(&trio, index, 0).await);

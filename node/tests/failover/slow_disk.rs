@@ -44,7 +44,7 @@ async fn a_slow_disk_of_the_leader_causes_no_storm_of_elections() {
     let shims = [Refusal::build(), Refusal::build(), Refusal::build()];
     let environments = [0, 1, 2].map(|index| shims[index].environment().to_vec());
     let trio = Trio::start_in("", &environments).await;
-    trio.add_source().await;
+    trio.add_source(&[]).await;
     let (leading, before) = leader(&trio, 0).await;
     let asked = (leading + 1) % 3;
     fs::write(shims[leading].order("slow"), SLOW_MS).unwrap();

@@ -72,15 +72,20 @@ impl Trio {
     /// and another one.
     pub(crate) async fn with_source(more: &[&str]) -> (Self, usize, usize) {
         let trio = Self::start().await;
-        trio.sql("CREATE TABLE t (id bigint PRIMARY KEY, v text)")
-            .await;
-        let url = trio.server.url("postgres");
-        let args = ["source", "add", "shop", "--url", &url];
-        let args = [&args, more].concat();
-        run(trio.listen(0), &args).await.expect(0);
+        trio.add_source(more).await;
         let owner = trio.owner().await;
         let other = (0..3).find(|index| *index != owner).unwrap();
         (trio, owner, other)
+    }
+
+    /// Has table `t` captured as source `shop`, asked of the first node.
+    pub(crate) async fn add_source(&self, more: &[&str]) {
+        self.sql("CREATE TABLE t (id bigint PRIMARY KEY, v text)")
+            .await;
+        let url = self.server.url("postgres");
+        let args = ["source", "add", "shop", "--url", &url];
+        let args = [&args, more].concat();
+        run(self.listen(0), &args).await.expect(0);
     }
 
     /// A consumer of `shop` at a node, with its subscription.

@@ -18,7 +18,7 @@ use pgcapture_engine::{
 
 /// Names of all kinds of requests. [`name`] does not build when there is a new one: it is named there
 /// and here, and gets a sample.
-pub(super) const NAMES: [&str; 25] = [
+pub(super) const NAMES: [&str; 26] = [
     "add_source",
     "remove_source",
     "set_paused",
@@ -43,6 +43,7 @@ pub(super) const NAMES: [&str; 25] = [
     "home_claim",
     "home_release",
     "cursors_save",
+    "cursors_seek",
     "cursors_remove",
 ];
 
@@ -50,6 +51,7 @@ pub(super) const NAMES: [&str; 25] = [
 pub(super) fn name(proposal: &Proposal) -> String {
     let name = match proposal {
         Proposal::Cursors(CursorCommand::Save { .. }) => "cursors_save",
+        Proposal::Cursors(CursorCommand::Seek { .. }) => "cursors_seek",
         Proposal::Cursors(CursorCommand::Remove(_)) => "cursors_remove",
         Proposal::State(command) => match command {
             Command::AddSource(_) => "add_source",
@@ -405,6 +407,10 @@ fn cursors() -> Vec<Proposal> {
     all.push(Proposal::Cursors(CursorCommand::Save {
         by: "n1".to_owned(),
         cursors: both,
+    }));
+    all.push(Proposal::Cursors(CursorCommand::Seek {
+        by: "n1".to_owned(),
+        cursors: vec![(subscription("search"), Cursor::default())],
     }));
     all.push(Proposal::Cursors(CursorCommand::Remove(subscription(
         "audit",
