@@ -29,7 +29,7 @@ const REQUESTS: &str = include_str!("../../fixtures/agreed/form-1-requests.txt")
 const MARKS: &str = include_str!("../../fixtures/agreed/form-1-raft.txt");
 
 /// Every row of the store after all requests.
-const ROWS: &str = include_str!("../../fixtures/agreed/store-4-rows.txt");
+const ROWS: &str = include_str!("../../fixtures/agreed/store-5-rows.txt");
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::new(), |mut text, byte| {
