@@ -197,3 +197,22 @@ async fn nodes_with_different_lists_begin_no_cluster() {
         second.raft.identity().cluster
     );
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_heir_that_is_dead_leaves_a_cluster_that_still_agrees() {
+    let (_places, mut nodes) = three_nodes().await;
+    let dead = (leader(&nodes).await + 1) % 3;
+    let name = nodes[dead].name().to_owned();
+    nodes.remove(dead).kill().await;
+    let leading = leader(&nodes).await;
+    let transferred =
+        nodes[leading].run(|raft| Box::pin(async move { raft.transfer(&name).await }));
+    let error = transferred.await.unwrap_err();
+    assert!(error.to_string().starts_with("PGC-R01"), "{error}");
+    let agreed = async {
+        while nodes[0].propose(add_source("after")).await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    };
+    soon("something is agreed on again", agreed).await;
+}
