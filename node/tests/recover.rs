@@ -114,14 +114,15 @@ async fn a_survivor_goes_on_and_others_join_it() {
     trio.start_again(0).await;
     trio.start_again(1).await;
     wait_healthy(trio.listen(0)).await;
-    let members = run(trio.listen(1), &["cluster", "members", "-o", "json"]).await;
-    let members = members.json();
-    let voters = members.as_array().unwrap().iter();
-    assert_eq!(
-        voters.filter(|it| it["role"] == "voter").count(),
-        3,
-        "{members}"
-    );
+    // They join as learners and vote once they have everything.
+    process::eventually("three vote", async || {
+        let members = run(trio.listen(1), &["cluster", "members", "-o", "json"]).await;
+        let members = members.json();
+        let voters = members.as_array().unwrap().iter();
+        let voters = voters.filter(|it| it["role"] == "voter").count();
+        (voters == 3).then_some(()).ok_or(members.to_string())
+    })
+    .await;
     // Three again: they agree without the survivor.
     consumer.close().await;
     trio.kill(2).await;
