@@ -369,6 +369,10 @@ impl State {
             Command::AddGuardedSource { source, wish } => {
                 let name = source.name.clone();
                 let added = self.add_source(*source)?;
+                // Of a source that is there, nothing said leaves what was said.
+                if added == Answer::Unchanged && wish == WalWish::default() {
+                    return Ok(added);
+                }
                 let said = self.set_wal_guard(&name, wish)?;
                 Ok(changed(added == Answer::Done || said == Answer::Done))
             }

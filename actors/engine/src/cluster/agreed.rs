@@ -147,8 +147,10 @@ impl Agreed {
     /// says nothing about the new one: whoever went on there could miss what the new one begins with.
     fn stream_of(&self, command: &Command) -> Option<String> {
         match command {
+            // One that is there already keeps its consumers, whatever else the command changes.
             Command::AddSource(source) | Command::AddGuardedSource { source, .. } => {
-                Some(source.stream.clone())
+                let is_new = !self.state.sources.contains_key(&source.name);
+                is_new.then(|| source.stream.clone())
             }
             Command::RemoveSource { name } => Some(self.state.sources.get(name)?.stream.clone()),
             Command::SetPaused { .. }
@@ -205,6 +207,7 @@ mod tests {
         cluster::{HomeClaim, HomeCommand, Node, tests::source},
         confirm::Origin,
         lsn::{Lsn, PgTime},
+        wal_guard::WalWish,
     };
 
     fn add_node(request: u128, name: &str, id: u64) -> Request {
@@ -344,13 +347,7 @@ mod tests {
 
     #[test]
     fn how_far_all_had_come_is_kept_when_one_goes_back() {
-        let mut agreed = Agreed::default();
-        let add = Command::AddSource(Box::new(source("shop")));
-        let add = Request {
-            id: RequestId(100),
-            proposal: Proposal::State(add),
-        };
-        agreed.apply(add).0.unwrap();
+        let mut agreed = agreed();
         let reached = |agreed: &Agreed| agreed.state.reached.get("shop").copied();
         for (request, lsn, is_news, wanted) in [
             (1, 5, false, None),
@@ -370,14 +367,7 @@ mod tests {
 
     #[test]
     fn what_is_attested_without_consumers_was_reached_by_all_that_come() {
-        let mut agreed = Agreed::default();
-        let apply = |agreed: &mut Agreed, id, command| {
-            let proposal = Proposal::State(command);
-            let id = RequestId(id);
-            agreed.apply(Request { id, proposal }).0.unwrap();
-        };
-        let add = Command::AddSource(Box::new(source("shop")));
-        apply(&mut agreed, 100, add);
+        let mut agreed = agreed();
         let attest = |lsn| Command::Attest {
             name: "shop".to_owned(),
             epoch: Epoch(0),
@@ -386,13 +376,34 @@ mod tests {
                 resume_lsn: Lsn(lsn + 10),
             },
         };
-        apply(&mut agreed, 101, attest(5));
+        agreed.apply(state(101, attest(5))).0.unwrap();
         let reached = Some(Checkpoint::new(Lsn(5), 1));
         assert_eq!(agreed.state.reached.get("shop").copied(), reached);
         // With a consumer its cursor counts.
         agreed.apply(save(1, 3)).0.unwrap();
-        apply(&mut agreed, 102, attest(20));
+        agreed.apply(state(102, attest(20))).0.unwrap();
         assert_eq!(agreed.state.reached.get("shop").copied(), reached);
+    }
+
+    #[test]
+    fn a_source_that_is_added_again_with_another_limit_keeps_its_consumers() {
+        let mut agreed = agreed();
+        let add = |wish| {
+            let source = Box::new(source("shop"));
+            Command::AddGuardedSource { source, wish }
+        };
+        let wish = WalWish {
+            limit_bytes: Some(1 << 30),
+            ..WalWish::default()
+        };
+        let requests = vec![
+            save(1, 5),
+            state(2, add(wish)),
+            state(3, add(WalWish::default())),
+        ];
+        assert_eq!(position_after(&mut agreed, requests), Some(5));
+        // Saying nothing leaves what was said.
+        assert_eq!(agreed.state.wal_wishes.get("shop"), Some(&wish));
     }
 
     #[test]
