@@ -105,7 +105,10 @@ impl ProposeError {
     /// Returns what happened without the code, for whoever shows that by itself.
     #[must_use]
     pub fn text(&self) -> String {
-        let text = self.to_string();
+        let text = match self {
+            Self::Store { reason } => reason.clone(),
+            Self::Refused(_) | Self::Unavailable { .. } | Self::TooLarge { .. } => self.to_string(),
+        };
         let coded = text.strip_prefix(self.explanation().code);
         let bare = coded.and_then(|text| text.strip_prefix(": "));
         bare.map(str::to_owned).unwrap_or(text)

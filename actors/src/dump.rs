@@ -175,7 +175,7 @@ pub struct RangeTicket {
     pub replica: String,
     /// The node that shall read it; empty for the one that is asked, which is alone.
     pub node: String,
-    /// Where that node is reached; empty when it is the one that handed the range out.
+    /// Where that node is reached; empty when nobody has agreed on one.
     pub address: String,
     /// Every transaction that commits before this position must be in, whatever was delivered.
     pub at_least: Lsn,

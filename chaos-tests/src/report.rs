@@ -88,11 +88,7 @@ impl Verdict {
     /// Returns the process's exit code: 0 pass, 1 fail, 2 neither.
     #[must_use]
     pub fn exit_code(&self) -> ExitCode {
-        match self.verdict {
-            "pass" => ExitCode::SUCCESS,
-            "fail" => ExitCode::from(1),
-            _ => ExitCode::from(2),
-        }
+        exit_code(self.verdict)
     }
 
     /// Returns the line, without an end of line.
@@ -168,7 +164,17 @@ pub fn judge_files(history: &Path, journal: &Path) -> Result<Verdict> {
     Ok(Verdict::of(&evidence))
 }
 
-fn doubles(findings: &Findings) -> u64 {
+/// Counts changes that stand twice.
+pub(crate) fn doubles(findings: &Findings) -> u64 {
     let kinds = ["unique/position_twice", "unique/write_twice"];
     kinds.iter().map(|kind| findings.count(kind)).sum()
+}
+
+/// The exit code that a verdict has: 0 pass, 1 fail, 2 neither.
+pub(crate) fn exit_code(verdict: &str) -> ExitCode {
+    match verdict {
+        "pass" => ExitCode::SUCCESS,
+        "fail" => ExitCode::from(1),
+        _ => ExitCode::from(2),
+    }
 }

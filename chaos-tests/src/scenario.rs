@@ -21,7 +21,7 @@ use crate::{
         recorder::Recorder,
         sampler,
     },
-    nemesis::{Menu, World, node::end_politely},
+    nemesis::{Menu, World, node::END_WITHIN},
     report::{Verdict, judge_files},
     workload::{
         bank,
@@ -128,7 +128,7 @@ impl Experiment {
         observers.spawn(consumer.run(stop.subscribe()));
         let sampled = sampler::sample(
             postgres.dsn(),
-            address,
+            move || async move { address.durable_lsn().await.ok().flatten() },
             Arc::clone(&recorder),
             stop.subscribe(),
         );
@@ -174,7 +174,7 @@ impl Experiment {
         if let Err(error) = scan(&endpoint, SOURCE, &self.recorder, LAST_MARKER).await {
             self.trouble("liveness/log_unreadable", format!("{error:#}"))?;
         }
-        if let Some(what) = end_politely(&mut self.world).await? {
+        if let Some(what) = self.world.node.end_politely(END_WITHIN).await? {
             self.trouble("node/unclean_end", what)?;
         }
         Ok(())
@@ -301,7 +301,7 @@ impl Experiment {
     }
 }
 
-async fn insert_marker(sql: &Sql, marker: i64) -> Result<()> {
+pub(crate) async fn insert_marker(sql: &Sql, marker: i64) -> Result<()> {
     let statement = "INSERT INTO public.marker (id) VALUES ($1)";
     let inserted = sql.execute(statement, &[&marker]).await;
     inserted.map(|_| ()).context("write a marker")

@@ -295,14 +295,18 @@ impl Inner {
     /// Brings the homes and the sessions of this node in step; returns the homes without sessions.
     async fn look(&self, idle_before: &BTreeSet<SubscriptionId>) -> BTreeSet<SubscriptionId> {
         let held: Vec<_> = self.held().keys().cloned().collect();
+        let state = self.state();
+        let streams = state.sources.values().map(|source| source.stream.as_str());
+        let streams: BTreeSet<&str> = streams.collect();
         for id in held {
             let subscription = &id.consumer;
-            match self.home(&id) {
+            if !streams.contains(id.stream.as_str()) {
                 // A stream of the same name may come, with other positions.
-                _ if !self.knows(&id) => {
-                    tracing::info!(subscription, "the stream of the subscription is gone");
-                    self.give_up(&id).await;
-                }
+                tracing::info!(subscription, "the stream of the subscription is gone");
+                self.give_up(&id).await;
+                continue;
+            }
+            match self.home(&id) {
                 Home::Alone | Home::Here => {}
                 Home::There { node, .. } => {
                     tracing::info!(

@@ -62,8 +62,8 @@ pub(crate) use self::{
 };
 use crate::{config::Config, logs::Logs, peer_log::readers::RemoteReaders};
 
-/// Logs that are opened and agents that are started side by side. Each may wait for a disk, or for the
-/// others to agree.
+/// Agents that are started side by side: each waits for the others to agree. Their logs are opened one
+/// after the other.
 const STARTS_MAX: usize = 16;
 
 /// An agent that does not drain within this time is dropped: its epoch keeps it harmless.
@@ -208,12 +208,17 @@ impl Sources {
     /// Removes the logs that others left here by removing their source, whenever one is gone; until `stop`.
     async fn sweep_until(&self, stop: &CancellationToken) {
         let mut state = self.consensus.state();
-        let mut swept = None;
+        // For which sources everything was swept; most changes of the state are about something else.
+        let mut swept: Option<BTreeSet<String>> = None;
         while !stop.is_cancelled() {
             let wanted = Arc::clone(&state.borrow_and_update());
-            let known = Some(wanted.sources.keys().cloned().collect::<BTreeSet<String>>());
-            let is_done = swept == known || self.sweep_logs().await;
-            swept = known.filter(|_| is_done);
+            let is_same = |swept: &BTreeSet<String>| swept.iter().eq(wanted.sources.keys());
+            let is_done = swept.as_ref().is_some_and(is_same) || self.sweep_logs().await;
+            if !is_done {
+                swept = None;
+            } else if !swept.as_ref().is_some_and(is_same) {
+                swept = Some(wanted.sources.keys().cloned().collect());
+            }
             tokio::select! {
                 changed = state.changed() => if changed.is_err() { break },
                 () = tokio::time::sleep(RETRY_AFTER), if !is_done => (),

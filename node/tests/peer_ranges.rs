@@ -374,6 +374,30 @@ async fn rows_come_straight_from_the_node_that_reads() {
     assert!(matches!(leader.ended().await, Ended::Finished(..)));
 }
 
+/// A node that leads, and another one that reads.
+async fn leader_and_worker() -> (watch::Sender<Option<String>>, Leader, Leader) {
+    let (leading, _) = watch::channel(None);
+    let leader = Leader::start(&leading).await;
+    let worker = Leader::start(&leading).await;
+    leading.send_replace(Some(leader.address.to_string()));
+    (leading, leader, worker)
+}
+
+/// Has a range read by the worker until its first rows are there.
+async fn read_at(
+    leader: &mut Leader,
+    worker: &mut Leader,
+    ranges: &PeerRanges,
+) -> (RangeTicket, OpenedRange, mpsc::Sender<RowEvent>) {
+    leader.schedule_on(worker);
+    let ticket = pull(ranges).await;
+    let (range, rows) = tokio::join!(ranges.open(&ticket, Lsn(11)), worker.open(30));
+    let mut range = range.unwrap();
+    rows.send(batch(5)).await.unwrap();
+    assert!(soon("rows", range.rows.recv()).await.is_some());
+    (ticket, range, rows)
+}
+
 /// What is told of a range whose node went.
 fn assert_lost(error: &DumpError) {
     let told = (error.explanation.code, error.remedy);
@@ -382,17 +406,9 @@ fn assert_lost(error: &DumpError) {
 
 #[tokio::test]
 async fn a_node_that_dies_while_it_reads_is_at_fault_and_not_the_range() {
-    let (leading, _) = watch::channel(None);
-    let mut leader = Leader::start(&leading).await;
-    let mut worker = Leader::start(&leading).await;
-    leading.send_replace(Some(leader.address.to_string()));
+    let (leading, mut leader, mut worker) = leader_and_worker().await;
     let ranges = member(&leading, "b:1");
-    leader.schedule_on(&worker);
-    let ticket = pull(&ranges).await;
-    let (range, rows) = tokio::join!(ranges.open(&ticket, Lsn(11)), worker.open(30));
-    let mut range = range.unwrap();
-    rows.send(batch(5)).await.unwrap();
-    assert!(soon("rows", range.rows.recv()).await.is_some());
+    let (ticket, mut range, _rows) = read_at(&mut leader, &mut worker, &ranges).await;
     worker.stop.cancel();
     match soon("the end", range.rows.recv()).await {
         Some(RowEvent::Failed(error)) => assert_lost(&error),
@@ -412,17 +428,9 @@ async fn a_node_that_dies_while_it_reads_is_at_fault_and_not_the_range() {
 
 #[tokio::test]
 async fn rows_of_an_old_leaders_ticket_end_with_its_leadership() {
-    let (leading, _) = watch::channel(None);
-    let mut leader = Leader::start(&leading).await;
-    let mut worker = Leader::start(&leading).await;
-    leading.send_replace(Some(leader.address.to_string()));
+    let (leading, mut leader, mut worker) = leader_and_worker().await;
     let ranges = member(&leading, "b:1");
-    leader.schedule_on(&worker);
-    let ticket = pull(&ranges).await;
-    let (range, rows) = tokio::join!(ranges.open(&ticket, Lsn(11)), worker.open(30));
-    let mut range = range.unwrap();
-    rows.send(batch(5)).await.unwrap();
-    assert!(soon("rows", range.rows.recv()).await.is_some());
+    let (ticket, mut range, rows) = read_at(&mut leader, &mut worker, &ranges).await;
     leading.send_replace(None);
     let last = soon("the end of the rows", range.rows.recv()).await;
     assert!(last.is_none(), "no end was said: {last:?}");

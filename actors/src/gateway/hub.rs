@@ -4,7 +4,7 @@
 //! saved with all others that moved, in one write.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
@@ -271,6 +271,7 @@ impl Hub {
         }
         if !cursors.is_empty() {
             let refused = self.cursors.save(cursors).await?;
+            let refused: BTreeSet<_> = refused.into_iter().collect();
             for (subscription, version, cursor) in moved {
                 if !refused.contains(&subscription.id) {
                     subscription.saved(version, cursor);

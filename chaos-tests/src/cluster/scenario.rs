@@ -25,7 +25,9 @@ use crate::{
         event::{Event, FaultOutcome, RunHeader},
         reader::Progress,
         recorder::{Recorder, read_history},
+        sampler,
     },
+    scenario::insert_marker,
     workload::{
         bank,
         journal::{JournalWriter, read_journal},
@@ -47,9 +49,6 @@ const CAUGHT_UP_WITHIN: Duration = Duration::from_secs(60);
 /// Pause between two of the markers that find out when the subscription has begun.
 const MARKER_PAUSE: Duration = Duration::from_millis(250);
 
-/// Pause between two looks at the slot.
-const SAMPLE_EVERY: Duration = Duration::from_millis(50);
-
 /// Id of the marker that is committed after everything else.
 const LAST_MARKER: i64 = 1_000_000;
 
@@ -58,10 +57,6 @@ const ROWS_PER_TRANSACTION: u32 = 4;
 
 /// At least this often a minute something is struck.
 const FAULTS_PER_MINUTE_MIN: u64 = 2;
-
-/// Where PostgreSQL will not begin again before; temporary slots are a reader's copies.
-const CONFIRMED: &str = "SELECT max(confirmed_flush_lsn - '0/0')::bigint
-    FROM pg_replication_slots WHERE slot_type = 'logical' AND NOT temporary";
 
 /// How long a run goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -169,9 +164,11 @@ impl Experiment {
         let (stop, _) = watch::channel(false);
         let mut observers = JoinSet::new();
         observers.spawn(stream.run(stop.subscribe()));
-        let sampled = sample(
+        // The slot may not pass what the consumer has.
+        let consumed = progress.clone();
+        let sampled = sampler::sample(
             dsn,
-            progress.clone(),
+            move || std::future::ready(Some(consumed.borrow().lsn).filter(|lsn| *lsn > 0)),
             Arc::clone(&recorder),
             stop.subscribe(),
         );
@@ -318,38 +315,6 @@ impl Experiment {
         let property = property.to_owned();
         self.recorder.record(Event::Trouble { property, what })
     }
-}
-
-/// Compares the slot's position with what the consumer has, many times a second: the slot is read
-/// first, so that a position that moves in between can only hide a violation.
-async fn sample(
-    dsn: String,
-    progress: watch::Receiver<Progress>,
-    recorder: Arc<Recorder>,
-    mut stop: watch::Receiver<bool>,
-) -> Result<()> {
-    let sql = Sql::connect_again(&dsn).await?;
-    loop {
-        let row = sql.client.query_one(CONFIRMED, &[]).await?;
-        let confirmed: Option<i64> = row.try_get(0)?;
-        let durable = progress.borrow().lsn;
-        if let Some(confirmed) = confirmed
-            && durable > 0
-        {
-            let confirmed = confirmed.unsigned_abs();
-            recorder.record(Event::Sampled { confirmed, durable })?;
-        }
-        let is_over = stop.wait_for(|stop| *stop);
-        if timeout(SAMPLE_EVERY, is_over).await.is_ok() {
-            return Ok(());
-        }
-    }
-}
-
-async fn insert_marker(sql: &Sql, marker: i64) -> Result<()> {
-    let statement = "INSERT INTO public.marker (id) VALUES ($1)";
-    let inserted = sql.execute(statement, &[&marker]).await;
-    inserted.map(|_| ()).context("write a marker")
 }
 
 fn header(plan: &ClusterPlan) -> RunHeader {

@@ -14,6 +14,7 @@ use crate::{
         no_loss, ordered, sound, unique, values,
     },
     history::event::{Entry, Event, Reader},
+    report,
     workload::journal::{Outcome, Transaction},
 };
 
@@ -71,7 +72,7 @@ impl Verdict {
             verdict: if findings.is_empty() { "pass" } else { "fail" },
             seconds: evidence.load.busy_ms / 1000,
             lost: findings.count("no_loss/lost"),
-            doubled: findings.count("unique/position_twice") + findings.count("unique/write_twice"),
+            doubled: report::doubles(&findings),
             out_of_order: findings.count("ordered/step_back")
                 + findings.count("ordered/writer_step_back"),
             longest_pause_ms: longest_pause_us(&evidence.entries) / 1000,
@@ -95,11 +96,7 @@ impl Verdict {
     /// Returns the process's exit code: 0 pass, 1 fail, 2 neither.
     #[must_use]
     pub fn exit_code(&self) -> ExitCode {
-        match self.verdict {
-            "pass" => ExitCode::SUCCESS,
-            "fail" => ExitCode::from(1),
-            _ => ExitCode::from(2),
-        }
+        report::exit_code(self.verdict)
     }
 
     /// Returns the line, without an end of line.

@@ -3,7 +3,6 @@
 use std::{path::Path, time::Duration};
 
 use anyhow::{Context, Result};
-use rustix::process::Signal;
 use tokio::time::{Instant, timeout};
 
 use super::fault::{Fault, Kind};
@@ -173,7 +172,7 @@ impl World {
                 node.kill().await?;
             }
             Kind::Restart => {
-                let trouble = end_politely(node).await?;
+                let trouble = node.end_politely(END_WITHIN).await?;
                 node.launch()?;
                 return Ok(trouble);
             }
@@ -197,7 +196,7 @@ impl World {
         let mut trouble = None;
         while let Some(mut node) = self.nodes.pop() {
             let number = self.nodes.len() + 1;
-            let what = end_politely(&mut node).await?;
+            let what = node.end_politely(END_WITHIN).await?;
             trouble = trouble.or(what.map(|what| format!("n{number}: {what}")));
         }
         Ok(trouble)
@@ -211,18 +210,4 @@ async fn has_source(sql: &Sql, index: usize) -> Result<bool> {
     let names = names.collect::<Result<Vec<_>, _>>()?;
     // Two for a moment when it moves: the old one ends, the new one has begun.
     Ok(names == [wanted])
-}
-
-async fn end_politely(node: &mut Node) -> Result<Option<String>> {
-    match node.terminate(END_WITHIN).await {
-        Ok(status) if status.success() => Ok(None),
-        Ok(status) => Ok(Some(format!(
-            "it ended with {status} after {:?}",
-            Signal::TERM
-        ))),
-        Err(error) => {
-            node.kill().await?;
-            Ok(Some(format!("{error:#}")))
-        }
-    }
 }

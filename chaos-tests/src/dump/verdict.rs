@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 
 use super::world::Struck;
-use crate::checkers::findings::Violation;
+use crate::{checkers::findings::Violation, report};
 
 /// One run, or all of them.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -99,11 +99,7 @@ impl Verdict {
     /// Returns the process's exit code: 0 pass, 1 fail, 2 neither.
     #[must_use]
     pub fn exit_code(&self) -> ExitCode {
-        match self.verdict {
-            "pass" => ExitCode::SUCCESS,
-            "fail" => ExitCode::from(1),
-            _ => ExitCode::from(2),
-        }
+        report::exit_code(self.verdict)
     }
 
     /// Returns the line, without an end of line.

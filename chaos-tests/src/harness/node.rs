@@ -156,6 +156,22 @@ impl Node {
         self.process.ended(limit).await
     }
 
+    /// Asks it to end, kills it when it does not, and returns what was wrong with how it ended.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be signalled or killed.
+    pub async fn end_politely(&mut self, limit: Duration) -> Result<Option<String>> {
+        match self.terminate(limit).await {
+            Ok(status) if status.success() => Ok(None),
+            Ok(status) => Ok(Some(format!("it ended with {status} after SIGTERM"))),
+            Err(error) => {
+                self.kill().await?;
+                Ok(Some(format!("{error:#}")))
+            }
+        }
+    }
+
     /// Freezes or thaws it.
     ///
     /// # Errors

@@ -1,6 +1,7 @@
-//! Compares the slot's confirmed position with the log's durable one, many times a second.
+//! Compares the slot's confirmed position with the durable one, many times a second: that of a node's log,
+//! or of the consumer where the slot waits for it.
 //!
-//! The slot is read first. While the node is away, the largest slot position seen is kept and paired
+//! The slot is read first. While there is no other, the largest slot position seen is kept and paired
 //! with the first durable position after it: what was confirmed before a crash must have survived it.
 
 use std::{sync::Arc, time::Duration};
@@ -9,7 +10,7 @@ use anyhow::Result;
 use tokio::{sync::watch, time::timeout};
 
 use super::{event::Event, recorder::Recorder};
-use crate::harness::{node::NodeAddress, sql::Sql};
+use crate::harness::sql::Sql;
 
 /// Pause between two samples.
 const EVERY: Duration = Duration::from_millis(50);
@@ -19,14 +20,14 @@ const EVERY: Duration = Duration::from_millis(50);
 const CONFIRMED: &str = "SELECT max(confirmed_flush_lsn - '0/0')::bigint
     FROM pg_replication_slots WHERE slot_type = 'logical' AND NOT temporary";
 
-/// Samples until `stop` says true.
+/// Samples until `stop` says true. `durable` is asked after the slot.
 ///
 /// # Errors
 ///
 /// When the source stays away, or the history cannot be written.
-pub async fn sample(
+pub async fn sample<Asked: Future<Output = Option<u64>> + Send>(
     dsn: String,
-    node: NodeAddress,
+    durable: impl Fn() -> Asked + Send,
     recorder: Arc<Recorder>,
     mut stop: watch::Receiver<bool>,
 ) -> Result<()> {
@@ -43,7 +44,7 @@ pub async fn sample(
             Err(_) => {}
         }
         if let Some(confirmed) = pending
-            && let Ok(Some(durable)) = node.durable_lsn().await
+            && let Some(durable) = durable().await
         {
             recorder.record(Event::Sampled { confirmed, durable })?;
             pending = None;

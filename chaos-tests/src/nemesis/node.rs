@@ -8,7 +8,7 @@ use rand::{Rng, rngs::StdRng};
 use super::{Strike, World};
 
 /// How long a polite end may take.
-const END_WITHIN: Duration = Duration::from_secs(10);
+pub const END_WITHIN: Duration = Duration::from_secs(10);
 
 /// How far into its start a node is killed again, at most.
 const STARTING_MS: u64 = 400;
@@ -40,7 +40,7 @@ pub(super) async fn kill_starting(world: &mut World, rng: &mut StdRng) -> Result
 
 /// Ends the node politely and starts it again.
 pub(super) async fn restart(world: &mut World) -> Result<Strike> {
-    let trouble = end_politely(world).await?;
+    let trouble = world.node.end_politely(END_WITHIN).await?;
     world.node.launch()?;
     Ok(trouble.map_or(Strike::INSTALLED, |what| {
         Strike::with_trouble("node/unclean_end", what)
@@ -53,20 +53,4 @@ pub(super) async fn freeze(world: &mut World, rng: &mut StdRng) -> Result<Strike
     tokio::time::sleep(Duration::from_millis(rng.random_range(FROZEN_MS))).await;
     world.node.freeze(false)?;
     Ok(Strike::INSTALLED)
-}
-
-/// Sends SIGTERM and returns what is wrong with how it ended.
-///
-/// # Errors
-///
-/// When the node cannot be signalled or killed.
-pub async fn end_politely(world: &mut World) -> Result<Option<String>> {
-    match world.node.terminate(END_WITHIN).await {
-        Ok(status) if status.success() => Ok(None),
-        Ok(status) => Ok(Some(format!("it ended with {status} after SIGTERM"))),
-        Err(error) => {
-            world.node.kill().await?;
-            Ok(Some(format!("{error:#}")))
-        }
-    }
 }

@@ -13,15 +13,13 @@ use super::{parts::Parts, started::Started};
 use crate::{
     events,
     liveness::{Reporter, Standing, readers},
-    peers::Peers,
     placement,
-    raft::{Wish, compare_peers},
+    raft::compare_peers,
 };
 
 /// Begins what this node does for its cluster: it tells that it lives, looks which sources and replicas
 /// it reaches, compares its list of peers with theirs, remembers what happened, and gives sources and
-/// ranges of dumps to nodes
-/// while it leads.
+/// ranges of dumps to nodes while it leads.
 pub(super) fn take_part(parts: &Parts, started: &Started) -> (Standing, Vec<Task<()>>) {
     let (book, stop) = (&started.book, &started.stops.part);
     let reporter = Reporter::new(
@@ -35,7 +33,8 @@ pub(super) fn take_part(parts: &Parts, started: &Started) -> (Standing, Vec<Task
     let (sources, until) = (Arc::clone(&parts.sources), stop.clone());
     let mut part = Vec::from(reports);
     let (wish, peers) = (parts.wish.clone(), parts.peers.clone());
-    part.push(compare_lists(wish, peers, stop.clone()));
+    let comparing = async move { drop(compare_peers(&wish, &peers).await) };
+    part.push(run_until(stop, "peers", comparing));
     part.push(spawn(TaskKind::Liveness, "reach", async move {
         sources.look_around(until).await;
     }));
@@ -62,18 +61,7 @@ pub(super) fn take_part(parts: &Parts, started: &Started) -> (Standing, Vec<Task
     (standing, part)
 }
 
-/// Compares what the nodes of the list were told with what this one was, until all have answered or
-/// `stop`.
-fn compare_lists(wish: Wish, peers: Peers, stop: CancellationToken) -> Task<()> {
-    spawn(TaskKind::Liveness, "peers", async move {
-        tokio::select! {
-            _told = compare_peers(&wish, &peers) => (),
-            () = stop.cancelled() => (),
-        }
-    })
-}
-
-/// Runs something that has no end until `stop`.
+/// Runs something until `stop`, if it has not ended before.
 fn run_until(
     stop: &CancellationToken,
     name: &str,

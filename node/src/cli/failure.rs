@@ -107,7 +107,12 @@ impl Failure {
 /// Maps an answer of the node to exit code and text. The node's own code and next step win.
 impl From<Status> for Failure {
     fn from(status: Status) -> Self {
-        if let Some(said) = tls::distrust(&status) {
+        // A node that answered was trusted: what it says of certificates is about somebody else's.
+        let is_answer = status
+            .metadata()
+            .contains_key(pgcapture_proto::status::CODE_KEY);
+        let distrust = (!is_answer).then(|| tls::distrust(&status)).flatten();
+        if let Some(said) = distrust {
             return Self::new(5, &config::UNTRUSTED, said);
         }
         let (exit, explanation) = match status.code() {

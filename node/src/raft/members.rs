@@ -444,9 +444,9 @@ fn propose_error(error: ProposeError) -> RaftError {
     let explanation = match &error {
         ProposeError::Refused(Refusal::NodeExists { .. }) => &codes::cluster::NAME_TAKEN,
         ProposeError::Refused(_) => &codes::cluster::BAD_CHANGE,
-        ProposeError::Unavailable { .. } => &codes::cluster::NO_QUORUM,
-        ProposeError::TooLarge { .. } => &codes::cluster::TOO_LARGE,
-        ProposeError::Store { .. } => &codes::node::STORE_FAILED,
+        ProposeError::Unavailable { .. }
+        | ProposeError::TooLarge { .. }
+        | ProposeError::Store { .. } => error.explanation(),
     };
     let text = error.to_string();
     let text = text.strip_prefix(explanation.code).unwrap_or(&text);

@@ -90,7 +90,7 @@ impl LivenessService {
                         return;
                     };
                     *node = Some((report.node.clone(), report.draining));
-                    unanswered = Some((report.number, Instant::now()));
+                    unanswered = Some((report.node.clone(), report.number, Instant::now()));
                     // Heard at once, whenever it is answered.
                     (!self.hear_one(report)).then(|| Err(not_leading()))
                 }
@@ -104,10 +104,8 @@ impl LivenessService {
             }
             // The answer to a report answers those before it.
             if answering.is_terminated()
-                && let Some((number, received)) = unanswered.take()
+                && let Some((name, number, received)) = unanswered.take()
             {
-                let name = node.as_ref().map(|(name, _)| name.clone());
-                let name = name.unwrap_or_default();
                 answering.set(self.answer(name, number, received).fuse());
             }
         }

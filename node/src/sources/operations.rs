@@ -157,17 +157,14 @@ impl From<HostError> for SourceError {
 
 impl From<ProposeError> for SourceError {
     fn from(error: ProposeError) -> Self {
+        // The code is shown by whoever shows the error.
+        let (explanation, text) = (error.explanation(), error.text());
         match error {
             ProposeError::Refused(refusal) => Self::Refused(refusal),
-            ProposeError::Store { reason } => Self::Store { text: reason },
-            ProposeError::Unavailable { .. } => Self::NotAgreed {
-                explanation: &codes::cluster::NO_QUORUM,
-                text: error.to_string(),
-            },
-            ProposeError::TooLarge { .. } => Self::NotAgreed {
-                explanation: &codes::cluster::TOO_LARGE,
-                text: error.to_string(),
-            },
+            ProposeError::Store { .. } => Self::Store { text },
+            ProposeError::Unavailable { .. } | ProposeError::TooLarge { .. } => {
+                Self::NotAgreed { explanation, text }
+            }
         }
     }
 }

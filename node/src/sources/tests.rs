@@ -237,6 +237,7 @@ async fn a_slot_stays_when_its_source_may_have_been_added() {
         assert!(is_left, "{error}");
         assert!(matches!(error, SourceError::Unsettled { .. }), "{error:?}");
         assert!(error.to_string().contains("may have been added"), "{error}");
+        assert!(!error.to_string().contains("PGC-"), "{error}");
         assert!(error.next().contains("again, which is safe"), "{error:?}");
     }
     // Nothing stands against the next try.

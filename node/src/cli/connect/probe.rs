@@ -6,7 +6,7 @@
 //! connection.
 
 use std::{
-    io,
+    fmt, io,
     net::{TcpStream, ToSocketAddrs as _},
     sync::Arc,
     time::Duration,
@@ -21,11 +21,18 @@ use rustls::{
 const SILENCE_MAX: Duration = Duration::from_secs(1);
 
 /// What a command shows and trusts, in PEM.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(super) struct Shown {
     pub(super) ca: Vec<u8>,
     /// Certificate and key.
     pub(super) identity: Option<(Vec<u8>, Vec<u8>)>,
+}
+
+/// The key is a secret.
+impl fmt::Debug for Shown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shown").finish_non_exhaustive()
+    }
 }
 
 /// Returns why the two sides do not trust each other; `None` when they do, or nobody knows. Blocking.

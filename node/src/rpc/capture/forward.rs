@@ -24,7 +24,7 @@ use tonic::{Status, body::Body};
 use tower::Service as _;
 
 use super::{CAPTURE_PATH, client::SharedClient};
-use crate::peers::Peers;
+use crate::{homes::HomeError, peers::Peers};
 
 /// Tells the home that it must serve the stream itself, and who forwarded it.
 pub(super) const FORWARDED_KEY: &str = "pgcapture-forwarded-by";
@@ -240,6 +240,15 @@ pub(super) fn home_lost(node: &str, why: &str) -> Status {
     status(lost.code, what, lost.next)
 }
 
+/// The status of a subscription whose home could not be found or changed.
+pub(in crate::rpc) fn unplaced(error: &HomeError) -> Status {
+    let (explanation, text) = match error {
+        HomeError::Propose(error) => (error.explanation(), error.text()),
+        HomeError::Unsettled => (&codes::gateway::STREAM_UNAVAILABLE, error.to_string()),
+    };
+    status(explanation.code, text, explanation.next)
+}
+
 /// The status for a node that forwarded a stream to one that is not its home.
 pub(super) fn elsewhere() -> Status {
     let elsewhere = &codes::gateway::HOME_ELSEWHERE;
@@ -249,7 +258,22 @@ pub(super) fn elsewhere() -> Status {
 
 #[cfg(test)]
 mod tests {
+    use pgcapture_actors::consensus::ProposeError;
+    use tonic::Code;
+
     use super::*;
+
+    #[test]
+    fn without_a_majority_the_status_says_so_once() {
+        let reason = "no leader is known".to_owned();
+        let error = HomeError::Propose(ProposeError::Unavailable { reason });
+        let status = unplaced(&error);
+        assert_eq!(status.code(), Code::Unavailable);
+        let text = "PGC-R01: no majority of the nodes agreed in time: no leader is known; next: ";
+        assert!(status.message().starts_with(text), "{}", status.message());
+        let unsettled = unplaced(&HomeError::Unsettled);
+        assert!(unsettled.message().starts_with("PGC-G10"));
+    }
 
     #[test]
     fn a_refused_connection_is_proof_and_silence_is_after_a_while() {

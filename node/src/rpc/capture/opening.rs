@@ -7,17 +7,17 @@ use pgcapture_actors::{
     cursors::SubscriptionId,
     gateway::{CaptureError, Deliveries, GatewayHandle, GatewayLimits},
 };
-use pgcapture_engine::{capture_options::CaptureOptions, codes};
-use pgcapture_proto::{pgcapture::CaptureInit, status::status};
+use pgcapture_engine::capture_options::CaptureOptions;
+use pgcapture_proto::pgcapture::CaptureInit;
 use tonic::Status;
 
 use super::{
     capture_status,
     client::{Client, SharedClient},
-    forward::{self, Attempts, Forwarded, Lost, Next, elsewhere, home_lost},
+    forward::{self, Attempts, Forwarded, Lost, Next, elsewhere, home_lost, unplaced},
 };
 use crate::{
-    homes::{Held, HomeError, Homes, Placed},
+    homes::{Held, Homes, Placed},
     resolver::subscription_of,
 };
 
@@ -143,33 +143,5 @@ impl Opening {
             }
             Next::Fail => Err(home_lost(node, "it was tried again and again")),
         }
-    }
-}
-
-fn unplaced(error: &HomeError) -> Status {
-    let (explanation, text) = match error {
-        HomeError::Propose(error) => (error.explanation(), error.text()),
-        HomeError::Unsettled => (&codes::gateway::STREAM_UNAVAILABLE, error.to_string()),
-    };
-    status(explanation.code, text, explanation.next)
-}
-
-#[cfg(test)]
-mod tests {
-    use pgcapture_actors::consensus::ProposeError;
-    use tonic::Code;
-
-    use super::*;
-
-    #[test]
-    fn without_a_majority_the_status_says_so_once() {
-        let reason = "no leader is known".to_owned();
-        let error = HomeError::Propose(ProposeError::Unavailable { reason });
-        let status = unplaced(&error);
-        assert_eq!(status.code(), Code::Unavailable);
-        let text = "PGC-R01: no majority of the nodes agreed in time: no leader is known; next: ";
-        assert!(status.message().starts_with(text), "{}", status.message());
-        let unsettled = unplaced(&HomeError::Unsettled);
-        assert!(unsettled.message().starts_with("PGC-G10"));
     }
 }

@@ -3,16 +3,16 @@
 //! The rule is that of streams: a node that refuses connections is gone, and one that is silent is taken
 //! for gone after a while. Then this node becomes the home instead and does what was ordered.
 
-use pgcapture_engine::{cluster::SubscriptionId, codes};
-use pgcapture_proto::{admin::v1::admin_client::AdminClient, status::status};
+use pgcapture_engine::cluster::SubscriptionId;
+use pgcapture_proto::admin::v1::admin_client::AdminClient;
 use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 
 use super::{admin::ForwardingAdmin, deadline, is_away};
 use crate::{
-    homes::{Held, HomeError},
+    homes::Held,
     peers::PeerChannel,
-    rpc::capture::forward::{Attempts, Next, lost_of},
+    rpc::capture::forward::{Attempts, Next, lost_of, unplaced},
 };
 
 /// Where an order was, or is to be, done.
@@ -70,9 +70,4 @@ impl ForwardingAdmin {
         };
         Ok(AtHome::Here(request, held))
     }
-}
-
-fn unplaced(error: &HomeError) -> Status {
-    let unavailable = &codes::gateway::STREAM_UNAVAILABLE;
-    status(unavailable.code, error, unavailable.next)
 }

@@ -314,8 +314,8 @@ impl Job {
         self.paid_until = from.saturating_add(time(bytes)).saturating_sub(time(paid));
     }
 
-    /// Returns what each of the ranges that are read now may read: together as much as the dump may,
-    /// wherever they are read.
+    /// Returns what a range that is handed out now may read at most: an equal part with those that are
+    /// read already. Those keep what they were given; what all have read is kept to the rate by paying.
     pub(super) fn rate_share(&self) -> Option<u64> {
         let rate = self.dump.options.rate_bytes_per_second?;
         Some((rate / u64::from(self.reading.max(1))).max(1))

@@ -124,11 +124,8 @@ impl Schedule {
     /// Returns how a replica is, for all nodes together: one that this node cannot ask is fit to be
     /// read when another node says so.
     pub(super) fn health(&self, name: &str, book: &ReplicaBook) -> ReplicaHealth {
-        let is_unseen = matches!(
-            book.health,
-            ReplicaHealth::Unknown | ReplicaHealth::Unusable { .. }
-        );
-        if is_unseen && self.nodes.is_reached_elsewhere(name) {
+        let is_ready = matches!(book.health, ReplicaHealth::Ready { .. });
+        if !is_ready && self.is_ready(name, book) {
             // How far it is behind stands in no report; it is not too far.
             let lag = Duration::ZERO;
             return ReplicaHealth::Ready { lag };
@@ -137,7 +134,13 @@ impl Schedule {
     }
 
     pub(super) fn is_ready(&self, name: &str, book: &ReplicaBook) -> bool {
-        matches!(self.health(name, book), ReplicaHealth::Ready { .. })
+        match book.health {
+            ReplicaHealth::Ready { .. } => true,
+            ReplicaHealth::Unknown | ReplicaHealth::Unusable { .. } => {
+                self.nodes.is_reached_elsewhere(name)
+            }
+            ReplicaHealth::Behind { .. } | ReplicaHealth::Busy { .. } => false,
+        }
     }
 
     /// Returns how many ranges may be read from a replica beside those that are.
