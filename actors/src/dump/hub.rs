@@ -189,7 +189,7 @@ pub(super) fn away() -> DumpError {
 impl From<ProposeError> for DumpError {
     fn from(error: ProposeError) -> Self {
         use pgcapture_engine::cluster::Refusal;
-        let what = error.text();
+        let what = error.to_string();
         let (explanation, remedy) = match &error {
             ProposeError::Store { .. } | ProposeError::Unavailable { .. } => {
                 (&codes::dump::NOT_KEPT, RangeRemedy::Retry)
