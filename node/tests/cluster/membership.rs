@@ -1,5 +1,7 @@
 //! Nodes join, leave and hand over.
 
+use std::time::Duration;
+
 use pgcapture_actors::consensus::Consensus as _;
 use pgcapture_engine::{cluster::Answer, membership::Difference};
 use pgcapture_node::{
@@ -173,6 +175,9 @@ async fn a_node_with_another_list_of_peers_is_told_what_differs() {
     assert!(told.iter().all(|it| matches!(it, Difference::List { .. })));
 }
 
+/// Nodes that look for a cluster ask each other ten times in this time.
+const MANY_ROUNDS: Duration = Duration::from_secs(1);
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nodes_with_different_lists_begin_no_cluster() {
     let places = [Place::new("n1"), Place::new("n2")];
@@ -188,6 +193,13 @@ async fn nodes_with_different_lists_begin_no_cluster() {
     };
     let told = soon("both answer", compare_peers(&asking, &Peers::default())).await;
     assert_eq!(told, []);
+    let begun = async {
+        while cluster_at(&places[0].address).await.is_empty()
+            && cluster_at(&places[1].address).await.is_empty()
+        {}
+    };
+    let begun = tokio::time::timeout(MANY_ROUNDS, begun).await;
+    assert!(begun.is_err(), "a cluster was begun");
     second.stop().await;
     // With one list they do.
     let second = places[1].start(&addresses(&places));
