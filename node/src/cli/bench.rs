@@ -23,6 +23,7 @@ mod progress;
 mod remote;
 mod report;
 mod sessions;
+mod stuck;
 mod workload;
 mod writer;
 
@@ -60,6 +61,8 @@ enum BenchCommand {
     Latency(latency::LatencyArgs),
     /// Many idle consumers.
     Sessions(sessions::SessionsArgs),
+    /// Consumers that read nothing while the log grows.
+    Stuck(stuck::StuckArgs),
     /// From the log to one consumer.
     Log(log::LogArgs),
     /// To one consumer on another node than the agent, beside one on the agent's node.
@@ -98,6 +101,7 @@ pub(super) async fn run(global: &Global, args: BenchArgs) -> Result<(), Failure>
             BenchCommand::Capture(args) => capture::run(global, args, &data).await,
             BenchCommand::Latency(args) => latency::run(global, args, &data).await,
             BenchCommand::Sessions(args) => sessions::run(global, args, &data).await,
+            BenchCommand::Stuck(args) => stuck::run(global, args, &data).await,
             BenchCommand::Dump(args) => dump::run(global, args, &data).await,
             BenchCommand::Log(args) => log::run(global, args, &data).await,
             BenchCommand::Remote(args) => remote::run(global, args, &data).await,

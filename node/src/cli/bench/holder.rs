@@ -26,6 +26,8 @@ pub(super) struct Order {
     pub(super) stream: String,
     /// Sessions.
     pub(super) count: u64,
+    /// Whether they take what comes; otherwise they stay open and nothing is read.
+    pub(super) reads: bool,
 }
 
 /// All sessions are open.
@@ -42,7 +44,7 @@ pub(super) struct Reached {
     pub(super) count: u64,
 }
 
-/// Opens the sessions, then waits until each has received one change.
+/// Opens the sessions, then waits until each has received one change, or for the parent's end.
 pub(super) async fn run(order: &Order) -> anyhow::Result<()> {
     let began = Instant::now();
     let mut streams = Vec::new();
@@ -61,6 +63,9 @@ pub(super) async fn run(order: &Order) -> anyhow::Result<()> {
     child::answer(&Opened {
         seconds: began.elapsed().as_secs_f64(),
     })?;
+    if !order.reads {
+        return child::parent_ended().await;
+    }
     let mut tasks = Vec::new();
     for stream in streams {
         tasks.push(spawn(TaskKind::Tool, "session", one_change(stream)));

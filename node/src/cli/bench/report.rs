@@ -121,6 +121,9 @@ pub(super) struct What {
     /// Bytes of WAL of one run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) wal_bytes: Option<u64>,
+    /// Bytes of log of one run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) log_bytes: Option<u64>,
     /// Transactions a second that were written.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) written_rate: Option<f64>,
@@ -226,6 +229,8 @@ impl Report {
             what.wal_bytes
                 .map(|bytes| format!("{} MiB of WAL", bytes >> 20)),
         );
+        let bytes = what.log_bytes;
+        words.extend(bytes.map(|bytes| format!("{} MiB of log", bytes >> 20)));
         words.extend(
             what.written_rate
                 .map(|rate| format!("{rate:.0} transactions/s")),

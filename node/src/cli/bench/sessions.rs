@@ -51,6 +51,7 @@ pub(super) async fn run(global: &Global, args: &SessionsArgs, data: &Path) -> an
         address: served.address.clone(),
         stream: STREAM.to_owned(),
         count: args.count,
+        reads: true,
     }))
     .await?;
     let opened: Opened = child.answer().await?;
