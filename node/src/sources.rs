@@ -57,6 +57,7 @@ use self::{
 };
 pub(crate) use self::{
     host::connection,
+    operations::FIRST_STATUS_MAX,
     secrets::Secrets,
     status::{chain, lag, lag_bytes, unix_now_micros},
 };

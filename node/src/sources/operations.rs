@@ -11,7 +11,7 @@ use pgcapture_actors::{
     postgres::{self, PgError},
 };
 use pgcapture_engine::{
-    cluster::{Answer, Command, Origin, Refusal, ReplicaRefusal, Source},
+    cluster::{Answer, Command, Origin, Refusal, ReplicaRefusal, Source, State},
     codes::{self, Explanation},
     lsn::PgTime,
     wal_guard::WalWish,
@@ -25,7 +25,7 @@ use super::{
 use crate::config::SourceSection;
 
 /// `source add` answers after this long even when the agent is not reading yet.
-const FIRST_STATUS_MAX: Duration = Duration::from_secs(5);
+pub(crate) const FIRST_STATUS_MAX: Duration = Duration::from_secs(5);
 
 /// Why an operation on a source failed.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -421,8 +421,14 @@ impl Sources {
         })
     }
 
-    /// Waits until the agent reads or is in trouble, but not for long.
+    /// Waits until the agent reads or is in trouble, but not for long, and not at all once the source is
+    /// another node's, which alone knows how it does.
     async fn wait_for_first_status(&self, name: &str) {
+        let mut state = self.consensus.state();
+        let is_elsewhere = |state: &Arc<State>| {
+            let owner = state.owner(name);
+            owner.is_some_and(|owner| owner != self.node)
+        };
         let wait = async {
             let mut running = self.running.subscribe();
             drop(running.wait_for(|all| all.contains_key(name)).await);
@@ -436,7 +442,10 @@ impl Sources {
             drop(is_known.await);
         };
         // The caller shows whatever the status is by then.
-        drop(tokio::time::timeout(FIRST_STATUS_MAX, wait).await);
+        tokio::select! {
+            _ = tokio::time::timeout(FIRST_STATUS_MAX, wait) => (),
+            _ = state.wait_for(is_elsewhere) => (),
+        }
     }
 }
 
