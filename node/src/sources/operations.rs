@@ -162,9 +162,9 @@ impl From<ProposeError> for SourceError {
         match error {
             ProposeError::Refused(refusal) => Self::Refused(refusal),
             ProposeError::Store { .. } => Self::Store { text },
-            ProposeError::Unavailable { .. } | ProposeError::TooLarge { .. } => {
-                Self::NotAgreed { explanation, text }
-            }
+            ProposeError::Unavailable { .. }
+            | ProposeError::TooLarge { .. }
+            | ProposeError::StateFull { .. } => Self::NotAgreed { explanation, text },
         }
     }
 }
@@ -224,7 +224,7 @@ impl Sources {
         self.refuse_own_secret(&definition)?;
         let config = definition.connection()?;
         let plan = setup::plan(&definition, &config).await?;
-        refuse_errors(&plan)?;
+        setup::refuse_errors(&plan)?;
         if let Some(password) = definition.inline.take() {
             let kept = self.secrets.keep(&definition.name, password.expose());
             let store = |error: std::io::Error| SourceError::Store {
@@ -458,7 +458,9 @@ async fn not_added(
     config: &postgres::Config,
 ) -> SourceError {
     match &error {
-        ProposeError::Refused(_) | ProposeError::TooLarge { .. } => {
+        ProposeError::Refused(_)
+        | ProposeError::TooLarge { .. }
+        | ProposeError::StateFull { .. } => {
             let made = Made {
                 slot: plan.makes_slot.then_some(&source.slot),
                 publication: plan.makes_publication.then_some(&source.publication),
@@ -482,23 +484,4 @@ async fn not_added(
             }
         }
     }
-}
-
-fn refuse_errors(plan: &SourcePlan) -> Result<(), SourceError> {
-    let errors = plan.checks.iter().filter(|check| !check.is_warning);
-    let errors: Vec<_> = errors
-        .filter_map(|check| Some((check.problem?, check)))
-        .collect();
-    let Some((explanation, first)) = errors.first() else {
-        return Ok(());
-    };
-    let texts: Vec<_> = errors
-        .iter()
-        .map(|(_, check)| check.text.as_str())
-        .collect();
-    Err(SourceError::Checks {
-        explanation,
-        text: texts.join("; "),
-        next: first.next.clone(),
-    })
 }

@@ -59,7 +59,7 @@ impl Inner {
         let is_new = !Arc::ptr_eq(&before, &after);
         if is_new {
             let state = encode(&*after)?;
-            metrics::gauge!("pgcapture_raft_state_bytes").set(state.len() as f64);
+            self.note_state(state.len());
             changes.state = Some(state);
             changes.dumps = dumps::changes(&before, &after)?;
         }
