@@ -10,6 +10,7 @@ pub(crate) mod error;
 mod free_slot;
 mod gap;
 mod host;
+mod looks;
 mod lost;
 mod pipeline;
 mod slot_watch;
@@ -44,6 +45,7 @@ use self::pipeline::PipelineParts;
 pub use self::{
     error::AgentError,
     host::{AgentHost, Behind, HostError},
+    looks::{Looks, ServerLooks},
     spec::{AgentLimits, AgentSpec, Durability, Lease},
 };
 use crate::{

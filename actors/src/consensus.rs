@@ -82,6 +82,15 @@ pub enum ProposeError {
         /// What it may have.
         bytes_max: usize,
     },
+    /// Everything that was agreed on is near what a node can keep, and this would add to it; nothing
+    /// changed.
+    #[error("{}: what was agreed on has {bytes} bytes, and nothing is added from {bytes_max} on", codes::cluster::STATE_FULL.code)]
+    StateFull {
+        /// Its encoded length.
+        bytes: usize,
+        /// What it may have.
+        bytes_max: usize,
+    },
     /// The store could not keep it; nothing changed.
     #[error("the state cannot be kept: {reason}")]
     Store {
@@ -98,6 +107,7 @@ impl ProposeError {
             Self::Refused(_) => &codes::node::CONFLICT,
             Self::Unavailable { .. } => &codes::cluster::NO_QUORUM,
             Self::TooLarge { .. } => &codes::cluster::TOO_LARGE,
+            Self::StateFull { .. } => &codes::cluster::STATE_FULL,
             Self::Store { .. } => &codes::node::STORE_FAILED,
         }
     }
@@ -107,7 +117,10 @@ impl ProposeError {
     pub fn text(&self) -> String {
         let text = match self {
             Self::Store { reason } => reason.clone(),
-            Self::Refused(_) | Self::Unavailable { .. } | Self::TooLarge { .. } => self.to_string(),
+            Self::Refused(_)
+            | Self::Unavailable { .. }
+            | Self::TooLarge { .. }
+            | Self::StateFull { .. } => self.to_string(),
         };
         let coded = text.strip_prefix(self.explanation().code);
         let bare = coded.and_then(|text| text.strip_prefix(": "));

@@ -7,6 +7,7 @@
 //! | `/readyz` | 200 while the node takes sessions, else 503; the body names sources in trouble |
 
 mod dumps;
+mod raft;
 
 use std::{
     net::SocketAddr,
@@ -48,6 +49,7 @@ pub fn install_metrics() {
         let version = env!("CARGO_PKG_VERSION");
         metrics::gauge!("pgcapture_build_info", "version" => version).set(1.0);
         dumps::describe();
+        raft::describe();
         Some(handle)
     });
 }

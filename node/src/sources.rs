@@ -17,6 +17,7 @@ mod host;
 mod operations;
 mod reach;
 mod reconciler;
+mod running;
 mod secrets;
 mod setup;
 mod status;
@@ -28,12 +29,12 @@ use std::{
 };
 
 use pgcapture_actors::{
-    agent::{self, AgentHandle, AgentLimits, AgentSpec, Durability, Lease, Trouble},
+    agent::{self, AgentLimits, AgentSpec, Durability, Lease, Looks, Trouble},
     consensus::Consensus,
 };
 use pgcapture_engine::{
     checkpoint::Epoch,
-    cluster::{Answer, Command, OnGap, SecretRef, Source, State, liveness::NodeReport},
+    cluster::{Answer, Command, OnGap, Source, State, liveness::NodeReport},
     codes,
     fence::ClusterId,
     wal_guard::WalGuard,
@@ -54,9 +55,11 @@ use self::{
     floors::Floor,
     host::SourceHost,
     reconciler::{Hosting, RETRY_AFTER, reconcile_until},
+    running::Running,
 };
 pub(crate) use self::{
     host::connection,
+    operations::FIRST_STATUS_MAX,
     secrets::Secrets,
     status::{chain, lag, lag_bytes, unix_now_micros},
 };
@@ -78,6 +81,8 @@ pub struct Sources {
     logs: Arc<Logs>,
     cluster: ClusterId,
     secrets: Secrets,
+    /// Looks at servers, shared by the agents.
+    looks: Looks,
     node: String,
     limits: AgentLimits,
     /// How much WAL a source may keep that does not say otherwise.
@@ -92,29 +97,6 @@ pub struct Sources {
 /// What an agent is given beside its source: the lease, unless the node is alone, and the limit of
 /// kept WAL.
 type Given = (Option<watch::Receiver<bool>>, Option<WalGuard>);
-
-/// A running agent and what it was started for.
-#[derive(Clone, Debug)]
-struct Running {
-    handle: AgentHandle,
-    epoch: Epoch,
-    /// What the slot may be let go up to; `None` on a node that is alone.
-    floor: Option<Arc<Floor>>,
-    guard: Option<WalGuard>,
-    url: String,
-    password: Option<SecretRef>,
-}
-
-impl Running {
-    fn fits(&self, source: &Source, is_alone: bool, guard: Option<WalGuard>) -> bool {
-        !source.paused
-            && self.guard == guard
-            && self.floor.is_none() == is_alone
-            && self.epoch == source.epoch
-            && self.url == source.url
-            && self.password == source.password
-    }
-}
 
 impl Sources {
     /// Makes the sources of a node; nothing runs before [`Self::start`].
@@ -135,6 +117,7 @@ impl Sources {
             cluster,
             logs,
             secrets: Secrets::new(config.node.data_dir.join("secrets")),
+            looks: Looks::default(),
             node: config.node.name.clone(),
             limits: AgentLimits {
                 row_bytes_max: config.limits.max_row.as_len(),
@@ -322,7 +305,8 @@ impl Sources {
             epoch = epoch.0,
             "starting the agent of a source"
         );
-        let host = Arc::new(SourceHost::new(Arc::clone(&self.consensus), source));
+        let consensus = Arc::clone(&self.consensus);
+        let host = Arc::new(SourceHost::new(consensus, self.looks.clone(), source));
         let running = Running {
             handle: agent::start(spec, host, log),
             epoch,

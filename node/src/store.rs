@@ -30,7 +30,10 @@ use std::{
     fs, io,
     panic::{self, AssertUnwindSafe},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use pgcapture_engine::{
@@ -87,6 +90,8 @@ struct Inner {
     failure: watch::Sender<Option<String>>,
     space: Space,
     attested: Attested,
+    /// Encoded length of the agreed state, as it was written last.
+    state_bytes: AtomicUsize,
     _lock: DirectoryLock,
 }
 
@@ -223,6 +228,7 @@ impl Store {
             Ok((database, agreed))
         });
         let (database, agreed) = opened.map_err(|error| error.in_file(&path))?;
+        let state_bytes = encode(&*agreed.state)?.len();
         let (state, _) = watch::channel(Arc::clone(&agreed.state));
         let (failure, _) = watch::channel(None);
         Ok(Self {
@@ -235,6 +241,7 @@ impl Store {
                 failure,
                 space,
                 attested,
+                state_bytes: AtomicUsize::new(state_bytes),
                 _lock: lock,
             }),
         })
@@ -244,6 +251,11 @@ impl Store {
     #[must_use]
     pub fn directory(&self) -> &Path {
         &self.inner.directory
+    }
+
+    /// Returns the encoded length of the agreed state, without cursors and dumps.
+    pub(crate) fn state_bytes(&self) -> usize {
+        self.inner.state_bytes.load(Ordering::Relaxed)
     }
 
     /// Watches the agreed state.
@@ -290,6 +302,12 @@ impl Inner {
     fn agreed(&self) -> MutexGuard<'_, Agreed> {
         // A panic while the lock was held leaves a value that was applied whole or not at all.
         self.agreed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes note of how long the encoded state is.
+    fn note_state(&self, bytes: usize) {
+        self.state_bytes.store(bytes, Ordering::Relaxed);
+        metrics::gauge!("pgcapture_raft_state_bytes").set(bytes as f64);
     }
 
     /// Runs one transaction. One that finds damage is undone; after one that failed every later call

@@ -28,8 +28,11 @@ mod rolling;
 #[path = "failover/slow_disk.rs"]
 mod slow_disk;
 
+use std::collections::BTreeSet;
+
 use consumer::{Consumer, YES, id, text};
 use process::{eventually, run};
+use serde_json::Value;
 use trio::{Trio, Writer};
 
 /// Takes rows until `last`, acknowledging each; every row once, in order.
@@ -64,6 +67,27 @@ async fn a_stream_on_another_node_goes_on_when_owners_die() {
     }
     let last = writer.stop().await;
     take_in_order(&mut consumer, seen + 1, last).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_that_goes_to_another_node_is_added_as_soon_as_that_node_reads_it() {
+    let trio = Trio::start().await;
+    let url = trio.server.url("postgres");
+    let mut owners = BTreeSet::new();
+    for number in 1..=3 {
+        let (name, table) = (format!("s{number}"), format!("public.t{number}"));
+        trio.sql(&format!("CREATE TABLE {table} (id bigint PRIMARY KEY)"))
+            .await;
+        let add = ["source", "add", &name, "--url", &url, "--tables", &table];
+        let add = [&add[..], &["-o", "json"]].concat();
+        let added = run(trio.listen(0), &add).await;
+        let json: Value = serde_json::from_str(&added.data).unwrap_or_default();
+        let state = json["state"].as_str().unwrap_or_default();
+        // What the node that was asked knows by itself of another one's source is "starting".
+        assert_eq!(state, "following", "{} {}", added.data, added.talk);
+        owners.extend(json["owner"].as_str().map(str::to_owned));
+    }
+    assert_eq!(owners.len(), 3, "each node has one: {owners:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -58,6 +58,7 @@ const TABLE: &[(&str, Code)] = &[
     ("PGC-R02", Code::ResourceExhausted),
     ("PGC-R05", Code::AlreadyExists),
     ("PGC-R08", Code::FailedPrecondition),
+    ("PGC-R18", Code::ResourceExhausted),
     // Dumps: requests that cannot be, what is in the way, what is not there.
     ("PGC-E02", Code::InvalidArgument),
     ("PGC-E03", Code::InvalidArgument),

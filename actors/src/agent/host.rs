@@ -14,6 +14,7 @@ use pgcapture_engine::{
     confirm::Origin,
 };
 
+use super::Looks;
 use crate::postgres::Config;
 
 /// The node around an agent.
@@ -26,6 +27,12 @@ pub trait AgentHost: Debug + Send + Sync {
     ///
     /// [`HostError`]; the agent asks again after a while.
     async fn connection(&self) -> Result<Config, HostError>;
+
+    /// Returns the looks at servers that the agents of this node share; by itself an agent shares
+    /// them with nobody.
+    fn looks(&self) -> Looks {
+        Looks::default()
+    }
 
     /// Records a gap that is an entry of the log; durable on return. The same gap again changes
     /// nothing, or adds its end. Told before anything is read after the gap, and again after a

@@ -196,6 +196,7 @@ async fn read(
         tail: parts.log.tail(),
         let_go: let_go_tx,
         config: began.config.clone(),
+        looks: parts.host.looks().of(&began.config),
         status: Arc::clone(&parts.status),
         publication_oid: began.taken.publication_oid,
     };

@@ -1,7 +1,7 @@
 //! Watches by SQL what the stream does not tell: the slot's health and the publication's identity.
 //!
-//! Looks every few seconds over a connection that is opened for the look: a session that stayed
-//! would hold up a smart shutdown. A publication that was dropped, or dropped and made anew, is a
+//! Looks every few seconds over a connection that is opened for the look, together with the other
+//! agents of the node: a session that stayed would hold up a smart shutdown. A publication that was dropped, or dropped and made anew, is a
 //! gap: 14 to 17 fail at that place for ever, 18 skips the changes with a warning that only the
 //! server's log shows. WAL beyond its limit is told, and dealt with as the policy says.
 
@@ -22,11 +22,12 @@ use tracing::{debug, error, info, warn};
 
 use super::{
     AgentHost, AgentSpec, AgentStatus, Durability,
+    looks::ServerLooks,
     lost::{GUARD_REASON, Lost},
 };
 use crate::{
     log::Tail,
-    postgres::{Config, Connection, PgError, Replication, catalog},
+    postgres::{Config, PgError},
 };
 
 /// How often to look: a dropped publication is to be noticed within five seconds.
@@ -46,6 +47,8 @@ pub(super) struct SlotWatch {
     /// Up to where the slot is let go whatever consumers lack.
     pub(super) let_go: watch::Sender<Lsn>,
     pub(super) config: Config,
+    /// Looks at the server, shared with others.
+    pub(super) looks: Arc<ServerLooks>,
     pub(super) status: Arc<watch::Sender<AgentStatus>>,
     /// The publication as it was when reading began.
     pub(super) publication_oid: u32,
@@ -76,7 +79,7 @@ impl SlotWatch {
         let started = Instant::now();
         let mut budget = self.spec.wal_guard.map(WalBudget::new);
         loop {
-            match self.look(budget.as_mut(), started.elapsed()).await {
+            match self.look(budget.as_mut(), started).await {
                 Ok(Looked::Well) => {}
                 Ok(Looked::Over(guard, outlook)) => match guard.policy {
                     WalPolicy::Alert => {}
@@ -92,15 +95,20 @@ impl SlotWatch {
         }
     }
 
-    /// Looks once and returns what is wrong, if anything.
-    async fn look(&self, budget: Option<&mut WalBudget>, now: Duration) -> Result<Looked, PgError> {
+    /// Looks once and returns what is wrong, if anything; `started` is when this watch began.
+    async fn look(
+        &self,
+        budget: Option<&mut WalBudget>,
+        started: Instant,
+    ) -> Result<Looked, PgError> {
         let spec = &self.spec;
-        let mut connection = Connection::connect(&self.config, Replication::Off).await?;
-        let publication = catalog::publication(&mut connection, &spec.publication).await?;
-        if publication.map(|publication| publication.oid) != Some(self.publication_oid) {
+        let Some(found) = self.looks.look(&self.config, started).await else {
+            return Ok(Looked::Well);
+        };
+        if found.publications.get(&spec.publication) != Some(&self.publication_oid) {
             return Ok(Looked::Lost(Lost::publication(spec)));
         }
-        let Some(slot) = catalog::slot(&mut connection, &spec.slot).await? else {
+        let Some(slot) = found.slots.get(&spec.slot) else {
             return Ok(Looked::Well);
         };
         let retained = slot.retained_bytes;
@@ -112,7 +120,7 @@ impl SlotWatch {
             .wal_guard
             .is_some_and(|guard| retained >= guard.limit_bytes);
         if retained > FRESHEN_ABOVE || is_over {
-            catalog::log_running_transactions(&mut connection).await?;
+            self.looks.note_running(&self.config, &found).await?;
         }
         // A negative one is a slot that may go at the next checkpoint.
         let safe = slot
@@ -121,7 +129,7 @@ impl SlotWatch {
         let (Some(budget), Some(guard)) = (budget, spec.wal_guard) else {
             return Ok(Looked::Well);
         };
-        let outlook = budget.observe(now, retained, safe);
+        let outlook = budget.observe(started.elapsed(), retained, safe);
         self.tell(outlook);
         Ok(if outlook.level == WalLevel::Reached {
             Looked::Over(guard, outlook)

@@ -194,7 +194,9 @@ impl From<ProposeError> for DumpError {
             ProposeError::Store { .. } | ProposeError::Unavailable { .. } => {
                 (&codes::dump::NOT_KEPT, RangeRemedy::Retry)
             }
-            ProposeError::TooLarge { .. } => (&codes::cluster::TOO_LARGE, RangeRemedy::Fail),
+            ProposeError::TooLarge { .. } | ProposeError::StateFull { .. } => {
+                (error.explanation(), RangeRemedy::Fail)
+            }
             ProposeError::Refused(refusal) => {
                 let explanation = match refusal {
                     Refusal::Dump(refusal) => refusal.explanation(),

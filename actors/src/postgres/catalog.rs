@@ -14,7 +14,7 @@ mod tables;
 
 pub(in crate::postgres) use self::tables::glob;
 pub use self::{
-    look::{SourceLook, look},
+    look::{SourceLook, Watched, look, watched},
     plan::{SourcePlan, SourceRequest, plan_source},
     preflight::{PreflightRequest, preflight},
     publications::{Publication, publication},

@@ -35,7 +35,7 @@ pub struct Config {
 }
 
 /// One place where the server may be; they are tried in order.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Host {
     /// A name or address.
     Tcp {

@@ -7,6 +7,7 @@
 
 mod capture;
 mod child;
+mod cluster;
 mod consumer;
 mod database;
 mod dump;
@@ -71,6 +72,8 @@ enum BenchCommand {
     Dump(dump::DumpArgs),
     /// From the death of the node that reads a source to the next change at a consumer.
     Failover(failover::FailoverArgs),
+    /// What three nodes cost, idle, with many sources and under load.
+    Cluster(cluster::ClusterArgs),
     /// Work in a process of its own; for the other commands.
     #[command(hide = true)]
     Child,
@@ -106,6 +109,7 @@ pub(super) async fn run(global: &Global, args: BenchArgs) -> Result<(), Failure>
             BenchCommand::Log(args) => log::run(global, args, &data).await,
             BenchCommand::Remote(args) => remote::run(global, args, &data).await,
             BenchCommand::Failover(args) => failover::run(global, args, &data).await,
+            BenchCommand::Cluster(args) => cluster::run(global, args, &data).await,
             BenchCommand::Child => Ok(()),
         }
     };

@@ -55,11 +55,13 @@ impl StateMachine {
             waiting.push((is_request, responder));
         }
         batch.marks.push((Mark::Applied, to_bytes(&last)?));
+        let applied_index = last.map_or(0, |last| last.index());
         let store = self.store.clone();
         let applied = tokio::task::spawn_blocking(move || store.apply(batch)).await;
         let outcomes = applied
             .map_err(io::Error::other)?
             .map_err(io::Error::other)?;
+        metrics::gauge!("pgcapture_raft_applied_index").set(applied_index as f64);
         let mut outcomes = outcomes.into_iter();
         for (is_request, responder) in waiting {
             let outcome = if is_request { outcomes.next() } else { None };

@@ -446,6 +446,7 @@ fn propose_error(error: ProposeError) -> RaftError {
         ProposeError::Refused(_) => &codes::cluster::BAD_CHANGE,
         ProposeError::Unavailable { .. }
         | ProposeError::TooLarge { .. }
+        | ProposeError::StateFull { .. }
         | ProposeError::Store { .. } => error.explanation(),
     };
     let text = error.to_string();

@@ -20,7 +20,9 @@ use pgcapture_actors::{
 };
 use pgcapture_engine::{
     checkpoint::Checkpoint,
-    cluster::{Answer, Command, CursorCommand, Outcome, Proposal, Request, RequestId, State},
+    cluster::{
+        Answer, Command, CursorCommand, HomeCommand, Outcome, Proposal, Request, RequestId, State,
+    },
     codes,
 };
 use tokio::sync::watch;
@@ -30,7 +32,10 @@ use super::{
     network::{Client, Forwarded},
     types::{ENTRY_BYTES_MAX, Peer, to_bytes},
 };
-use crate::{sources::Floors, store::Identity};
+use crate::{
+    sources::Floors,
+    store::{Identity, VALUE_BYTES_MAX},
+};
 
 /// A proposal that no majority has agreed to after this time is given up. Longer than two elections.
 pub(super) const PROPOSE_MAX: Duration = Duration::from_secs(5);
@@ -47,6 +52,11 @@ const CLUSTER_PACE: Duration = Duration::from_secs(1);
 
 /// Cursors of one entry have at most about this many bytes; more are several entries.
 const CURSOR_BYTES_MAX: usize = ENTRY_BYTES_MAX / 2;
+
+/// A state that is larger gets no more sources, replicas and homes: a quarter of what a value of the
+/// store may have is left for whatever is proposed at the same moment, and for gaps, epochs and
+/// attestations, which are never refused for their size.
+const STATE_BYTES_MAX: usize = VALUE_BYTES_MAX / 4 * 3;
 
 /// Where a call goes.
 enum Route {
@@ -74,6 +84,7 @@ impl RaftConsensus {
                 bytes_max: ENTRY_BYTES_MAX,
             });
         }
+        self.refuse_when_state_is_full(&request.proposal)?;
         let mut seen = String::new();
         let driven = self.drive(&request, &bytes, &mut seen);
         let driven = tokio::time::timeout(PROPOSE_MAX, driven).await;
@@ -95,6 +106,28 @@ impl RaftConsensus {
         Err(ProposeError::Store {
             reason: format!("{code}: the disk of the node's store is full"),
         })
+    }
+
+    /// Nothing is added to a state that a node could soon not read again. What shrinks it, what moves
+    /// what is there, and what must be kept whatever happens goes on.
+    fn refuse_when_state_is_full(&self, proposal: &Proposal) -> Result<(), ProposeError> {
+        let adds = matches!(
+            proposal,
+            Proposal::State(
+                Command::AddSource(_)
+                    | Command::AddGuardedSource { .. }
+                    | Command::AddReplica(_)
+                    | Command::Home(HomeCommand::Claim { .. })
+            )
+        );
+        let bytes = self.inner.store.state_bytes();
+        if adds && bytes >= STATE_BYTES_MAX {
+            return Err(ProposeError::StateFull {
+                bytes,
+                bytes_max: STATE_BYTES_MAX,
+            });
+        }
+        Ok(())
     }
 
     /// Tries until there is an outcome.
@@ -395,7 +428,9 @@ impl CursorStore for RaftConsensus {
 fn cursor_error(error: ProposeError) -> CursorError {
     let explanation = match error {
         ProposeError::Refused(_) | ProposeError::Store { .. } => &codes::gateway::CURSOR_NOT_KEPT,
-        ProposeError::Unavailable { .. } | ProposeError::TooLarge { .. } => error.explanation(),
+        ProposeError::Unavailable { .. }
+        | ProposeError::TooLarge { .. }
+        | ProposeError::StateFull { .. } => error.explanation(),
     };
     CursorError {
         explanation,

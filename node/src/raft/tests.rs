@@ -165,6 +165,49 @@ async fn what_was_answered_is_there_after_a_crash() {
 }
 
 #[tokio::test]
+async fn nothing_is_added_to_a_state_that_a_node_could_not_read_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let raft = RaftConsensus::alone(folder.path(), "n1").await.unwrap();
+    let large = |number: usize| {
+        let Command::AddSource(mut source) = add_shop() else {
+            unreachable!("it adds a source");
+        };
+        source.name = format!("s{number}");
+        source.stream = format!("s{number}");
+        source.slot = format!("s{number}");
+        source.tables = vec!["x".repeat(1_000); 1_000];
+        Command::AddSource(source)
+    };
+    let mut count = 0;
+    let refused = loop {
+        match raft.propose(large(count)).await {
+            Ok(answer) => assert_eq!(answer, Answer::Done),
+            Err(error) => break error,
+        }
+        count += 1;
+    };
+    assert!(count < 16, "{count} MB fit");
+    assert_eq!(refused.explanation().code, "PGC-R18", "{refused}");
+    for refused in [add_shop(), claim_home(1)] {
+        let refused = raft.propose(refused).await;
+        assert!(matches!(refused, Err(ProposeError::StateFull { .. })));
+    }
+    // What is there goes on, and what is removed makes room.
+    let (name, paused) = ("s1".to_owned(), true);
+    let pause = Command::SetPaused { name, paused };
+    assert_eq!(raft.propose(pause).await.unwrap(), Answer::Done);
+    for number in [0, 1] {
+        let name = format!("s{number}");
+        raft.propose(Command::RemoveSource { name }).await.unwrap();
+    }
+    assert_eq!(raft.propose(add_shop()).await.unwrap(), Answer::Done);
+    raft.stop().await;
+    drop(raft);
+    let again = Store::open(folder.path()).unwrap();
+    assert_eq!(again.state().borrow().sources.len(), count - 1);
+}
+
+#[tokio::test]
 async fn too_much_for_an_entry_is_refused_and_cursors_are_parted() {
     let folder = tempfile::tempdir().unwrap();
     let raft = RaftConsensus::alone(folder.path(), "n1").await.unwrap();

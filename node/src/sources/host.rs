@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use pgcapture_actors::{
-    agent::{AgentHost, Behind, HostError},
+    agent::{AgentHost, Behind, HostError, Looks},
     consensus::Consensus,
     postgres,
 };
@@ -23,12 +23,14 @@ pub(super) struct SourceHost {
     stream: String,
     url: String,
     password: Option<SecretRef>,
+    looks: Looks,
 }
 
 impl SourceHost {
-    pub(super) fn new(consensus: Arc<dyn Consensus>, source: &Source) -> Self {
+    pub(super) fn new(consensus: Arc<dyn Consensus>, looks: Looks, source: &Source) -> Self {
         Self {
             consensus,
+            looks,
             name: source.name.clone(),
             stream: source.stream.clone(),
             url: source.url.clone(),
@@ -53,6 +55,10 @@ impl SourceHost {
 impl AgentHost for SourceHost {
     async fn connection(&self) -> Result<postgres::Config, HostError> {
         connection(&self.url, None, self.password.as_ref())
+    }
+
+    fn looks(&self) -> Looks {
+        self.looks.clone()
     }
 
     async fn record_gap(&self, gap: Gap) -> Result<(), HostError> {

@@ -11,7 +11,7 @@ use pgcapture_actors::{
     postgres::{self, PgError},
 };
 use pgcapture_engine::{
-    cluster::{Answer, Command, Origin, Refusal, ReplicaRefusal, Source},
+    cluster::{Answer, Command, Origin, Refusal, ReplicaRefusal, Source, State},
     codes::{self, Explanation},
     lsn::PgTime,
     wal_guard::WalWish,
@@ -25,7 +25,7 @@ use super::{
 use crate::config::SourceSection;
 
 /// `source add` answers after this long even when the agent is not reading yet.
-const FIRST_STATUS_MAX: Duration = Duration::from_secs(5);
+pub(crate) const FIRST_STATUS_MAX: Duration = Duration::from_secs(5);
 
 /// Why an operation on a source failed.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -162,9 +162,9 @@ impl From<ProposeError> for SourceError {
         match error {
             ProposeError::Refused(refusal) => Self::Refused(refusal),
             ProposeError::Store { .. } => Self::Store { text },
-            ProposeError::Unavailable { .. } | ProposeError::TooLarge { .. } => {
-                Self::NotAgreed { explanation, text }
-            }
+            ProposeError::Unavailable { .. }
+            | ProposeError::TooLarge { .. }
+            | ProposeError::StateFull { .. } => Self::NotAgreed { explanation, text },
         }
     }
 }
@@ -224,7 +224,7 @@ impl Sources {
         self.refuse_own_secret(&definition)?;
         let config = definition.connection()?;
         let plan = setup::plan(&definition, &config).await?;
-        refuse_errors(&plan)?;
+        setup::refuse_errors(&plan)?;
         if let Some(password) = definition.inline.take() {
             let kept = self.secrets.keep(&definition.name, password.expose());
             let store = |error: std::io::Error| SourceError::Store {
@@ -421,8 +421,14 @@ impl Sources {
         })
     }
 
-    /// Waits until the agent reads or is in trouble, but not for long.
+    /// Waits until the agent reads or is in trouble, but not for long, and not at all once the source is
+    /// another node's, which alone knows how it does.
     async fn wait_for_first_status(&self, name: &str) {
+        let mut state = self.consensus.state();
+        let is_elsewhere = |state: &Arc<State>| {
+            let owner = state.owner(name);
+            owner.is_some_and(|owner| owner != self.node)
+        };
         let wait = async {
             let mut running = self.running.subscribe();
             drop(running.wait_for(|all| all.contains_key(name)).await);
@@ -436,7 +442,10 @@ impl Sources {
             drop(is_known.await);
         };
         // The caller shows whatever the status is by then.
-        drop(tokio::time::timeout(FIRST_STATUS_MAX, wait).await);
+        tokio::select! {
+            _ = tokio::time::timeout(FIRST_STATUS_MAX, wait) => (),
+            _ = state.wait_for(is_elsewhere) => (),
+        }
     }
 }
 
@@ -449,7 +458,9 @@ async fn not_added(
     config: &postgres::Config,
 ) -> SourceError {
     match &error {
-        ProposeError::Refused(_) | ProposeError::TooLarge { .. } => {
+        ProposeError::Refused(_)
+        | ProposeError::TooLarge { .. }
+        | ProposeError::StateFull { .. } => {
             let made = Made {
                 slot: plan.makes_slot.then_some(&source.slot),
                 publication: plan.makes_publication.then_some(&source.publication),
@@ -473,23 +484,4 @@ async fn not_added(
             }
         }
     }
-}
-
-fn refuse_errors(plan: &SourcePlan) -> Result<(), SourceError> {
-    let errors = plan.checks.iter().filter(|check| !check.is_warning);
-    let errors: Vec<_> = errors
-        .filter_map(|check| Some((check.problem?, check)))
-        .collect();
-    let Some((explanation, first)) = errors.first() else {
-        return Ok(());
-    };
-    let texts: Vec<_> = errors
-        .iter()
-        .map(|(_, check)| check.text.as_str())
-        .collect();
-    Err(SourceError::Checks {
-        explanation,
-        text: texts.join("; "),
-        next: first.next.clone(),
-    })
 }

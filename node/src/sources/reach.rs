@@ -1,10 +1,15 @@
 //! Which sources this node can reach: whether anybody listens where their PostgreSQL is.
 //!
-//! Looks at every source, its own or not, so that the leader knows where one could go before it must.
+//! Looks at the server of every source, its own or not, so that the leader knows where one could go
+//! before it must; once however many sources a server has, since each look costs it a process.
 //! A connection that is taken is enough: whether the login works is the agent's business, and the
 //! same on every node.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use futures_util::StreamExt as _;
 use pgcapture_actors::{
@@ -12,7 +17,7 @@ use pgcapture_actors::{
     postgres::{Config, Host},
 };
 use pgcapture_engine::{
-    cluster::{Source, State, liveness::NodeReport},
+    cluster::{State, liveness::NodeReport},
     dump::schedule::NodeReach,
 };
 use tokio::{
@@ -25,7 +30,7 @@ use tokio_util::sync::CancellationToken;
 use super::Sources;
 use crate::liveness::{Reachable, probe::deserted};
 
-/// Every source is looked at this often; an agent that cannot connect tells of it earlier by itself.
+/// Every server is looked at this often; an agent that cannot connect tells of it earlier by itself.
 const LOOK_INTERVAL: Duration = Duration::from_secs(5);
 
 /// A server that does not take a connection within this time cannot be reached.
@@ -38,7 +43,7 @@ const HAND_OVER_MAX: Duration = Duration::from_secs(3);
 /// could give a source to anybody.
 const LEADERLESS_MAX: Duration = Duration::from_secs(1);
 
-/// Sources looked at side by side.
+/// Servers looked at side by side.
 const LOOKS_MAX: usize = 32;
 
 impl Reachable for Sources {
@@ -93,13 +98,7 @@ impl Sources {
         let mut state = self.consensus.state();
         while !stop.is_cancelled() {
             let agreed = Arc::clone(&state.borrow_and_update());
-            let sources: Vec<Source> = agreed.sources.values().cloned().collect();
-            let looks = sources
-                .into_iter()
-                .map(|source| async move { (!is_reachable(&source).await).then_some(source.name) });
-            let looks = futures_util::stream::iter(looks).buffer_unordered(LOOKS_MAX);
-            let unreachable: BTreeSet<String> =
-                looks.filter_map(std::future::ready).collect().await;
+            let unreachable = unreachable(&agreed).await;
             self.report.send_if_modified(|report| {
                 let before = std::mem::replace(&mut report.unreachable, unreachable);
                 before != report.unreachable
@@ -126,13 +125,35 @@ async fn leaderless(mut leadership: watch::Receiver<Leadership>) {
     }
 }
 
-/// Tells whether anybody listens at one of a source's addresses. What cannot be looked at counts
-/// as reachable: moving it elsewhere would not mend it.
-async fn is_reachable(source: &Source) -> bool {
-    let Ok(config) = Config::parse(&source.url) else {
-        return true;
-    };
-    for host in config.hosts() {
+/// Looks at every server once and returns the sources whose server nobody listens at.
+async fn unreachable(state: &State) -> BTreeSet<String> {
+    let mut servers: BTreeMap<Vec<Host>, Vec<String>> = BTreeMap::new();
+    for source in state.sources.values() {
+        // What cannot be looked at counts as reachable: moving it elsewhere would not mend it.
+        if let Ok(config) = Config::parse(&source.url) {
+            let of_server = servers.entry(config.hosts().to_vec()).or_default();
+            of_server.push(source.name.clone());
+        }
+    }
+    let looks = servers.into_iter().map(|(hosts, sources)| async move {
+        if is_reachable(&hosts).await {
+            Vec::new()
+        } else {
+            sources
+        }
+    });
+    let looks = futures_util::stream::iter(looks).buffer_unordered(LOOKS_MAX);
+    looks
+        .collect::<Vec<_>>()
+        .await
+        .into_iter()
+        .flatten()
+        .collect()
+}
+
+/// Tells whether anybody listens at one of a server's addresses.
+async fn is_reachable(hosts: &[Host]) -> bool {
+    for host in hosts {
         let connected = match host {
             Host::Tcp { host, port } => {
                 let connect = TcpStream::connect((host.as_str(), *port));
@@ -150,4 +171,62 @@ async fn is_reachable(source: &Source) -> bool {
         }
     }
     false
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use pgcapture_engine::{
+        checkpoint::Epoch,
+        cluster::{Command, OnGap, Origin, Source},
+        lsn::PgTime,
+    };
+
+    use super::*;
+
+    fn source(name: &str, url: &str) -> Command {
+        Command::AddSource(Box::new(Source {
+            name: name.to_owned(),
+            stream: name.to_owned(),
+            url: url.to_owned(),
+            password: None,
+            slot: name.to_owned(),
+            publication: name.to_owned(),
+            tables: Vec::new(),
+            exclude: Vec::new(),
+            paused: false,
+            epoch: Epoch(0),
+            created_at: PgTime(0),
+            on_gap: OnGap::Halt,
+            origin: Origin::Command,
+            owns_publication: false,
+        }))
+    }
+
+    #[tokio::test]
+    async fn a_server_with_many_sources_is_looked_at_once() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let gone = TcpListener::bind("127.0.0.1:0").unwrap();
+        let nobody = gone.local_addr().unwrap().port();
+        drop(gone);
+        let mut state = State::default();
+        for (name, port, database) in [
+            ("a", port, "one"),
+            ("b", port, "two"),
+            ("c", port, "one"),
+            ("d", nobody, "one"),
+            ("e", nobody, "two"),
+        ] {
+            let url = format!("postgres://me@127.0.0.1:{port}/{database}");
+            state.apply(source(name, &url)).unwrap();
+        }
+        state.apply(source("f", "no url")).unwrap();
+        let found = unreachable(&state).await;
+        assert_eq!(found, ["d", "e"].map(str::to_owned).into());
+        listener.set_nonblocking(true).unwrap();
+        let looks = listener.incoming().take_while(Result::is_ok).count();
+        assert_eq!(looks, 1);
+    }
 }

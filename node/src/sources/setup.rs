@@ -14,7 +14,7 @@ use pgcapture_actors::postgres::{
 };
 use pgcapture_engine::codes::{Explanation, node, source};
 
-use super::{Definition, chain};
+use super::{Definition, SourceError, chain};
 
 /// Tables without a replica identity that are named one by one; more are counted.
 const NAMED_MAX: usize = 20;
@@ -166,6 +166,26 @@ impl SourcePlan {
             self.found(&source::IDENTITY_MISSING, text, true);
         }
     }
+}
+
+/// Refuses a plan that something stands against.
+pub(super) fn refuse_errors(plan: &SourcePlan) -> Result<(), SourceError> {
+    let errors = plan.checks.iter().filter(|check| !check.is_warning);
+    let errors: Vec<_> = errors
+        .filter_map(|check| Some((check.problem?, check)))
+        .collect();
+    let Some((explanation, first)) = errors.first() else {
+        return Ok(());
+    };
+    let texts: Vec<_> = errors
+        .iter()
+        .map(|(_, check)| check.text.as_str())
+        .collect();
+    Err(SourceError::Checks {
+        explanation,
+        text: texts.join("; "),
+        next: first.next.clone(),
+    })
 }
 
 /// Runs the plan. When a later statement fails, what the earlier ones made is dropped again.

@@ -58,7 +58,9 @@ impl Inner {
         };
         let is_new = !Arc::ptr_eq(&before, &after);
         if is_new {
-            changes.state = Some(encode(&*after)?);
+            let state = encode(&*after)?;
+            self.note_state(state.len());
+            changes.state = Some(state);
             changes.dumps = dumps::changes(&before, &after)?;
         }
         self.write(Durability::None, |transaction| {

@@ -72,6 +72,7 @@ impl Inner {
             agreed::read(transaction, state)
         })?;
         let state = Arc::clone(&agreed.state);
+        self.note_state(encode(&*state)?.len());
         *self.agreed() = agreed;
         self.state.send_replace(state);
         self.cursor_moves.send_modify(|number| *number += 1);

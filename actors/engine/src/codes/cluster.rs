@@ -120,6 +120,18 @@ pub const STILL_ALIVE: Explanation = Explanation {
            what listens there, or pass --force",
 };
 
+/// No room for more.
+pub const STATE_FULL: Explanation = Explanation {
+    code: "PGC-R18",
+    title: "the cluster has no room for more sources, replicas or consumers",
+    text: "Everything that nodes agree on, but for cursors and dumps, is one value of at most 16 MiB. From 12 \
+           MiB on nothing is added to it: no source, no replica, and no consumer that has no open session \
+           yet. All that is there goes on. A source takes some 200 bytes and the length of its table lists, a \
+           consumer with an open session some 30 bytes and its names.",
+    next: "`pgcapture_raft_state_bytes` shows the size; use patterns instead of long table lists, close \
+           sessions that are not needed, or divide the sources between two clusters",
+};
+
 /// Not the same list of peers everywhere.
 pub const PEERS_DIFFER: Explanation = Explanation {
     code: "PGC-R13",
@@ -147,4 +159,5 @@ pub const ALL: &[&Explanation] = &[
     &NOTHING_TO_RECOVER,
     &STILL_ALIVE,
     &PEERS_DIFFER,
+    &STATE_FULL,
 ];

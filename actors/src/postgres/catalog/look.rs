@@ -3,6 +3,8 @@
 //! A take-over stands between the death of one agent and the next change, so its questions go to the
 //! server together. Each answer has a letter in front that says which question it belongs to.
 
+use std::collections::BTreeMap;
+
 use pgcapture_engine::lsn::Lsn;
 
 use super::{
@@ -83,4 +85,45 @@ impl SourceLook {
             _ => self.text_columns.extend(text(row, 0).map(str::to_owned)),
         }
     }
+}
+
+/// What is watched while slots of a database are read.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Watched {
+    /// Version of the server, as a number.
+    pub version: u32,
+    /// Identity of every publication, by name.
+    pub publications: BTreeMap<String, u32>,
+    /// Every slot of the database, by name.
+    pub slots: BTreeMap<String, SlotState>,
+}
+
+/// Looks at all slots and publications of a database. Ask from time to time while a slot is read: a
+/// publication that vanished, or has another identity than before, means a gap (PGC-S33).
+///
+/// # Errors
+///
+/// A lost connection.
+pub async fn watched(connection: &mut Connection) -> Result<Watched, PgError> {
+    let version = connection.server_version();
+    let slots = slots::query(version, "database = current_database()");
+    let sql =
+        format!("SELECT 'p', pubname, oid FROM pg_publication; SELECT 's', a.* FROM ({slots}) a");
+    let mut watched = Watched {
+        version,
+        ..Watched::default()
+    };
+    for mut row in connection.query(&sql).await? {
+        if row.is_empty() {
+            continue;
+        }
+        if row.remove(0).as_deref() == Some("p") {
+            let oid = parsed(&row, 1).unwrap_or_default();
+            watched.publications.insert(owned(&row, 0), oid);
+        } else {
+            let slot = slots::state(&row);
+            watched.slots.insert(slot.name.clone(), slot);
+        }
+    }
+    Ok(watched)
 }

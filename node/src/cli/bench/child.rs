@@ -13,7 +13,7 @@ use tokio::{
     process::{Child as Process, ChildStdin, ChildStdout, Command},
 };
 
-use super::{consumer, holder, writer};
+use super::{cluster, consumer, holder, writer};
 
 /// What a child does.
 #[derive(Debug, Serialize, Deserialize)]
@@ -24,6 +24,8 @@ pub(super) enum Task {
     Write(writer::Order),
     /// Holds sessions open.
     Hold(holder::Order),
+    /// Gives many subscriptions a cursor.
+    Subscribe(cluster::Order),
 }
 
 /// A running child; killed when dropped.
@@ -83,6 +85,7 @@ pub(super) async fn run() -> anyhow::Result<()> {
         Task::Consume(order) => consumer::run(&order).await?,
         Task::Write(order) => writer::run(order).await?,
         Task::Hold(order) => holder::run(&order).await?,
+        Task::Subscribe(order) => cluster::subscribe(&order).await?,
     }
     // The parent decides when our connections end.
     parent_ended().await

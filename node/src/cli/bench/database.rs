@@ -93,16 +93,24 @@ pub(super) struct Database {
 impl Database {
     /// Starts the own server or connects to the user's.
     pub(super) async fn open(args: &DatabaseArgs) -> anyhow::Result<Self> {
+        Self::open_with(args, &[]).await
+    }
+
+    /// The same; an own server gets these settings as well.
+    pub(super) async fn open_with(
+        args: &DatabaseArgs,
+        more: &[(&str, String)],
+    ) -> anyhow::Result<Self> {
         let mut database = match &args.url {
             Some(url) => Self::named(url, args.pg_bin.as_ref())?,
-            None => Self::own(args).await?,
+            None => Self::own(args, more).await?,
         };
         let rows = database.connect().await?.query("SHOW server_version").await;
         database.version = text_of(rows?)?;
         Ok(database)
     }
 
-    async fn own(args: &DatabaseArgs) -> anyhow::Result<Self> {
+    async fn own(args: &DatabaseArgs, more: &[(&str, String)]) -> anyhow::Result<Self> {
         // A measurement must not wait for a checkpoint or for a vacuum in the middle of a run.
         let settings = [
             ("max_wal_size", "16GB"),
@@ -111,9 +119,11 @@ impl Database {
             ("shared_buffers", "256MB"),
         ];
         let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let more = more.iter().cloned();
+        let more = more.map(|(name, value)| (name.to_owned(), value));
         let server = LocalServer::start(LocalServerOptions {
             bin_dir: args.pg_bin.clone(),
-            settings: settings.to_vec(),
+            settings: settings.into_iter().chain(more).collect(),
             ..LocalServerOptions::default()
         })
         .await?;
@@ -153,6 +163,16 @@ impl Database {
     /// The password, for the peer's environment.
     pub(super) const fn password(&self) -> Option<&Secret> {
         self.password.as_ref()
+    }
+
+    /// Tells whether the server is an own one.
+    pub(super) const fn is_own(&self) -> bool {
+        self.server.is_some()
+    }
+
+    /// Process of an own server.
+    pub(super) fn server_pid(&self) -> Option<u32> {
+        self.server.as_ref()?.pid()
     }
 
     /// Opens a session for SQL.

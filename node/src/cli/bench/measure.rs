@@ -93,9 +93,20 @@ pub(super) fn server_cpu(pid: u32) -> Duration {
     Duration::from_secs_f64(ticks / TICKS_PER_SECOND)
 }
 
+/// Processor time of another process, all threads, in steps of 10 ms; zero when there is none.
+pub(super) fn process_cpu(pid: u32) -> Duration {
+    let ticks = proc_stat(&pid.to_string()).map_or(0.0, |stat| stat.ticks);
+    Duration::from_secs_f64(ticks / TICKS_PER_SECOND)
+}
+
 /// Resident memory of this process in MiB; 0 where there is no `/proc`.
 pub(super) fn resident_mib() -> f64 {
-    let text = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    process_resident_mib("self")
+}
+
+/// Resident memory of a process in MiB; 0 when there is none.
+pub(super) fn process_resident_mib(process: &str) -> f64 {
+    let text = fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
     let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     let kib = line.and_then(|rest| rest.split_whitespace().next()?.parse::<f64>().ok());
     kib.unwrap_or_default() / 1024.0

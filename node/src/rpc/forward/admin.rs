@@ -3,7 +3,10 @@
 //!
 //! What an owner that does not answer would have said is shown as missing, never left out.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use futures_util::future::join_all;
 use pgcapture_proto::admin::v1::{
@@ -14,6 +17,7 @@ use pgcapture_proto::admin::v1::{
     RemoveSourceResponse, ResumeSourceRequest, SeekConsumerRequest, SeekConsumerResponse, Source,
     SourcePlan, Stream, admin_client::AdminClient, admin_server::Admin,
 };
+use tokio::time::{Instant, sleep};
 use tonic::{Request, Response, Status};
 
 use super::{
@@ -28,7 +32,11 @@ use crate::{
     homes::Homes,
     resolver::{subscription_of, uri_of},
     rpc::admin::AdminService,
+    sources::FIRST_STATUS_MAX,
 };
+
+/// How often the owner of a new source is asked how it does: an agent needs some tens of milliseconds.
+const LOOK_EVERY: Duration = Duration::from_millis(25);
 
 /// The service. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -71,6 +79,23 @@ impl ForwardingAdmin {
             to: self.forward.node.clone(),
             took_micros: i64::try_from(last.took.as_micros()).unwrap_or(i64::MAX),
         });
+    }
+
+    /// Returns a source that another node was just given, once that node reads it or is in trouble with
+    /// it, but waits no longer than it would for an own one.
+    async fn first_status(&self, name: String) -> Result<Response<Source>, Status> {
+        let began = Instant::now();
+        loop {
+            let request = Request::new(GetSourceRequest { name: name.clone() });
+            let answer = self.get_source(request).await?;
+            let status = answer.get_ref().status.as_ref();
+            let is_known =
+                status.is_some_and(|status| status.state != "starting" || status.trouble.is_some());
+            if is_known || began.elapsed() >= FIRST_STATUS_MAX {
+                return Ok(answer);
+            }
+            sleep(LOOK_EVERY).await;
+        }
     }
 
     /// The owners of all sources but this node, each once.
@@ -129,7 +154,17 @@ impl Admin for ForwardingAdmin {
         &self,
         request: Request<AddSourceRequest>,
     ) -> Result<Response<Source>, Status> {
-        self.local.add_source(request).await
+        let added = self.local.add_source(request).await?;
+        let definition = added.get_ref().definition.as_ref();
+        let name = definition.map_or_else(String::new, |it| it.name.clone());
+        if self
+            .forward
+            .owner_in(&self.forward.state(), &name)
+            .is_none()
+        {
+            return Ok(added);
+        }
+        self.first_status(name).await
     }
 
     async fn list_sources(
