@@ -178,6 +178,18 @@ impl Inner {
         Ok(Some(shown))
     }
 
+    /// Says that a range is finished. Whatever the answer, the ticket is done with: who refuses it hands the
+    /// range out again, and who does not answer loses this member with all that it holds.
+    async fn finish(&self, ticket: &RangeTicket, delivered: Delivered) -> Result<(), DumpError> {
+        let Taken {
+            link,
+            ticket: taken,
+        } = self.find(ticket)?;
+        let finished = link.finish(taken, delivered).await;
+        self.taken().remove(&ticket.number);
+        finished
+    }
+
     async fn give_up(&self, ticket: &RangeTicket, reason: GivenUp) {
         let taken = self.taken().remove(&ticket.number);
         if let Some(Taken { link, ticket }) = taken {
@@ -232,17 +244,20 @@ impl RangeSource for PeerRanges {
         opened.unwrap_or_else(|| Err(wire::away("another node leads")))
     }
 
+    /// The call comes to its end though nobody waits any more, as for [`Self::pull`].
     async fn finish(&self, ticket: RangeTicket, delivered: Delivered) -> Result<(), DumpError> {
-        let Taken {
-            link,
-            ticket: taken,
-        } = self.inner.find(&ticket)?;
-        link.finish(taken, delivered).await?;
-        self.inner.taken().remove(&ticket.number);
-        Ok(())
+        let inner = Arc::clone(&self.inner);
+        let finishing = async move { inner.finish(&ticket, delivered).await };
+        let finished = self.inner.calls.spawn(finishing).await;
+        finished.unwrap_or_else(|_| Err(wire::away("the node stops")))
     }
 
+    /// The same.
     async fn give_up(&self, ticket: RangeTicket, reason: GivenUp) {
-        self.inner.give_up(&ticket, reason).await;
+        let inner = Arc::clone(&self.inner);
+        let giving = async move { inner.give_up(&ticket, reason).await };
+        if self.inner.calls.spawn(giving).await.is_err() {
+            tracing::debug!("a range was given back while the node stopped");
+        }
     }
 }

@@ -1,4 +1,8 @@
 //! The membership of this node in the leader's controller, and the task that keeps one.
+//!
+//! An order whose answer does not come may have been done or not. Neither side could tell which ranges the
+//! other takes for held, so such a membership is ended: the leader gives up what it holds, and this node
+//! joins anew.
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,7 +21,8 @@ use tonic::{Status, Streaming};
 use super::{Inner, rows::MESSAGE_BYTES_MAX, wire};
 use crate::peers::PeerChannel;
 
-/// A leader that has not answered by then is away. A finish is an entry of the common log.
+/// A leader that has not answered by then is away, and the membership ends. A finish is an entry of the common
+/// log.
 const CALL_MAX: Duration = Duration::from_secs(10);
 
 /// Pause before the leader is joined again.
@@ -66,7 +71,8 @@ impl Link {
             stream: id.stream.clone(),
             consumer: id.consumer.clone(),
         };
-        let pulled = in_time(client.pull(request)).await?.into_inner();
+        // What it hands out in an answer that is lost would be held by nobody.
+        let pulled = self.answered(client.pull(request)).await?.into_inner();
         refused(pulled.failure)?;
         let malformed = || wire::away(wire::MALFORMED);
         let ticket = pulled
@@ -109,7 +115,8 @@ impl Link {
             row_count: delivered.row_count,
             bytes: delivered.bytes,
         };
-        refused(in_time(client.finish(request)).await?.into_inner().failure)
+        let finished = self.answered(client.finish(request)).await?;
+        refused(finished.into_inner().failure)
     }
 
     pub(super) async fn give_up(&self, ticket: RangeTicket, reason: GivenUp) {
@@ -123,10 +130,26 @@ impl Link {
             number,
             reason: Some(wire::reason(reason)),
         };
-        if let Err(error) = in_time(client.give_up(request)).await {
-            // The membership is over or about to be, and everything that it holds is given up.
+        if let Err(error) = self.answered(client.give_up(request)).await {
+            // With the membership everything that it holds is given up.
             tracing::debug!(number, %error, "a range was given back to nobody");
         }
+    }
+
+    /// Waits for the answer to an order that changes what the membership holds; without one it ends.
+    async fn answered<T>(
+        &self,
+        call: impl Future<Output = Result<T, Status>>,
+    ) -> Result<T, DumpError> {
+        let answer = in_time(call).await;
+        if let Err(error) = &answer
+            && !self.gone.is_cancelled()
+        {
+            let code = error.explanation.code;
+            tracing::warn!(code, %error, "the ranges of this node are read again");
+            self.gone.cancel();
+        }
+        answer
     }
 }
 
@@ -198,12 +221,17 @@ async fn lead_there(inner: &Inner, address: &str) -> (DumpError, bool) {
         Ok(joined) => joined,
         Err(error) => return (error, false),
     };
-    inner.set_link(Some(Link::new(Way::There(Box::new(member)))));
+    let link = Link::new(Way::There(Box::new(member)));
+    let gone = link.gone.clone();
+    inner.set_link(Some(link));
     loop {
-        match changes.message().await {
-            Ok(Some(_)) => inner.tell(),
-            Ok(None) => return (wire::away("the leader ended the membership"), true),
-            Err(status) => return (not_reached(&status), true),
+        // Returning drops the stream, which tells the leader.
+        let change = gone.run_until_cancelled(changes.message()).await;
+        match change {
+            Some(Ok(Some(_))) => inner.tell(),
+            Some(Ok(None)) => return (wire::away("the leader ended the membership"), true),
+            Some(Err(status)) => return (not_reached(&status), true),
+            None => return (wire::away("the leader left an order unanswered"), true),
         }
     }
 }

@@ -174,9 +174,10 @@ impl Shared {
             row_count: request.row_count,
             bytes: request.bytes,
         };
-        self.controller.ranges.finish(ticket, delivered).await?;
+        let finished = self.controller.ranges.finish(ticket, delivered).await;
+        // A finish that is refused leaves no ticket either: the controller hands the range out again.
         self.forget(member, number);
-        Ok(())
+        finished
     }
 
     async fn give_up(&self, request: GiveUpRange) -> Result<(), DumpError> {
