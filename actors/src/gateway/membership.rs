@@ -21,7 +21,6 @@ use super::{
     ranges::Turn,
     subscription::{State, Subscription},
 };
-use crate::cursors::ACKED_RUNS_MAX;
 
 /// While several sessions share a subscription each takes at most this much at once, so that a small
 /// backlog is spread too.
@@ -230,28 +229,9 @@ impl Membership {
 
 impl Drop for Membership {
     fn drop(&mut self) {
-        let now = self.hub.now();
-        let mut released = 0;
-        let is_last = {
-            let mut state = self.subscription.state();
-            state.session_count -= 1;
-            if let Some(ledger) = &mut state.ledger {
-                released = ledger.release(self.session, now);
-            }
-            let State { ledger, ranges, .. } = &mut *state;
-            ranges.splice.leave(self.session, now);
-            self.subscription.settle(ranges, ledger.as_ref(), now);
-            let is_last = state.session_count == 0;
-            if is_last && let Some(ledger) = state.ledger.take() {
-                state.position = Some(ledger.position(ACKED_RUNS_MAX));
-            }
-            is_last
-        };
+        let released = self.subscription.leave(self.session, self.hub.now());
         if released > 0 {
             self.subscription.meters.redelivered("disconnect", released);
-        }
-        if is_last && let Ok(mut feed) = self.subscription.feed.try_lock() {
-            *feed = None;
         }
         self.subscription.changed.notify_waiters();
         self.subscription.intake_wake.notify_one();

@@ -138,7 +138,7 @@ pub(super) async fn serve(
     session: Session,
     key: u64,
     hub: Arc<Hub>,
-    mut order: watch::Receiver<Option<EndReason>>,
+    order: watch::Receiver<Option<EndReason>>,
 ) {
     let Session {
         mut requests,
@@ -146,9 +146,7 @@ pub(super) async fn serve(
         end: end_tx,
     } = session;
     let mut end = tokio::select! {
-        end = run(requests.as_mut(), &outbound, &hub, key, order.clone()) => end,
-        // Orders reach an opened subscription inside, where it may still finish its work.
-        reason = ordered_while_opening(&mut order, &hub, key) => Err(CaptureError::Ended(reason)),
+        end = run(requests.as_mut(), &outbound, &hub, key, order) => end,
         () = outbound.closed() => return,
     };
     // Whoever is told the end may rely on what was acknowledged before it.
@@ -167,18 +165,6 @@ pub(super) async fn serve(
     }
 }
 
-async fn ordered_while_opening(
-    order: &mut watch::Receiver<Option<EndReason>>,
-    hub: &Hub,
-    key: u64,
-) -> EndReason {
-    let reason = ordered(order).await;
-    if hub.named(key).is_some() {
-        std::future::pending::<()>().await;
-    }
-    reason
-}
-
 async fn ordered(order: &mut watch::Receiver<Option<EndReason>>) -> EndReason {
     match order.wait_for(Option::is_some).await.map(|reason| *reason) {
         Ok(Some(reason)) => reason,
@@ -192,9 +178,13 @@ async fn run(
     outbound: &mpsc::Sender<Chunk>,
     hub: &Arc<Hub>,
     key: u64,
-    order: watch::Receiver<Option<EndReason>>,
+    mut order: watch::Receiver<Option<EndReason>>,
 ) -> Result<(), CaptureError> {
-    let opened = Box::pin(open(requests, key, hub)).await;
+    // Nothing was delivered: an order ends it at once, whatever it waits for.
+    let opened = tokio::select! {
+        opened = Box::pin(open(requests, key, hub)) => opened,
+        reason = ordered(&mut order) => Err(CaptureError::Ended(reason)),
+    };
     meters::opened(
         opened
             .as_ref()
@@ -209,6 +199,7 @@ async fn run(
             tokio::select! {
                 end = Box::pin(delivered) => end,
                 end = listener.listen() => end,
+                reason = ordered(&mut order) => Err(CaptureError::Ended(reason)),
             }
         }
         Opened::Member(membership) => {

@@ -4,7 +4,10 @@
 //! reader behind an asynchronous one that the session at the front holds while it waits for the log.
 //! Lives in memory while a session is connected; in between only its position is kept.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use pgcapture_engine::{
     capture_options::{CaptureOptions, Mode},
@@ -26,9 +29,13 @@ use super::{
 };
 use crate::{
     cursors::{ACKED_RUNS_MAX, Cursor, SubscriptionId},
-    log::ChangeLog,
+    log::{ChangeLog, LogError},
     supervise::{Task, TaskKind, spawn},
 };
+
+/// A session that opens waits this long for a log that is nowhere, which is several times what it takes
+/// another node to take a source over; then its client comes again, perhaps to a node that knows more.
+const OPEN_MAX: Duration = Duration::from_secs(10);
 
 /// One subscription of this node.
 #[derive(Debug)]
@@ -169,18 +176,17 @@ impl Subscription {
         terms: Terms,
     ) -> Result<Membership, CaptureError> {
         let _opening = self.opening.lock().await;
-        self.check_kept()?;
-        let is_open = self.state().ledger.is_some();
-        if is_open {
-            return self.enter(hub, options.mode, terms);
+        if let Some(membership) = self.enter(hub, options.mode, terms)? {
+            return Ok(membership);
         }
+        // Nobody leaves it and nobody else opens it meanwhile.
         let known = self.state().position.clone();
         let position = match known {
             Some(position) => position,
             None => self.load(hub, options).await?,
         };
         let log = self.log();
-        let reader = start::open_after(&log, position.floor).await?;
+        let reader = in_time(start::open_after(&log, position.floor)).await?;
         let restored_at = log.tail().borrow().last.unwrap_or_default();
         *self.feed.lock().await = Some(Feed::new(log, reader, &position.acked_above));
         {
@@ -190,7 +196,9 @@ impl Subscription {
             state.position = None;
             state.ledger = Some(Ledger::restore(position, options.mode == Mode::Ordered));
         }
-        self.enter(hub, options.mode, terms)
+        let entered = self.enter(hub, options.mode, terms)?;
+        // Its ledger leaves with its last session, and there was none yet.
+        entered.ok_or(CaptureError::Failed)
     }
 
     /// Loads the cursor, or creates it, durable before anything is delivered.
@@ -203,8 +211,9 @@ impl Subscription {
             self.overwrite(position.clone(), true);
             return Ok(position);
         }
+        let position = in_time(start::find_position(&self.log(), options.start)).await?;
+        // A session that is ended while it opens is dropped at an await: it is counted and kept, or neither.
         hub.count_new_subscription().await?;
-        let position = start::find_position(&self.log(), options.start).await?;
         self.overwrite(position.clone(), false);
         hub.save_cursors().await?;
         self.check_kept()?;
@@ -241,15 +250,19 @@ impl Subscription {
         }
     }
 
+    /// Takes a session in that finds the subscription in memory; `None` when it must be brought there.
+    /// Looking and entering is one step: the last session may leave at any moment.
     fn enter(
         self: &Arc<Self>,
         hub: &Arc<Hub>,
         mode: Mode,
         terms: Terms,
-    ) -> Result<Membership, CaptureError> {
-        // It was given up while it was loaded.
-        self.check_kept()?;
+    ) -> Result<Option<Membership>, CaptureError> {
         let mut state = self.state();
+        state.check_kept()?;
+        if state.ledger.is_none() {
+            return Ok(None);
+        }
         if state.mode != mode {
             return Err(CaptureError::ModeDiffers {
                 used: state.mode.as_str(),
@@ -270,11 +283,35 @@ impl Subscription {
         }
         // Beside another, rows without an answer have a deadline.
         self.intake_wake.notify_one();
-        Ok(Membership {
+        Ok(Some(Membership {
             subscription: Arc::clone(self),
             hub: Arc::clone(hub),
             session,
-        })
+        }))
+    }
+
+    /// Takes a session out; returns how many messages it gives back. With the last one the ledger and the
+    /// reader leave, in the same step: who comes next opens them anew.
+    pub(super) fn leave(&self, session: SessionId, now: Duration) -> u64 {
+        let mut state = self.state();
+        state.session_count -= 1;
+        let released = state
+            .ledger
+            .as_mut()
+            .map_or(0, |ledger| ledger.release(session, now));
+        let State { ledger, ranges, .. } = &mut *state;
+        ranges.splice.leave(session, now);
+        self.settle(ranges, ledger.as_ref(), now);
+        if state.session_count == 0
+            && let Some(ledger) = state.ledger.take()
+        {
+            state.position = Some(ledger.position(ACKED_RUNS_MAX));
+            // Who has it now is about to be dropped, and reads no more.
+            if let Ok(mut feed) = self.feed.try_lock() {
+                *feed = None;
+            }
+        }
+        released
     }
 
     /// Sets the position of a subscription without a ledger.
@@ -295,11 +332,7 @@ impl Subscription {
     /// [`EndReason::Elsewhere`] when the books of another node count, or those that this node has not
     /// loaded yet.
     pub(super) fn check_kept(&self) -> Result<(), CaptureError> {
-        let state = self.state();
-        if state.is_disowned || state.is_refused {
-            return Err(CaptureError::Ended(EndReason::Elsewhere));
-        }
-        Ok(())
+        self.state().check_kept()
     }
 
     /// Records that the cursor was refused.
@@ -372,9 +405,116 @@ impl Subscription {
     }
 }
 
+impl State {
+    fn check_kept(&self) -> Result<(), CaptureError> {
+        if self.is_disowned || self.is_refused {
+            return Err(CaptureError::Ended(EndReason::Elsewhere));
+        }
+        Ok(())
+    }
+}
+
+/// Waits for the log of a session that opens.
+async fn in_time<T>(opened: impl Future<Output = Result<T, LogError>>) -> Result<T, LogError> {
+    let opened = tokio::time::timeout(OPEN_MAX, opened).await;
+    opened.unwrap_or_else(|_| {
+        Err(LogError::Closed {
+            reason: format!("it could not be opened within {OPEN_MAX:?}"),
+        })
+    })
+}
+
 fn cursor_of(position: Position) -> Cursor {
     Cursor {
         floor: position.floor,
         acked_above: position.acked_above,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use async_trait::async_trait;
+
+    use super::*;
+    use crate::{
+        cursors::{CursorError, CursorStore},
+        dump::NoRanges,
+        gateway::{GatewayLimits, ResolveError, Resolved, SourceResolver},
+        log::memory::{MemoryLog, MemoryLogOptions},
+    };
+
+    /// How often one leaves as another comes: when the two were not one step each, some ten thousand were
+    /// enough to leave one without a ledger or a reader.
+    const ROUNDS: usize = 30_000;
+
+    #[derive(Debug)]
+    struct Nothing;
+
+    #[async_trait]
+    impl SourceResolver for Nothing {
+        async fn resolve(&self, _: &str) -> Result<Resolved, ResolveError> {
+            std::future::pending().await
+        }
+    }
+
+    #[async_trait]
+    impl CursorStore for Nothing {
+        async fn load(&self, _: &SubscriptionId) -> Result<Option<Cursor>, CursorError> {
+            Ok(None)
+        }
+
+        async fn save(
+            &self,
+            _: Vec<(SubscriptionId, Cursor)>,
+        ) -> Result<Vec<SubscriptionId>, CursorError> {
+            Ok(Vec::new())
+        }
+
+        async fn remove(&self, _: &SubscriptionId) -> Result<(), CursorError> {
+            Ok(())
+        }
+
+        async fn list(&self) -> Result<Vec<(SubscriptionId, Cursor)>, CursorError> {
+            Ok(Vec::new())
+        }
+    }
+
+    fn id() -> SubscriptionId {
+        SubscriptionId {
+            stream: "shop".to_owned(),
+            consumer: "shop".to_owned(),
+        }
+    }
+
+    const TERMS: Terms = Terms {
+        unacked_max: 10,
+        ack_timeout: None,
+    };
+
+    fn hub() -> Arc<Hub> {
+        Arc::new(Hub::new(
+            Arc::new(Nothing),
+            Arc::new(Nothing),
+            Arc::new(NoRanges),
+            GatewayLimits::default(),
+        ))
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn who_comes_as_the_last_one_leaves_is_served() {
+        let (hub, options) = (hub(), CaptureOptions::default());
+        let subscription = hub.subscription(Resolved {
+            subscription: id(),
+            log: MemoryLog::new(MemoryLogOptions::default()),
+        });
+        for round in 0..ROUNDS {
+            let leaving = subscription.join(&hub, &options, TERMS).await.unwrap();
+            let left = tokio::task::spawn_blocking(move || drop(leaving));
+            let came = subscription.join(&hub, &options, TERMS).await.unwrap();
+            left.await.unwrap();
+            assert!(subscription.state().ledger.is_some(), "round {round}");
+            assert!(subscription.feed.lock().await.is_some(), "round {round}");
+            drop(came);
+        }
     }
 }
