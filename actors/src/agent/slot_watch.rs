@@ -49,6 +49,8 @@ pub(super) struct SlotWatch {
     pub(super) status: Arc<watch::Sender<AgentStatus>>,
     /// The publication as it was when reading began.
     pub(super) publication_oid: u32,
+    /// Whether it is agreed on that it is this one.
+    pub(super) is_publication_kept: bool,
 }
 
 /// Why reading must end.
@@ -72,7 +74,7 @@ enum Looked {
 impl SlotWatch {
     /// Watches until something is wrong for good. A look that fails says nothing: the stream has
     /// its own deadlines.
-    pub(super) async fn run(self) -> Seen {
+    pub(super) async fn run(mut self) -> Seen {
         let started = Instant::now();
         let mut budget = self.spec.wal_guard.map(WalBudget::new);
         loop {
@@ -93,13 +95,18 @@ impl SlotWatch {
     }
 
     /// Looks once and returns what is wrong, if anything.
-    async fn look(&self, budget: Option<&mut WalBudget>, now: Duration) -> Result<Looked, PgError> {
-        let spec = &self.spec;
+    async fn look(
+        &mut self,
+        budget: Option<&mut WalBudget>,
+        now: Duration,
+    ) -> Result<Looked, PgError> {
+        let spec = Arc::clone(&self.spec);
         let mut connection = Connection::connect(&self.config, Replication::Off).await?;
         let publication = catalog::publication(&mut connection, &spec.publication).await?;
         if publication.map(|publication| publication.oid) != Some(self.publication_oid) {
-            return Ok(Looked::Lost(Lost::publication(spec)));
+            return Ok(Looked::Lost(Lost::publication(&spec)));
         }
+        self.keep_publication().await;
         let Some(slot) = catalog::slot(&mut connection, &spec.slot).await? else {
             return Ok(Looked::Well);
         };
@@ -128,6 +135,21 @@ impl SlotWatch {
         } else {
             Looked::Well
         })
+    }
+
+    /// Has it agreed on which publication this is, if that could not be kept before: a cluster that is
+    /// upgraded keeps it only when all of its nodes can.
+    async fn keep_publication(&mut self) {
+        if self.is_publication_kept {
+            return;
+        }
+        let (epoch, oid) = (self.spec.epoch, self.publication_oid);
+        match self.host.keep_publication(epoch, oid).await {
+            Ok(is_kept) => self.is_publication_kept = is_kept,
+            Err(error) => {
+                debug!(source = %self.spec.source, %error, "the publication is not kept yet");
+            }
+        }
     }
 
     /// Lets the slot go up to the alert where consumers hold it; nothing where the log is the truth,
