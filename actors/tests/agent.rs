@@ -22,5 +22,8 @@ mod take_over;
 #[path = "agent/slot_truth.rs"]
 mod slot_truth;
 
+#[path = "agent/publication.rs"]
+mod publication;
+
 #[path = "agent/rights.rs"]
 mod rights;

@@ -44,6 +44,8 @@ use redb::{Database, Durability, TableDefinition, WriteTransaction, backends::Fi
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::sync::watch;
 
+#[cfg(test)]
+pub(crate) use self::format::FORMAT_PROTOCOL_FIRST;
 pub(crate) use self::format::SNAPSHOT_VERSION_MIN;
 pub(crate) use self::{
     agreed::Batch,

@@ -35,7 +35,17 @@ mod answered;
 
 mod agreed;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+mod protocol;
+
+mod publication;
+
+mod refusal;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -51,6 +61,8 @@ pub use self::{
     },
     home::{Home, HomeClaim, HomeCommand},
     node::{NODES_MAX, Node, RECOVERY_EPOCHS},
+    protocol::{Added, PROTOCOL_FIRST, PROTOCOL_PUBLICATIONS, Spoken, next_protocol},
+    refusal::Refusal,
     replica::{
         DEFAULT_LAG_MAX, DEFAULT_RANGES_MAX, RANGES_MAX_LIMIT, REPLICAS_MAX, Replica, ReplicaKind,
         ReplicaRefusal,
@@ -117,6 +129,10 @@ pub struct State {
     /// and writes only those that changed, which it sees by the pointers.
     #[serde(skip)]
     pub dumps: BTreeMap<DumpId, Arc<Dump>>,
+    /// What newer versions of the protocol have added. Not serialised with the rest either: a row of
+    /// its own, which is not there while nodes of the first version take part.
+    #[serde(skip)]
+    pub added: Added,
 }
 
 /// A declared hole in a stream.
@@ -229,6 +245,24 @@ pub enum Command {
         /// How far and why.
         let_go: LetGo,
     },
+    /// Raises the version of the protocol between nodes by one. Refused when there is a node that was
+    /// not asked. Idempotent.
+    RaiseProtocol {
+        /// The next version.
+        to: u32,
+        /// The numbers of all nodes, every one of which speaks it.
+        nodes: BTreeSet<u64>,
+    },
+    /// Records which publication a source is captured with. Refused for another epoch than the newest,
+    /// and before version 2 of the protocol. Idempotent.
+    KeepPublication {
+        /// Of which source.
+        name: String,
+        /// The agent's epoch.
+        epoch: Epoch,
+        /// Its OID: one that was dropped and made anew has another.
+        oid: u32,
+    },
 }
 
 /// What nodes agree on, one after the other: an entry of their common log.
@@ -251,80 +285,6 @@ pub enum Answer {
     Assigned(Epoch),
     /// The new dump.
     DumpCreated(DumpId),
-}
-
-/// Why a command was refused; the state did not change.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
-pub enum Refusal {
-    /// There is no such source.
-    #[error("unknown source \"{name}\"; known sources: {known}")]
-    UnknownSource {
-        /// What was asked for.
-        name: String,
-        /// What exists, joined by commas, or "none yet".
-        known: String,
-    },
-    /// A different source has that name.
-    #[error("source \"{name}\" exists already with another definition")]
-    SourceExists {
-        /// The name.
-        name: String,
-    },
-    /// Another source feeds that stream.
-    #[error("stream \"{stream}\" is fed by source \"{source_name}\"")]
-    StreamTaken {
-        /// The stream.
-        stream: String,
-        /// Who feeds it.
-        source_name: String,
-    },
-    /// Another source reads that slot.
-    #[error("slot \"{slot}\" is read by source \"{source_name}\"")]
-    SlotTaken {
-        /// The slot.
-        slot: String,
-        /// Who reads it.
-        source_name: String,
-    },
-    /// A name breaks the rules.
-    #[error(transparent)]
-    InvalidName(#[from] InvalidName),
-    /// Somebody else began an epoch meanwhile.
-    #[error("source \"{name}\" is at epoch {epoch} already")]
-    EpochMoved {
-        /// The source.
-        name: String,
-        /// Its epoch.
-        epoch: Epoch,
-    },
-    /// Another node has that name.
-    #[error("a node \"{name}\" belongs to the cluster already")]
-    NodeExists {
-        /// The name.
-        name: String,
-    },
-    /// The cluster is full of nodes.
-    #[error("there are {NODES_MAX} nodes already, which is the limit")]
-    TooManyNodes,
-    /// The cluster is full.
-    #[error("there are {SOURCES_MAX} sources already, which is the limit")]
-    TooManySources,
-    /// It is about a replica.
-    #[error(transparent)]
-    Replica(#[from] ReplicaRefusal),
-    /// It is about a dump.
-    #[error(transparent)]
-    Dump(#[from] DumpRefusal),
-    /// A new node gets the number after the newest, which was another one by then.
-    #[error("node \"{name}\" cannot have the number {id}: the next one is {next}")]
-    NodeNumber {
-        /// The node's name.
-        name: String,
-        /// The number that was proposed.
-        id: u64,
-        /// The number that it may have.
-        next: u64,
-    },
 }
 
 impl State {
@@ -382,6 +342,10 @@ impl State {
                 epoch,
                 let_go,
             } => self.let_slot_go(&name, epoch, let_go),
+            Command::RaiseProtocol { to, nodes } => self.raise_protocol(to, &nodes),
+            Command::KeepPublication { name, epoch, oid } => {
+                self.keep_publication(&name, epoch, oid)
+            }
         }
     }
 
@@ -468,6 +432,7 @@ impl State {
         self.attested.remove(name);
         self.wal_wishes.remove(name);
         self.let_go.remove(name);
+        self.added.publications.remove(name);
         self.reached.remove(&source.stream);
         self.replicas.retain(|_, replica| replica.source != name);
         self.dumps.retain(|_, dump| dump.source != name);

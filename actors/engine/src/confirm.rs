@@ -255,6 +255,19 @@ pub fn log_start(tail: Origin, slot: Lsn, known: &Known) -> LogStart {
     })
 }
 
+/// Decides how the log goes on when `start` would be right but for a hole that nobody has decided on: one
+/// that an earlier owner has declared, or a publication that is another one. It is declared in this node's
+/// log too, after what every consumer has got, and nothing is read before somebody accepts it.
+#[must_use]
+pub fn at_hole(start: LogStart, tail: Origin, floor: Option<Checkpoint>) -> LogStart {
+    let before = before_gap(tail, floor);
+    LogStart::Gap(match start {
+        LogStart::GoOn => before,
+        LogStart::Anew(origin) => before.or(Some(origin)),
+        LogStart::Gap(anew) | LogStart::LetGo(anew) => anew,
+    })
+}
+
 /// Returns where a log that ends before the least cursor must be started anew before a gap is
 /// declared in it, so that the gap comes after what every consumer has got.
 #[must_use]

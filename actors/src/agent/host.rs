@@ -81,6 +81,27 @@ pub trait AgentHost: Debug + Send + Sync {
         Ok(Behind::default())
     }
 
+    /// Returns the OID of the publication that the source was captured with last, as new as the epoch of
+    /// the agent; `None` when that is not known, and then the one that is found is taken.
+    ///
+    /// # Errors
+    ///
+    /// [`HostError`]; the agent asks again after a while.
+    async fn publication(&self) -> Result<Option<u32>, HostError> {
+        Ok(None)
+    }
+
+    /// Agrees on the publication that the source is captured with, durably when it returns true. An older
+    /// epoch than the source's must be refused. False: it cannot be kept, or not yet, and the agent
+    /// asks again now and then.
+    ///
+    /// # Errors
+    ///
+    /// [`HostError`]; nothing new is read before it was kept.
+    async fn keep_publication(&self, _: Epoch, _: u32) -> Result<bool, HostError> {
+        Ok(false)
+    }
+
     /// Agrees that the slot is let go up to a place whatever consumers lack, durably when it returns;
     /// only then is it confirmed to PostgreSQL. An older epoch than the source's must be refused. A
     /// host that keeps nothing refuses always.
@@ -97,13 +118,15 @@ pub trait AgentHost: Debug + Send + Sync {
     }
 }
 
-/// What lies behind a slot by intent, as nodes agree on it; see [`pgcapture_engine::confirm::Known`].
+/// What lies behind a slot by intent, and what waits for a decision, as nodes agree on it; see [`pgcapture_engine::confirm::Known`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Behind {
     /// How far all consumers had come before one of them went back or began.
     pub reached: Option<Checkpoint>,
     /// What a decision has let go.
     pub let_go: Option<LetGo>,
+    /// A gap that an owner has declared and that nobody has decided on.
+    pub open_gap: Option<Gap>,
 }
 
 /// The host could not do what an agent asked.

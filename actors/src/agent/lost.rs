@@ -7,7 +7,7 @@ use std::{borrow::Cow, sync::atomic::Ordering, time::Duration};
 
 use metrics::counter;
 use pgcapture_engine::{
-    cluster::LetGo,
+    cluster::{self, LetGo},
     codes::{Explanation, source as codes},
     lsn::Lsn,
     wal_guard::WalOutlook,
@@ -53,7 +53,7 @@ impl Lost {
         }
     }
 
-    /// The publication went away while the slot was in use.
+    /// The publication went away while the slot was in use; another one may have its name.
     pub(super) fn publication(spec: &AgentSpec) -> Self {
         let (publication, slot) = (&spec.publication, &spec.slot);
         let detail =
@@ -108,6 +108,16 @@ impl Lost {
         match declared {
             Some(Gap { reason, .. }) => Self { reason, ..unknown },
             None => unknown,
+        }
+    }
+
+    /// A gap that another owner has declared; this node's log gets it for the same reason.
+    pub(super) fn declared_by_another(gap: &cluster::Gap) -> Self {
+        let from = gap.from;
+        Self {
+            explanation: &codes::POSITION_AHEAD,
+            reason: Cow::Owned(gap.reason.clone()),
+            detail: format!("a gap was declared at {from} that nobody has accepted yet"),
         }
     }
 }

@@ -106,11 +106,12 @@ async fn begin(
             Durability::Log => (None, Behind::default()),
             Durability::Slot { .. } => (parts.host.attested().await?, parts.host.behind().await?),
         };
-        Ok::<_, AgentError>((publisher, gone, tail, agreed))
+        let publication = parts.host.publication().await?;
+        Ok::<_, AgentError>((publisher, gone, tail, agreed, publication))
     };
     let connect = Connection::connect(&config, Replication::Off);
     let (fenced, connection) = tokio::join!(fence, connect);
-    let (publisher, publisher_gone, tail, (attested, behind)) = fenced?;
+    let (publisher, publisher_gone, tail, (attested, behind), publication) = fenced?;
     let connection = connection?;
     parts
         .status
@@ -123,6 +124,7 @@ async fn begin(
         tail,
         attested,
         behind,
+        publication,
         began: since,
     };
     let taken = take_over.take_slot().await?;
@@ -199,6 +201,7 @@ async fn read(
         looks: parts.host.looks().of(&began.config),
         status: Arc::clone(&parts.status),
         publication_oid: began.taken.publication_oid,
+        is_publication_kept: began.taken.is_publication_kept,
     };
     let mut watcher = spawn(TaskKind::SlotWatch, source, watch.run());
     // The reader's own word comes first: it ends its actor, which the others then miss.

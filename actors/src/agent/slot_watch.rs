@@ -52,6 +52,8 @@ pub(super) struct SlotWatch {
     pub(super) status: Arc<watch::Sender<AgentStatus>>,
     /// The publication as it was when reading began.
     pub(super) publication_oid: u32,
+    /// Whether it is agreed on that it is this one.
+    pub(super) is_publication_kept: bool,
 }
 
 /// Why reading must end.
@@ -75,7 +77,7 @@ enum Looked {
 impl SlotWatch {
     /// Watches until something is wrong for good. A look that fails says nothing: the stream has
     /// its own deadlines.
-    pub(super) async fn run(self) -> Seen {
+    pub(super) async fn run(mut self) -> Seen {
         let started = Instant::now();
         let mut budget = self.spec.wal_guard.map(WalBudget::new);
         loop {
@@ -97,17 +99,18 @@ impl SlotWatch {
 
     /// Looks once and returns what is wrong, if anything; `started` is when this watch began.
     async fn look(
-        &self,
+        &mut self,
         budget: Option<&mut WalBudget>,
         started: Instant,
     ) -> Result<Looked, PgError> {
-        let spec = &self.spec;
+        let spec = Arc::clone(&self.spec);
         let Some(found) = self.looks.look(&self.config, started).await else {
             return Ok(Looked::Well);
         };
         if found.publications.get(&spec.publication) != Some(&self.publication_oid) {
-            return Ok(Looked::Lost(Lost::publication(spec)));
+            return Ok(Looked::Lost(Lost::publication(&spec)));
         }
+        self.keep_publication().await;
         let Some(slot) = found.slots.get(&spec.slot) else {
             return Ok(Looked::Well);
         };
@@ -136,6 +139,21 @@ impl SlotWatch {
         } else {
             Looked::Well
         })
+    }
+
+    /// Has it agreed on which publication this is, if that could not be kept before: a cluster that is
+    /// upgraded keeps it only when all of its nodes can.
+    async fn keep_publication(&mut self) {
+        if self.is_publication_kept {
+            return;
+        }
+        let (epoch, oid) = (self.spec.epoch, self.publication_oid);
+        match self.host.keep_publication(epoch, oid).await {
+            Ok(is_kept) => self.is_publication_kept = is_kept,
+            Err(error) => {
+                debug!(source = %self.spec.source, %error, "the publication is not kept yet");
+            }
+        }
     }
 
     /// Lets the slot go up to the alert where consumers hold it; nothing where the log is the truth,

@@ -59,6 +59,8 @@ pub(super) struct TakenSlot {
     pub(super) server_end_lsn: Lsn,
     /// Identity of the publication: one that was dropped and made anew has another.
     pub(super) publication_oid: u32,
+    /// Whether it is agreed on that it is this one.
+    pub(super) is_publication_kept: bool,
     /// Whether every captured type can be sent in binary form.
     pub(super) is_binary: bool,
     /// Open already, for the first stream. One that could not be had is asked for again when it is
@@ -77,9 +79,23 @@ pub(super) struct TakeOver<'a> {
     pub(super) tail: Tail,
     /// What was attested last; `None` where the log is the truth.
     pub(super) attested: Option<Origin>,
-    /// What lies behind the slot by intent.
+    /// What lies behind the slot by intent, and what waits for a decision.
     pub(super) behind: Behind,
+    /// The publication that the source was captured with last, where that is known.
+    pub(super) publication: Option<u32>,
     pub(super) began: Instant,
+}
+
+/// What a look at the source and at this node's log has found.
+struct Found {
+    /// Where the slot stands, unless its changes are lost.
+    position: Result<Lsn, Lost>,
+    /// The gap that the log ends with.
+    declared: Option<Gap>,
+    /// A hole that nobody has decided on, wherever the slot stands.
+    hole: Option<Lost>,
+    /// Whether nothing was ever captured.
+    is_new: bool,
 }
 
 impl TakeOver<'_> {
@@ -108,11 +124,18 @@ impl TakeOver<'_> {
                 return Err(declare_open(parts, self.publisher, Lost::publication(spec)).await);
             }
         };
-        let position = find_position(spec, &look, self.config.database(), is_new)?;
+        let found = Found {
+            position: find_position(spec, &look, self.config.database(), is_new)?,
+            declared,
+            hole: self.find_hole(publication_oid),
+            is_new,
+        };
         // Not before: of two agents only one has a walsender, and a stranger keeps his in peace.
         let walsender = Connection::connect(self.config, Replication::Database);
-        let (begun, walsender) = tokio::join!(self.begin(position, declared, is_new), walsender);
+        let (begun, walsender) = tokio::join!(self.begin(found), walsender);
         let (resume_lsn, confirmed_lsn) = begun?;
+        // Not before the gap of another one was passed: after a crash it would be passed in silence.
+        let is_publication_kept = self.keep_publication(publication_oid).await?;
         self.note(|times, took| times.ready = took);
         Ok(TakenSlot {
             is_binary: spec.is_binary && has_binary_form(spec, &look.text_columns),
@@ -121,6 +144,7 @@ impl TakeOver<'_> {
             attested_lsn: self.attested.unwrap_or_default().resume_lsn,
             server_end_lsn: look.flush_lsn,
             publication_oid,
+            is_publication_kept,
             walsender: walsender.ok(),
         })
     }
@@ -143,30 +167,55 @@ impl TakeOver<'_> {
         Ok(look)
     }
 
+    /// Returns the hole that is there wherever the slot stands: the publication is another one than the
+    /// source was captured with, or an owner has declared a gap that nobody has accepted.
+    fn find_hole(&self, publication_oid: u32) -> Option<Lost> {
+        let is_remade = self
+            .publication
+            .is_some_and(|known| known != publication_oid);
+        let open = self.behind.open_gap.as_ref();
+        is_remade
+            .then(|| Lost::publication(&self.parts.spec))
+            .or_else(|| open.map(Lost::declared_by_another))
+    }
+
+    /// Has it agreed on with which publication the source is captured from now on; tells whether it is.
+    async fn keep_publication(&self, oid: u32) -> Result<bool, AgentError> {
+        if self.publication == Some(oid) {
+            return Ok(true);
+        }
+        let PipelineParts { host, spec, .. } = self.parts;
+        Ok(host.keep_publication(spec.epoch, oid).await?)
+    }
+
     /// Returns where reading begins and where the slot stands.
-    async fn begin(
-        &mut self,
-        position: Result<Lsn, Lost>,
-        declared: Option<Gap>,
-        is_new: bool,
-    ) -> Result<(Lsn, Lsn), AgentError> {
+    async fn begin(&mut self, found: Found) -> Result<(Lsn, Lsn), AgentError> {
         let tail = self.tail;
         let parts = self.parts;
         if let Durability::Slot { floor } = &parts.spec.durability {
-            return self.begin_at_slot(position, declared, floor).await;
+            return self.begin_at_slot(found, floor).await;
         }
-        match position {
+        let Found {
+            position,
+            declared,
+            hole,
+            is_new,
+        } = found;
+        match (position, hole) {
             _ if gap::is_open_at(&tail) => self.pass_gap(Lost::before(declared)).await,
-            Ok(confirmed) if is_new => {
+            (Ok(_), Some(hole)) => self.pass_gap(hole).await,
+            (Ok(confirmed), None) if is_new => {
                 // From here on a slot that moves without us is noticed.
                 self.publisher
                     .publish(Batch::progress(confirmed, tail.commit_time))
                     .await?;
                 Ok((confirmed, confirmed))
             }
-            Ok(confirmed) if confirmed <= tail.resume_lsn => Ok((tail.resume_lsn, confirmed)),
-            Ok(confirmed) => self.pass_gap(Lost::moved(&parts.spec, confirmed)).await,
-            Err(lost) => self.pass_gap(lost).await,
+            (Ok(confirmed), None) if confirmed <= tail.resume_lsn => {
+                Ok((tail.resume_lsn, confirmed))
+            }
+            (Ok(confirmed), None) => self.pass_gap(Lost::moved(&parts.spec, confirmed)).await,
+            (Err(lost), _) => self.pass_gap(lost).await,
         }
     }
 
@@ -178,15 +227,20 @@ impl TakeOver<'_> {
     /// As [`Self::begin`] where the slot is the truth.
     async fn begin_at_slot(
         &mut self,
-        position: Result<Lsn, Lost>,
-        declared: Option<Gap>,
+        found: Found,
         floor: &watch::Receiver<Option<Checkpoint>>,
     ) -> Result<(Lsn, Lsn), AgentError> {
         let (parts, tail) = (self.parts, self.tail);
-        let (start, confirmed, lost) = match position {
+        let (start, confirmed, lost) = match found.position {
             Ok(slot) => {
                 let start = self.decide_start(slot, floor.clone()).await?;
-                (start, slot, Lost::moved(&self.parts.spec, slot))
+                match found.hole {
+                    Some(hole) => {
+                        let start = confirm::at_hole(start, tail.origin(), *floor.borrow());
+                        (start, slot, hole)
+                    }
+                    None => (start, slot, Lost::moved(&self.parts.spec, slot)),
+                }
             }
             Err(lost) => {
                 let anew = confirm::before_gap(tail.origin(), *floor.borrow());
@@ -194,7 +248,9 @@ impl TakeOver<'_> {
             }
         };
         match start {
-            LogStart::GoOn if gap::is_open_at(&tail) => self.pass_gap(Lost::before(declared)).await,
+            LogStart::GoOn if gap::is_open_at(&tail) => {
+                self.pass_gap(Lost::before(found.declared)).await
+            }
             LogStart::GoOn => {
                 self.attest_first(Origin::CAPTURED).await?;
                 Ok((tail.resume_lsn, confirmed))

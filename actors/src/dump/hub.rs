@@ -210,7 +210,8 @@ impl From<ProposeError> for DumpError {
                     | Refusal::NodeExists { .. }
                     | Refusal::NodeNumber { .. }
                     | Refusal::TooManyNodes
-                    | Refusal::TooManySources => &codes::dump::BAD_REQUEST,
+                    | Refusal::TooManySources
+                    | Refusal::Protocol { .. } => &codes::dump::BAD_REQUEST,
                 };
                 (explanation, RangeRemedy::Fail)
             }

@@ -2,7 +2,7 @@
 
 use std::sync::{
     Arc, Mutex,
-    atomic::{AtomicUsize, Ordering},
+    atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 
 use async_trait::async_trait;
@@ -16,7 +16,7 @@ use pgcapture_actors::{
 };
 use pgcapture_engine::{
     checkpoint::{Checkpoint, Epoch},
-    cluster::{Gap, LetGo},
+    cluster::{Gap, LetGo, State},
     codes,
     confirm::Origin,
     fence::ClusterId,
@@ -38,11 +38,23 @@ pub(crate) struct Agreed {
     pub(crate) attest_count: AtomicUsize,
     pub(crate) floor: watch::Sender<Option<Checkpoint>>,
     pub(crate) gaps: Mutex<Vec<Gap>>,
+    /// The publication that the source is captured with.
+    pub(crate) publication: watch::Sender<Option<u32>>,
+    /// Whether that can be kept.
+    pub(crate) keeps_publication: AtomicBool,
 }
 
 impl Agreed {
     pub(crate) fn behind(&self) -> Behind {
-        self.behind.lock().expect("no test panics under it").clone()
+        let behind = self.behind.lock().expect("no test panics under it").clone();
+        // As the state of a cluster finds it.
+        let mut state = State::default();
+        let gaps = self.gaps.lock().expect("no test panics under it").clone();
+        state.gaps.insert(String::new(), gaps);
+        let let_go = behind.let_go.clone().map(|it| (String::new(), it));
+        state.let_go.extend(let_go);
+        let open_gap = state.open_gap("").cloned();
+        Behind { open_gap, ..behind }
     }
 
     /// A consumer goes back: from now on this is the least cursor, and it was further.
@@ -64,7 +76,12 @@ impl AgentHost for Agreed {
     }
 
     async fn record_gap(&self, gap: Gap) -> Result<(), HostError> {
-        self.gaps.lock().expect("no test panics under it").push(gap);
+        let mut gaps = self.gaps.lock().expect("no test panics under it");
+        let known = gaps.iter_mut().find(|known| known.from == gap.from);
+        match known {
+            Some(known) => known.to = gap.to.or(known.to),
+            None => gaps.push(gap),
+        }
         Ok(())
     }
 
@@ -83,6 +100,18 @@ impl AgentHost for Agreed {
         *attested = (epoch, Some(origin));
         self.attest_count.fetch_add(1, Ordering::SeqCst);
         Ok(())
+    }
+
+    async fn publication(&self) -> Result<Option<u32>, HostError> {
+        Ok(*self.publication.borrow())
+    }
+
+    async fn keep_publication(&self, _: Epoch, oid: u32) -> Result<bool, HostError> {
+        let is_kept = self.keeps_publication.load(Ordering::SeqCst);
+        if is_kept {
+            self.publication.send_replace(Some(oid));
+        }
+        Ok(is_kept)
     }
 
     async fn behind(&self) -> Result<Behind, HostError> {
@@ -114,6 +143,8 @@ impl Cluster {
             attest_count: AtomicUsize::new(0),
             floor: watch::Sender::new(None),
             gaps: Mutex::default(),
+            publication: watch::Sender::new(None),
+            keeps_publication: AtomicBool::new(true),
         };
         let directory = || tempfile::tempdir().expect("a temporary directory can be made");
         let directories = [directory(), directory()];

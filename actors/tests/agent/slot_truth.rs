@@ -159,7 +159,7 @@ fn a_slot_that_was_moved_over_a_consumer_is_a_gap_behind_it() {
 }
 
 /// What a consumer reads next after its cursor.
-async fn next_after(cluster: &Cluster, cursor: Checkpoint) -> Vec<EntryKind> {
+pub(crate) async fn next_after(cluster: &Cluster, cursor: Checkpoint) -> Vec<EntryKind> {
     let log = &cluster.world.log;
     let reader = log.open_reader(Start::After(cursor)).await;
     let batch = reader.expect("it is there").next().await;

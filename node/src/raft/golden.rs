@@ -9,10 +9,10 @@ mod samples;
 use std::{collections::BTreeSet, fmt::Write as _};
 
 use openraft::{entry::RaftEntry as _, impls::leader_id_adv::LeaderId};
-use pgcapture_engine::cluster::{Agreed, Proposal, Request, RequestId, State};
+use pgcapture_engine::cluster::{Agreed, Proposal, Refusal, Request, RequestId, State};
 
 use super::types::{Entry, LogId, Peer, Reply, StoredMembership, Vote, from_bytes, to_bytes};
-use crate::store::{Batch, FORMAT_VERSION, Row, Store};
+use crate::store::{Batch, FORMAT_PROTOCOL_FIRST, FORMAT_VERSION, Row, Store};
 
 /// What to do when bytes differ.
 const NEXT: &str = "\
@@ -30,6 +30,12 @@ const MARKS: &str = include_str!("../../fixtures/agreed/form-1-raft.txt");
 
 /// Every row of the store after all requests.
 const ROWS: &str = include_str!("../../fixtures/agreed/store-5-rows.txt");
+
+/// What came with version 2 of the protocol, and how it ended.
+const REQUESTS_OF_2: &str = include_str!("../../fixtures/agreed/protocol-2-requests.txt");
+
+/// Every row of the store after these as well.
+const ROWS_6: &str = include_str!("../../fixtures/agreed/store-6-rows.txt");
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::new(), |mut text, byte| {
@@ -64,43 +70,58 @@ fn assert_same(file: &str, written: &[(String, Vec<u8>)]) {
     panic!("{NEXT}\n\nfirst difference (now, before): {differs:#?}\n\nnow:\n{text}");
 }
 
-/// The requests, each under an id of its own.
-fn requests() -> Vec<(String, Request)> {
-    let proposals = samples::proposals().into_iter().zip(1..);
+/// Requests, each under an id of its own from `first` on.
+fn named(proposals: Vec<Proposal>, first: u128) -> Vec<(String, Request)> {
     let request = |(proposal, id): (Proposal, u128)| {
         let id = RequestId(id << 64 | id);
         (samples::name(&proposal), Request { id, proposal })
     };
-    proposals.map(request).collect()
+    proposals.into_iter().zip(first..).map(request).collect()
+}
+
+/// The requests of the first version.
+fn requests() -> Vec<(String, Request)> {
+    named(samples::proposals(), 1)
+}
+
+/// Those of the second, after them.
+fn requests_of_2() -> Vec<(String, Request)> {
+    let first = requests().len() as u128 + 1;
+    named(samples::proposals_of_2(), first)
 }
 
 #[test]
 fn every_command_has_a_sample() {
-    let sampled: BTreeSet<String> = requests().into_iter().map(|(name, _)| name).collect();
+    let all = requests().into_iter().chain(requests_of_2());
+    let sampled: BTreeSet<String> = all.map(|(name, _)| name).collect();
     let known: BTreeSet<String> = samples::NAMES.iter().map(|it| (*it).to_owned()).collect();
     assert_eq!(sampled, known);
 }
 
-#[test]
-fn requests_and_answers_keep_their_form() {
-    let mut agreed = Agreed::default();
+/// Applies requests and checks that they and their answers have the form of the file, and mean the same.
+fn check_requests(
+    file: &str,
+    agreed: &mut Agreed,
+    requests: &[(String, Request)],
+    refusals: Vec<Refusal>,
+) {
     let mut written = Vec::new();
-    for (name, request) in requests() {
-        written.push((format!("request:{name}"), to_bytes(&request).unwrap()));
-        let (outcome, _) = agreed.apply(request);
+    for (name, request) in requests {
+        written.push((format!("request:{name}"), to_bytes(request).unwrap()));
+        let (outcome, _) = agreed.apply(request.clone());
         let outcome = Reply(Some(outcome));
         written.push((format!("reply:{name}"), to_bytes(&outcome).unwrap()));
     }
-    for refusal in samples::refusals() {
+    for refusal in refusals {
         let reply = Reply(Some(Err(refusal)));
         written.push(("reply:refused".to_owned(), to_bytes(&reply).unwrap()));
     }
-    assert_same(REQUESTS, &written);
-    let mut known = requests().into_iter();
-    for (name, bytes) in lines(REQUESTS) {
+    assert_same(file, &written);
+    let mut known = requests.iter();
+    for (name, bytes) in lines(file) {
         let again = if name.starts_with("request:") {
             let request: Request = from_bytes(&bytes).expect(NEXT);
-            assert_eq!(Some(&request), known.next().map(|it| it.1).as_ref());
+            assert_eq!(Some(&request), known.next().map(|it| &it.1));
             to_bytes(&request).unwrap()
         } else {
             let reply: Reply = from_bytes(&bytes).expect(NEXT);
@@ -108,6 +129,16 @@ fn requests_and_answers_keep_their_form() {
         };
         assert_eq!(again, bytes, "{name}: {NEXT}");
     }
+}
+
+#[test]
+fn requests_and_answers_keep_their_form() {
+    let mut agreed = Agreed::default();
+    check_requests(REQUESTS, &mut agreed, &requests(), samples::refusals());
+    assert_eq!(agreed.state.protocol(), 1);
+    let newer = requests_of_2();
+    check_requests(REQUESTS_OF_2, &mut agreed, &newer, samples::refusals_of_2());
+    assert_eq!(agreed.state.protocol(), 2);
 }
 
 /// What the requests make of an empty store, as rows.
@@ -121,6 +152,7 @@ fn rows(store: &Store) -> Vec<(String, Vec<u8>)> {
             Row::Dump(..) => "dump",
             Row::DumpTable(..) => "dump_table",
             Row::Answered(..) => "answered",
+            Row::Added(..) => "added",
         };
         written.push((kind.to_owned(), to_bytes(&row).unwrap()));
         Ok::<_, crate::store::StoreError>(())
@@ -129,30 +161,44 @@ fn rows(store: &Store) -> Vec<(String, Vec<u8>)> {
     written
 }
 
+/// Checks that a store has the rows of the file, and that they are read as what it holds.
+fn check_rows(file: &str, store: &Store, version: u32) {
+    assert_same(file, &rows(store));
+    assert_eq!(store.view().unwrap().version().unwrap(), version);
+    let other = tempfile::tempdir().unwrap();
+    let read = Store::open(other.path()).unwrap();
+    let of_file = lines(file).into_iter();
+    let of_file = of_file.map(|(_, bytes)| Ok(from_bytes::<Row>(&bytes).expect(NEXT)));
+    read.replace(of_file, version, &[]).expect(NEXT);
+    assert_eq!(**read.state().borrow(), **store.state().borrow());
+    assert_ne!(**read.state().borrow(), State::default());
+    assert_same(file, &rows(&read));
+    drop(read);
+    let again = Store::open(other.path()).unwrap();
+    assert_eq!(**again.state().borrow(), **store.state().borrow());
+    assert_eq!(again.view().unwrap().version().unwrap(), version);
+}
+
 #[test]
 fn a_whole_state_keeps_its_form() {
     let folder = tempfile::tempdir().unwrap();
     let store = Store::open(folder.path()).unwrap();
-    let requests: Vec<Request> = requests().into_iter().map(|it| it.1).collect();
-    let batch = Batch {
-        requests,
-        marks: Vec::new(),
+    let apply = |requests: Vec<(String, Request)>| {
+        let batch = Batch {
+            requests: requests.into_iter().map(|it| it.1).collect(),
+            marks: Vec::new(),
+        };
+        store.apply(batch).unwrap();
     };
-    store.apply(batch).unwrap();
+    apply(requests());
     let written = rows(&store);
     for kind in ["state", "cursor", "dump", "dump_table", "answered"] {
         assert!(written.iter().any(|it| it.0 == kind), "no row of {kind}");
     }
-    assert_same(ROWS, &written);
-
-    let other = tempfile::tempdir().unwrap();
-    let read = Store::open(other.path()).unwrap();
-    let of_file = lines(ROWS).into_iter();
-    let of_file = of_file.map(|(_, bytes)| Ok(from_bytes::<Row>(&bytes).expect(NEXT)));
-    read.replace(of_file, FORMAT_VERSION, &[]).expect(NEXT);
-    assert_eq!(**read.state().borrow(), **store.state().borrow());
-    assert_ne!(**read.state().borrow(), State::default());
-    assert_same(ROWS, &rows(&read));
+    // Nothing of the second version before it is agreed on: the program before reads all of it.
+    check_rows(ROWS, &store, FORMAT_PROTOCOL_FIRST);
+    apply(requests_of_2());
+    check_rows(ROWS_6, &store, FORMAT_VERSION);
 }
 
 #[test]

@@ -83,7 +83,8 @@ impl Snapshots {
         let mut writer = Writer::create(&temporary)?;
         writer.frame(&to_bytes(&Header {
             cluster: self.cluster,
-            format: FORMAT_VERSION,
+            // Nodes of the version before read it as long as there are any.
+            format: view.version().map_err(io::Error::other)?,
             meta: meta.clone(),
         })?)?;
         view.each(|row| writer.frame(&to_bytes(&row)?).map_err(RowError::from))

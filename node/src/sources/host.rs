@@ -10,7 +10,7 @@ use pgcapture_actors::{
 };
 use pgcapture_engine::{
     checkpoint::Epoch,
-    cluster::{Command, Gap, LetGo, SecretRef, Source},
+    cluster::{Command, Gap, LetGo, PROTOCOL_PUBLICATIONS, SecretRef, Source},
     codes,
     confirm::Origin,
 };
@@ -88,7 +88,24 @@ impl AgentHost for SourceHost {
         Ok(Behind {
             reached: state.reached.get(&self.stream).copied(),
             let_go: state.let_go.get(&self.name).cloned(),
+            open_gap: state.open_gap(&self.name).cloned(),
         })
+    }
+
+    async fn publication(&self) -> Result<Option<u32>, HostError> {
+        let state = self.consensus.state();
+        let oid = state.borrow().added.publications.get(&self.name).copied();
+        Ok(oid)
+    }
+
+    async fn keep_publication(&self, epoch: Epoch, oid: u32) -> Result<bool, HostError> {
+        // Nodes of the version before could not read what is proposed.
+        if self.consensus.state().borrow().protocol() < PROTOCOL_PUBLICATIONS {
+            return Ok(false);
+        }
+        let name = self.name.clone();
+        let command = Command::KeepPublication { name, epoch, oid };
+        self.agree("the publication", command).await.map(|()| true)
     }
 
     async fn let_go(&self, epoch: Epoch, let_go: LetGo) -> Result<(), HostError> {

@@ -103,6 +103,7 @@ impl SourceError {
                 | Refusal::SlotTaken { .. }
                 | Refusal::TooManySources
                 | Refusal::EpochMoved { .. }
+                | Refusal::Protocol { .. }
                 | Refusal::NodeExists { .. }
                 | Refusal::NodeNumber { .. }
                 | Refusal::TooManyNodes

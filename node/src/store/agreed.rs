@@ -12,7 +12,7 @@ use redb::{Durability, ReadableTable, WriteTransaction};
 
 use super::{
     ANSWERED, CURSORS, Inner, Mark, STATE, STATE_KEY, Store, StoreError, decode, dumps, encode,
-    failed, log,
+    failed, format, log,
 };
 
 /// Entries that are applied together.
@@ -28,6 +28,7 @@ pub(crate) struct Batch {
 #[derive(Default)]
 struct Changes {
     state: Option<Vec<u8>>,
+    added: Option<Vec<u8>>,
     dumps: dumps::Changes,
     cursors: Vec<(SubscriptionId, Option<Vec<u8>>)>,
     answered: Vec<(u64, Vec<u8>)>,
@@ -62,6 +63,9 @@ impl Inner {
             self.note_state(state.len());
             changes.state = Some(state);
             changes.dumps = dumps::changes(&before, &after)?;
+            if before.added != after.added {
+                changes.added = format::added_row(&after)?;
+            }
         }
         self.write(Durability::None, |transaction| {
             write(transaction, &changes).map_err(failed)?;
@@ -96,6 +100,9 @@ fn write(transaction: &WriteTransaction, changes: &Changes) -> Result<(), redb::
     if let Some(state) = &changes.state {
         let mut table = transaction.open_table(STATE)?;
         table.insert(STATE_KEY, state.as_slice())?;
+    }
+    if let Some(added) = &changes.added {
+        format::write_added(transaction, added)?;
     }
     dumps::write(transaction, &changes.dumps)?;
     if !changes.cursors.is_empty() {

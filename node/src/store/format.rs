@@ -5,30 +5,40 @@
 //! the last answers and the number of the newest node. Version 5 has what is said about kept WAL, how far
 //! slots were let go, and since when a source has its name. Bringing a file forward is one transaction: it
 //! is of the one version or the other, whenever the node is killed.
+//!
+//! Version 6 has a row for what the second version of the protocol between nodes has added. A file is
+//! written in it from the moment on in which the cluster agrees on that: until then the program of the
+//! version before can go on with the file.
 
 use std::{collections::BTreeMap, path::Path, time::Duration};
 
 use pgcapture_engine::{
     checkpoint::Epoch,
-    cluster::{Agreed, Gap, Node, Replica, Source, State, SubscriptionId},
+    cluster::{Agreed, Gap, Node, PROTOCOL_FIRST, Replica, Source, State, SubscriptionId},
     confirm::Origin,
     dump::DumpId,
 };
-use redb::{Database, ReadableTable, TableDefinition, WriteTransaction};
+use redb::{Database, ReadTransaction, ReadableTable, TableDefinition, WriteTransaction};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::{
     ANSWERED, CURSORS, STATE, STATE_KEY, StoreError, agreed, decode, dumps, encode, failed, log,
 };
 
-/// Version of everything in the file; grows when a value changes its form.
-pub const FORMAT_VERSION: u32 = 5;
+/// The newest version of everything in the file; grows when a value changes its form.
+pub const FORMAT_VERSION: u32 = 6;
+
+/// The version of a file whose cluster speaks the first version of the protocol between nodes.
+pub(crate) const FORMAT_PROTOCOL_FIRST: u32 = 5;
 
 /// The oldest version whose rows a snapshot may hold: there were no snapshots before.
 pub(crate) const SNAPSHOT_VERSION_MIN: u32 = 4;
 
 pub(super) const META: TableDefinition<'_, &str, u32> = TableDefinition::new("meta");
 pub(super) const FORMAT_KEY: &str = "format";
+
+/// The row of what the second version of the protocol has added, which is not there before version 6.
+pub(super) const ADDED_KEY: &str = "cluster.added";
 
 /// The agreed state as version 1 kept it.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -159,13 +169,50 @@ pub(super) fn read_or_create(database: &Database, path: &Path) -> Result<Agreed,
         }
         Some(found) => read_state(&transaction, found)?,
     };
-    if found != Some(FORMAT_VERSION) {
+    let wanted = version_of(&state);
+    if found != Some(wanted) {
         let bytes = encode(&state)?;
-        bring_forward(&transaction, &bytes).map_err(failed)?;
+        bring_forward(&transaction, &bytes, wanted).map_err(failed)?;
     }
     let agreed = agreed::read(&transaction, state)?;
     transaction.commit().map_err(|error| failed(error.into()))?;
     Ok(agreed)
+}
+
+/// Returns the version in which a state is kept.
+pub(super) fn version_of(state: &State) -> u32 {
+    if state.protocol() == PROTOCOL_FIRST {
+        FORMAT_PROTOCOL_FIRST
+    } else {
+        FORMAT_VERSION
+    }
+}
+
+/// Returns the row of what was added; `None` while there is none.
+pub(super) fn added_row(state: &State) -> Result<Option<Vec<u8>>, StoreError> {
+    let is_there = version_of(state) != FORMAT_PROTOCOL_FIRST;
+    is_there.then(|| encode(&state.added)).transpose()
+}
+
+/// Writes the row of what was added, and with it the version from which on there is one.
+pub(super) fn write_added(transaction: &WriteTransaction, row: &[u8]) -> Result<(), redb::Error> {
+    transaction.open_table(STATE)?.insert(ADDED_KEY, row)?;
+    write_version(transaction, FORMAT_VERSION)
+}
+
+pub(super) fn write_version(
+    transaction: &WriteTransaction,
+    version: u32,
+) -> Result<(), redb::Error> {
+    transaction.open_table(META)?.insert(FORMAT_KEY, version)?;
+    Ok(())
+}
+
+/// Reads the version that a file has at a look.
+pub(super) fn version_at(transaction: &ReadTransaction) -> Result<u32, redb::Error> {
+    let meta = transaction.open_table(META)?;
+    let version = meta.get(FORMAT_KEY)?;
+    Ok(version.map_or(FORMAT_PROTOCOL_FIRST, |version| version.value()))
 }
 
 fn version(transaction: &WriteTransaction) -> Result<Option<u32>, redb::Error> {
@@ -192,24 +239,29 @@ pub(super) fn read_state(
 fn read_as<T: Default + DeserializeOwned + Into<State>>(
     transaction: &WriteTransaction,
 ) -> Result<State, StoreError> {
-    let value = state_value(transaction).map_err(failed)?;
-    let kept: T = value.map_or_else(|| Ok(T::default()), |bytes| decode(&bytes))?;
+    let value = |key| state_value(transaction, key).map_err(failed);
+    let kept: T = value(STATE_KEY)?.map_or_else(|| Ok(T::default()), |bytes| decode(&bytes))?;
     let mut state = kept.into();
     state.dumps = dumps::read(transaction)?;
+    if let Some(added) = value(ADDED_KEY)? {
+        state.added = decode(&added)?;
+    }
     Ok(state)
 }
 
-fn state_value(transaction: &WriteTransaction) -> Result<Option<Vec<u8>>, redb::Error> {
+fn state_value(transaction: &WriteTransaction, key: &str) -> Result<Option<Vec<u8>>, redb::Error> {
     let table = transaction.open_table(STATE)?;
-    let value = table.get(STATE_KEY)?;
+    let value = table.get(key)?;
     Ok(value.map(|value| value.value().to_vec()))
 }
 
 /// Writes what a file of this version has; what it had stays.
-fn bring_forward(transaction: &WriteTransaction, state: &[u8]) -> Result<(), redb::Error> {
-    transaction
-        .open_table(META)?
-        .insert(FORMAT_KEY, FORMAT_VERSION)?;
+fn bring_forward(
+    transaction: &WriteTransaction,
+    state: &[u8],
+    version: u32,
+) -> Result<(), redb::Error> {
+    write_version(transaction, version)?;
     transaction.open_table(STATE)?.insert(STATE_KEY, state)?;
     transaction.open_table(CURSORS)?;
     transaction.open_table(ANSWERED)?;

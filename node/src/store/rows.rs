@@ -7,8 +7,10 @@ use redb::{Durability, ReadTransaction, ReadableDatabase, ReadableTable, WriteTr
 use serde::{Deserialize, Serialize};
 
 use super::{
-    ANSWERED, CURSORS, FORMAT_VERSION, Inner, Mark, STATE, STATE_KEY, Store, StoreError, agreed,
-    dumps, encode, failed, format, log,
+    ANSWERED, CURSORS, Inner, Mark, STATE, STATE_KEY, Store, StoreError, agreed, dumps, encode,
+    failed,
+    format::{self, ADDED_KEY},
+    log,
 };
 
 /// One row.
@@ -24,6 +26,8 @@ pub(crate) enum Row {
     DumpTable((u64, u32), Vec<u8>),
     /// An answer of the last ones.
     Answered(u64, Vec<u8>),
+    /// What the second version of the protocol has added to the state; not there before.
+    Added(Vec<u8>),
 }
 
 /// One look at the file: later writes do not change what it shows.
@@ -65,10 +69,12 @@ impl Inner {
             write(transaction, &rows).map_err(failed)?;
             log::write_marks(transaction, marks).map_err(failed)?;
             let state = format::read_state(transaction, version)?;
-            if version != FORMAT_VERSION {
+            let kept = format::version_of(&state);
+            if version != kept {
                 let bytes = encode(&state)?;
                 write_state(transaction, &bytes).map_err(failed)?;
             }
+            format::write_version(transaction, kept).map_err(failed)?;
             agreed::read(transaction, state)
         })?;
         let state = Arc::clone(&agreed.state);
@@ -105,6 +111,7 @@ fn write(transaction: &WriteTransaction, rows: &[Row]) -> Result<(), redb::Error
             Row::Dump(id, bytes) => drop(dumps.insert(id, bytes.as_slice())?),
             Row::DumpTable(key, bytes) => drop(tables.insert(key, bytes.as_slice())?),
             Row::Answered(place, bytes) => drop(answered.insert(place, bytes.as_slice())?),
+            Row::Added(bytes) => drop(state.insert(ADDED_KEY, bytes.as_slice())?),
         }
     }
     Ok(())
@@ -114,6 +121,11 @@ impl View {
     /// Reads a value as it was.
     pub(crate) fn mark(&self, mark: Mark) -> Result<Option<Vec<u8>>, StoreError> {
         log::mark_in(&self.transaction, mark).map_err(failed)
+    }
+
+    /// Returns the version of the file as it was.
+    pub(crate) fn version(&self) -> Result<u32, StoreError> {
+        format::version_at(&self.transaction).map_err(failed)
     }
 
     /// Hands every row to `take`, in the order of tables and keys.
@@ -135,7 +147,11 @@ impl View {
                 }
             };
         }
-        each_of!(STATE, |_key, value| Row::State(value));
+        each_of!(STATE, |key, value| if key == STATE_KEY {
+            Row::State(value)
+        } else {
+            Row::Added(value)
+        });
         each_of!(CURSORS, |key, value| Row::Cursor(
             key.0.to_owned(),
             key.1.to_owned(),

@@ -162,6 +162,8 @@ impl Agreed {
             | Command::Attest { .. }
             | Command::SetWalGuard { .. }
             | Command::LetGo { .. }
+            | Command::RaiseProtocol { .. }
+            | Command::KeepPublication { .. }
             | Command::Dump(_)
             | Command::AddNode(_)
             | Command::RemoveNode { .. }

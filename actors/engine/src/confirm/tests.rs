@@ -136,6 +136,25 @@ fn a_log_goes_on_starts_anew_or_has_a_gap() {
 }
 
 #[test]
+fn a_hole_is_declared_after_what_every_consumer_has_got() {
+    let (tail, slot) = (origin(at(40, 3), 50), origin(at(79, SEQ_LAST), 80));
+    let at_cursor = Some(origin(at(60, 1), 60));
+    for (start, floor, wanted) in [
+        (LogStart::GoOn, at(40, 3), None),
+        (LogStart::GoOn, None, None),
+        (LogStart::GoOn, at(60, 1), at_cursor),
+        (LogStart::Anew(slot), at(60, 1), at_cursor),
+        // Nobody lacks anything before the slot.
+        (LogStart::Anew(slot), None, Some(slot)),
+        (LogStart::LetGo(at_cursor), at(60, 1), at_cursor),
+        (LogStart::Gap(None), at(40, 3), None),
+    ] {
+        let declared = at_hole(start, tail, floor);
+        assert_eq!(declared, LogStart::Gap(wanted), "{start:?} {floor:?}");
+    }
+}
+
+#[test]
 fn who_went_back_behind_the_slot_is_refused_and_is_no_gap() {
     let tail = origin(at(40, 3), 50);
     let attested = Some(origin(at(60, 2), 90));
@@ -463,5 +482,9 @@ proptest! {
         };
         let start = log_start(log.end, to, &known);
         prop_assert!(!is_lost || matches!(start, LogStart::Gap(_)), "{start:?}");
+        let LogStart::Gap(anew) = at_hole(start, log.end, floor) else {
+            panic!("a hole is never passed")
+        };
+        prop_assert!(anew.unwrap_or(log.end).previous >= floor, "{start:?} {anew:?}");
     }
 }

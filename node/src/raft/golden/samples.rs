@@ -18,7 +18,7 @@ use pgcapture_engine::{
 
 /// Names of all kinds of requests. [`name`] does not build when there is a new one: it is named there
 /// and here, and gets a sample.
-pub(super) const NAMES: [&str; 26] = [
+pub(super) const NAMES: [&str; 28] = [
     "add_source",
     "remove_source",
     "set_paused",
@@ -45,6 +45,8 @@ pub(super) const NAMES: [&str; 26] = [
     "cursors_save",
     "cursors_seek",
     "cursors_remove",
+    "raise_protocol",
+    "keep_publication",
 ];
 
 /// Returns the name of a kind of request.
@@ -68,6 +70,8 @@ pub(super) fn name(proposal: &Proposal) -> String {
             Command::AddGuardedSource { .. } => "add_guarded_source",
             Command::SetWalGuard { .. } => "set_wal_guard",
             Command::LetGo { .. } => "let_go",
+            Command::RaiseProtocol { .. } => "raise_protocol",
+            Command::KeepPublication { .. } => "keep_publication",
             Command::Home(HomeCommand::Claim { .. }) => "home_claim",
             Command::Home(HomeCommand::Release { .. }) => "home_release",
             Command::Dump(command) => match command {
@@ -84,7 +88,31 @@ pub(super) fn name(proposal: &Proposal) -> String {
     name.to_owned()
 }
 
-/// Returns every kind of request at least once.
+/// Returns every kind of request that came with version 2 of the protocol, accepted after
+/// [`proposals`].
+pub(super) fn proposals_of_2() -> Vec<Proposal> {
+    state(vec![
+        Command::RaiseProtocol {
+            to: 2,
+            nodes: [1, 2].into(),
+        },
+        Command::KeepPublication {
+            name: "shop".to_owned(),
+            epoch: Epoch(1),
+            oid: 16_500,
+        },
+    ])
+}
+
+/// Returns the refusals that came with version 2 of the protocol.
+pub(super) fn refusals_of_2() -> Vec<Refusal> {
+    vec![Refusal::Protocol {
+        wanted: 3,
+        agreed: 2,
+    }]
+}
+
+/// Returns every kind of request of the first version of the protocol at least once.
 pub(super) fn proposals() -> Vec<Proposal> {
     let mut all = nodes();
     all.extend(sources());

@@ -335,14 +335,14 @@ fn a_version_that_never_was_is_told_damaged() {
 }
 
 #[test]
-fn a_new_file_has_this_version() {
+fn a_new_file_has_the_version_that_the_program_before_reads() {
     let directory = tempfile::tempdir().unwrap();
     drop(Store::open(directory.path()).unwrap());
     let database = Database::create(directory.path().join("node.redb")).unwrap();
     let transaction = database.begin_read().unwrap();
     let meta = transaction.open_table(META).unwrap();
     let version = meta.get(FORMAT_KEY).unwrap().unwrap().value();
-    assert_eq!(version, FORMAT_VERSION);
+    assert_eq!(version, FORMAT_PROTOCOL_FIRST);
 }
 
 proptest! {
