@@ -50,6 +50,10 @@ pub struct Standing {
     pub applied: u64,
     /// All members.
     pub members: Vec<Member>,
+    /// The agreed version of the protocol between nodes; 0: there is none.
+    pub protocol: u32,
+    /// Nodes that do not speak the next version, or did not say; only the leader knows.
+    pub holding_back: Vec<String>,
 }
 
 /// A member of the group.

@@ -28,6 +28,10 @@ mod propose;
 
 mod attend;
 
+mod leadership;
+
+mod protocol;
+
 mod members;
 
 mod yielding;
@@ -53,7 +57,7 @@ use pgcapture_actors::{
     supervise::{Task, TaskKind, spawn},
 };
 use pgcapture_engine::{
-    cluster::Node,
+    cluster::{Node, Spoken},
     codes::{self, Explanation},
     lsn::PgTime,
 };
@@ -61,9 +65,11 @@ use tokio::sync::watch;
 
 use self::{
     attend::Reign,
+    leadership::tell_leadership,
     log::Log,
     machine::StateMachine,
     network::Network,
+    protocol::Speech,
     snapshot::Snapshots,
     together::Together,
     types::{LogId, Peer, Raft, StoredMembership, Types, to_bytes},
@@ -78,7 +84,7 @@ pub use self::{
 };
 pub(crate) use self::{
     members::LetIn,
-    network::{MESSAGE_BYTES_MAX, PROTOCOL},
+    network::MESSAGE_BYTES_MAX,
     serve::{Call, cluster_of, refused},
 };
 use crate::{
@@ -140,7 +146,10 @@ struct Inner {
     /// The identities of the cluster before it was recovered.
     former: Vec<ClusterId>,
     peers: Peers,
+    network: Network,
     leadership: watch::Sender<Leadership>,
+    /// The nodes that do not speak the next version of the protocol, while this one leads.
+    holding_back: watch::Sender<Vec<String>>,
     /// The leader that died, for all that this node knows.
     lost: watch::Sender<Option<Reign>>,
     /// Held while a node is let in.
@@ -219,15 +228,32 @@ impl RaftConsensus {
     ///
     /// [`RaftError`]; also when the store belongs to no cluster yet.
     pub async fn start(store: Store, pace: Pace, peers: Peers) -> Result<Self, RaftError> {
+        Self::start_speaking(store, pace, peers, Spoken::OURS).await
+    }
+
+    /// The same as a node that speaks other versions of the protocol than this program does: for tests of
+    /// clusters whose nodes are of different ones.
+    ///
+    /// # Errors
+    ///
+    /// [`RaftError`]; also when the cluster has agreed on a version that the node does not speak.
+    pub async fn start_speaking(
+        store: Store,
+        pace: Pace,
+        peers: Peers,
+        spoken: Spoken,
+    ) -> Result<Self, RaftError> {
         let identity = store.identity()?;
         let identity = identity.ok_or_else(|| RaftError::broken("the node is no member yet"))?;
+        check_protocol(&store, spoken)?;
         let former = recover::former(&store)?;
         let snapshots = Snapshots::open(store.directory(), identity.cluster)?;
         let log = Log::open(store.clone());
         let machine = StateMachine::new(store.clone(), snapshots.clone());
-        let network = Network::new(identity.clone(), peers.clone());
+        let speech = Speech::new(spoken, &store);
+        let network = Network::new(identity.clone(), peers.clone(), speech);
         let config = Arc::new(config(pace, &identity)?);
-        let raft = Raft::new(identity.id, config, network, log.clone(), machine).await;
+        let raft = Raft::new(identity.id, config, network.clone(), log.clone(), machine).await;
         let raft = raft.map_err(RaftError::broken)?;
         let (leadership, _) = watch::channel(Leadership::default());
         let telling = tell_leadership(raft.clone(), store.clone(), leadership.clone());
@@ -239,13 +265,15 @@ impl RaftConsensus {
             identity,
             former,
             peers,
+            network,
             leadership,
+            holding_back: watch::Sender::default(),
             lost: watch::channel(None).0,
             joining: tokio::sync::Mutex::default(),
             read_index: Together::default(),
         });
         let (attending, keeping) = (Arc::clone(&inner), Arc::clone(&inner));
-        let yielding = Arc::clone(&inner);
+        let (yielding, raising) = (Arc::clone(&inner), Arc::clone(&inner));
         let tasks = [
             spawn(TaskKind::Raft, "leadership", telling),
             spawn(
@@ -258,6 +286,9 @@ impl RaftConsensus {
             }),
             spawn(TaskKind::Raft, "yielding", async move {
                 yielding.yield_when_full().await;
+            }),
+            spawn(TaskKind::Raft, "protocol", async move {
+                raising.keep_protocol().await;
             }),
         ];
         Ok(Self {
@@ -409,6 +440,19 @@ pub fn bootstrap(store: &Store, name: &str, address: &str) -> Result<(), RaftErr
     Ok(())
 }
 
+/// A node that has not heard of its cluster yet is told by the others.
+fn check_protocol(store: &Store, spoken: Spoken) -> Result<(), RaftError> {
+    let state = Arc::clone(&store.state().borrow());
+    let agreed = state.protocol();
+    if spoken.has(agreed) || state.nodes.is_empty() {
+        return Ok(());
+    }
+    Err(RaftError::Coded {
+        explanation: &codes::cluster::OTHER_PROTOCOL,
+        text: format!("the cluster has agreed on version {agreed}; this node speaks {spoken}"),
+    })
+}
+
 fn config(pace: Pace, identity: &Identity) -> Result<openraft::Config, RaftError> {
     let millis = |span: Duration| u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
     let config = openraft::Config {
@@ -442,38 +486,6 @@ async fn fatal(mut metrics: WatchReceiverOf<Types, openraft::RaftMetrics<Types>>
         if metrics.changed().await.is_err() {
             // Nothing runs any more; whoever dropped it knows.
             return std::future::pending().await;
-        }
-    }
-}
-
-/// Tells who leads whenever it changes: the body of an owned task.
-async fn tell_leadership(raft: Raft, store: Store, leadership: watch::Sender<Leadership>) {
-    let mut metrics = raft.server_metrics();
-    let state = store.state();
-    loop {
-        let now = {
-            let metrics = metrics.borrow_and_update();
-            let members = metrics.membership_config.membership();
-            let leader = metrics.current_leader;
-            let state = state.borrow();
-            let agreed = state.nodes.values().find(|node| Some(node.id) == leader);
-            let name = agreed.map(|node| &node.name);
-            let known = leader
-                .and_then(|id| members.get_node(&id))
-                .map(|peer| &peer.name);
-            Leadership {
-                term: metrics.vote.leader_id.term,
-                leader: name.or(known).cloned(),
-                is_me: metrics.state == ServerState::Leader,
-            }
-        };
-        leadership.send_if_modified(|known| {
-            let is_new = *known != now;
-            *known = now;
-            is_new
-        });
-        if metrics.changed().await.is_err() {
-            return;
         }
     }
 }

@@ -24,3 +24,6 @@ mod membership;
 
 #[path = "cluster/network.rs"]
 mod network;
+
+#[path = "cluster/protocol.rs"]
+mod protocol;

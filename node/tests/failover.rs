@@ -25,6 +25,9 @@ mod shim;
 #[path = "failover/rolling.rs"]
 mod rolling;
 
+#[path = "failover/publication.rs"]
+mod publication;
+
 #[path = "failover/slow_disk.rs"]
 mod slow_disk;
 

@@ -56,6 +56,8 @@ impl Group for RaftGroup {
             committed: status.committed,
             applied: status.applied,
             members: status.members.into_iter().map(member).collect(),
+            protocol: status.protocol,
+            holding_back: status.holding_back,
         }
     }
 

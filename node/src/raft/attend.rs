@@ -19,7 +19,7 @@ use tokio::net::TcpStream;
 
 use super::{
     Inner,
-    network::{Client, within},
+    network::within,
     types::{LogId, Peer, from_bytes},
 };
 
@@ -123,9 +123,9 @@ impl Inner {
 
     /// Keeps a call to a leader open, and returns when it broke.
     async fn attend_to(&self, reign: Reign, peer: &Peer) -> End {
-        let client = Client::new(&self.identity, &self.peers, reign.leader, peer);
+        let client = self.network.client(reign.leader, peer);
         let request = AttendRequest {
-            envelope: Some(client.envelope().clone()),
+            envelope: Some(client.envelope()),
         };
         let opened = match client.rpc() {
             Ok(mut rpc) => within(ASK_MAX, rpc.attend(request)).await,
@@ -181,9 +181,9 @@ impl Inner {
 
     /// Asks another node whether it lost the leader, too; then it tells how long its log is.
     async fn ask(&self, id: u64, peer: &Peer, reign: Reign) -> Option<(Option<LogId>, u64)> {
-        let client = Client::new(&self.identity, &self.peers, id, peer);
+        let client = self.network.client(id, peer);
         let request = LeaderLostRequest {
-            envelope: Some(client.envelope().clone()),
+            envelope: Some(client.envelope()),
             leader: reign.leader,
             term: reign.term,
         };

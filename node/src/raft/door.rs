@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, OnceLock};
 
-use pgcapture_engine::membership::Told;
+use pgcapture_engine::{cluster::Spoken, membership::Told};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -19,6 +19,8 @@ pub struct Door {
     cluster: watch::Sender<Option<ClusterId>>,
     member: watch::Sender<Option<RaftConsensus>>,
     stop: CancellationToken,
+    /// The versions of the protocol that the node speaks.
+    spoken: Spoken,
 }
 
 impl Door {
@@ -36,7 +38,21 @@ impl Door {
             cluster: watch::Sender::new(identity.map(|identity| identity.cluster)),
             member: watch::channel(None).0,
             stop: CancellationToken::new(),
+            spoken: Spoken::OURS,
         })
+    }
+
+    /// Has the node speak other versions than this program does: for tests of clusters whose nodes are of
+    /// different ones.
+    #[must_use]
+    pub fn speaking(mut self, spoken: Spoken) -> Self {
+        self.spoken = spoken;
+        self
+    }
+
+    /// The versions of the protocol that the node speaks.
+    pub(crate) const fn spoken(&self) -> Spoken {
+        self.spoken
     }
 
     /// Shows to others what this node was told; the first time counts.

@@ -11,7 +11,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use futures_util::future::join_all;
 use pgcapture_actors::consensus::Consensus as _;
 use pgcapture_engine::{
-    cluster::{Command, Node},
+    cluster::{Command, Node, Spoken},
     codes,
     lsn::PgTime,
     membership::{Difference, Told},
@@ -23,7 +23,7 @@ use tonic::{Code, Status};
 
 use super::{
     Door, RaftConsensus, RaftError, bootstrap, compare,
-    network::{PROTOCOL, within},
+    network::within,
     propose::PROPOSE_MAX,
     serve::cluster_of,
     types::{from_bytes, to_bytes},
@@ -100,7 +100,7 @@ pub async fn enter(
         check_name(store, &identity, wish)?;
         return check_recovered(store, &identity, wish, peers).await;
     }
-    find(store, wish, peers).await?;
+    find(store, wish, peers, door).await?;
     if let Some(identity) = store.identity()? {
         door.belongs_to(identity.cluster);
     }
@@ -108,7 +108,7 @@ pub async fn enter(
 }
 
 /// Makes a store that belongs to no cluster a member of one.
-async fn find(store: &Store, wish: &Wish, peers: &Peers) -> Result<(), RaftError> {
+async fn find(store: &Store, wish: &Wish, peers: &Peers, door: &Door) -> Result<(), RaftError> {
     let others: Vec<String> = wish
         .peers
         .iter()
@@ -123,7 +123,7 @@ async fn find(store: &Store, wish: &Wish, peers: &Peers) -> Result<(), RaftError
     loop {
         match ask_all(&others, wish, peers).await? {
             Found::Cluster(members) => {
-                if join(store, wish, peers, &members).await? {
+                if join(store, wish, peers, &members, door.spoken()).await? {
                     return Ok(());
                 }
             }
@@ -303,7 +303,8 @@ pub(super) async fn identify(
     let limit = member.map_or(IDENTIFY_MAX, |_| RECOVERED_MAX);
     let cluster = member.map_or_else(Vec::new, |it| it.cluster.0.to_be_bytes().to_vec());
     let request = IdentifyRequest {
-        protocol: PROTOCOL,
+        // Answered to everybody.
+        protocol: Spoken::OURS.oldest,
         name: wish.name.clone(),
         cluster: cluster.into(),
     };
@@ -318,15 +319,17 @@ async fn join(
     wish: &Wish,
     peers: &Peers,
     members: &[String],
+    spoken: Spoken,
 ) -> Result<bool, RaftError> {
     let request = request_of(store)?;
     let mut asked = members.to_vec();
     while let Some(address) = (!asked.is_empty()).then(|| asked.remove(0)) {
         let request = JoinRequest {
-            protocol: PROTOCOL,
+            protocol: spoken.oldest,
             name: wish.name.clone(),
             address: wish.address.clone(),
             request: request.to_vec().into(),
+            newest: spoken.newest,
         };
         let Ok(channel) = peers.channel(&address) else {
             continue;

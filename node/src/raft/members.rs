@@ -4,12 +4,12 @@
 //! one step after the other (`engine::membership`). So every node may be asked for one, and a leader
 //! that dies half way leaves nothing half done.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use openraft::{ChangeMembers, async_runtime::watch::WatchReceiver as _};
 use pgcapture_actors::consensus::{Consensus as _, ProposeError};
 use pgcapture_engine::{
-    cluster::{Command, Node, Proposal, Refusal, Request, RequestId},
+    cluster::{Command, Node, Proposal, Refusal, Request, RequestId, Spoken},
     codes,
     lsn::PgTime,
     membership::{Present, Step, next_step},
@@ -20,7 +20,7 @@ use sha2::{Digest as _, Sha256};
 use super::{
     Inner, RaftConsensus, RaftError,
     machine::place,
-    network::{Client, within},
+    network::within,
     propose::PROPOSE_MAX,
     types::{Peer, to_bytes},
 };
@@ -66,6 +66,10 @@ pub struct GroupStatus {
     pub committed: u64,
     /// Index up to which this node's state contains everything.
     pub applied: u64,
+    /// The agreed version of the protocol between nodes.
+    pub protocol: u32,
+    /// Nodes that do not speak the next version, or did not say; only the leader knows.
+    pub holding_back: Vec<String>,
 }
 
 /// A fingerprint of everything that was agreed on up to a place in the log: equal on every node.
@@ -84,6 +88,8 @@ pub(crate) enum LetIn {
     Joined(u64),
     /// It was let in before and removed since.
     Removed,
+    /// It does not speak the version that was agreed on, which is this one.
+    OtherProtocol(u32),
     /// Somebody else leads.
     NotLeader,
 }
@@ -106,8 +112,8 @@ impl RaftConsensus {
     /// Returns how the group stands, as this node knows it.
     #[must_use]
     pub fn status(&self) -> GroupStatus {
-        let state = self.state();
-        let nodes: Vec<Node> = state.borrow().nodes.values().cloned().collect();
+        let state = Arc::clone(&self.state().borrow());
+        let nodes: Vec<Node> = state.nodes.values().cloned().collect();
         let metrics = self.inner.raft.metrics();
         let metrics = metrics.borrow_watched();
         let last_log = metrics.last_log_index.unwrap_or(0);
@@ -136,6 +142,8 @@ impl RaftConsensus {
             committed: metrics.local_committed.map_or(0, |id| id.index()),
             applied: metrics.last_applied.map_or(0, |id| id.index()),
             members,
+            protocol: state.protocol(),
+            holding_back: self.inner.holding_back.borrow().clone(),
         }
     }
 
@@ -251,9 +259,9 @@ impl RaftConsensus {
         let Some((id, peer)) = self.leader_peer() else {
             return;
         };
-        let client = Client::new(&self.inner.identity, &self.inner.peers, id, &peer);
+        let client = self.inner.network.client(id, &peer);
         let request = TransferRequest {
-            envelope: Some(client.envelope().clone()),
+            envelope: Some(client.envelope()),
             name: name.to_owned(),
         };
         if let Ok(mut rpc) = client.rpc()
@@ -285,18 +293,23 @@ impl RaftConsensus {
         true
     }
 
-    /// Lets a node in, under the name and address that it gives. `request` makes asking again
-    /// harmless.
+    /// Lets a node in that speaks this, under the name and address that it gives. `request` makes asking
+    /// again harmless.
     pub(crate) async fn let_in(
         &self,
         name: &str,
         address: &str,
         request: RequestId,
+        spoken: Spoken,
     ) -> Result<LetIn, ProposeError> {
         // One after the other: each needs a number of its own.
         let _order = self.inner.joining.lock().await;
         if !self.leadership().borrow().is_me {
             return Ok(LetIn::NotLeader);
+        }
+        let agreed = self.state().borrow().protocol();
+        if !spoken.has(agreed) {
+            return Ok(LetIn::OtherProtocol(agreed));
         }
         let mut id = self.state().borrow().last_node + 1;
         for _ in 1..NUMBER_TRIES {

@@ -22,7 +22,10 @@ use openraft::{
         TransferLeaderResponse, VoteRequest, VoteResponse,
     },
 };
-use pgcapture_engine::{cluster::Outcome, codes};
+use pgcapture_engine::{
+    cluster::{Outcome, Spoken},
+    codes,
+};
 use pgcapture_proto::peer::v1::{
     Envelope, NotLeader, ProposeRequest, RaftMessage, ReadIndexRequest, SnapshotPiece,
     propose_response, raft_client::RaftClient, read_index_response,
@@ -32,6 +35,7 @@ use tonic::{Request, Response, Status};
 
 use super::{
     propose::PROPOSE_MAX,
+    protocol::Speech,
     snapshot::SnapshotFile,
     types::{LogId, Peer, Snapshot, SnapshotMeta, Types, Vote, from_bytes, to_bytes},
 };
@@ -40,9 +44,6 @@ use crate::{
     store::Identity,
     tls,
 };
-
-/// Version of the protocol between nodes.
-pub(crate) const PROTOCOL: u32 = 1;
 
 /// A message between nodes is at most this long: entries of one append, at most one of which may
 /// be as long as an entry may.
@@ -62,11 +63,36 @@ const APPEND_MAX: Duration = Duration::from_secs(1);
 pub(crate) struct Network {
     identity: Identity,
     peers: Peers,
+    speech: Speech,
 }
 
 impl Network {
-    pub(crate) const fn new(identity: Identity, peers: Peers) -> Self {
-        Self { identity, peers }
+    pub(super) const fn new(identity: Identity, peers: Peers, speech: Speech) -> Self {
+        Self {
+            identity,
+            peers,
+            speech,
+        }
+    }
+
+    /// The way to one member.
+    pub(super) fn client(&self, target: u64, node: &Peer) -> Client {
+        Client {
+            to: target,
+            address: node.address.clone(),
+            network: self.clone(),
+            is_told: Arc::default(),
+        }
+    }
+
+    /// All versions of the protocol that this node takes.
+    pub(super) const fn spoken(&self) -> Spoken {
+        self.speech.spoken()
+    }
+
+    /// The version in which it speaks now.
+    pub(super) fn said(&self) -> u32 {
+        self.speech.said()
     }
 }
 
@@ -74,16 +100,16 @@ impl RaftNetworkFactory<Types> for Network {
     type Network = Client;
 
     async fn new_client(&mut self, target: u64, node: &Peer) -> Client {
-        Client::new(&self.identity, &self.peers, target, node)
+        self.client(target, node)
     }
 }
 
 /// The way to one member. Makes no connection before the first call.
 #[derive(Clone, Debug)]
 pub(crate) struct Client {
-    envelope: Envelope,
+    to: u64,
     address: String,
-    peers: Peers,
+    network: Network,
     /// Whether a refusal was told.
     is_told: Arc<AtomicBool>,
 }
@@ -104,34 +130,27 @@ pub(crate) enum Forwarded {
 }
 
 impl Client {
-    pub(crate) fn new(identity: &Identity, peers: &Peers, target: u64, node: &Peer) -> Self {
-        Self {
-            envelope: Envelope {
-                protocol: PROTOCOL,
-                cluster: identity.cluster.0.to_be_bytes().to_vec().into(),
-                from: identity.id,
-                to: target,
-            },
-            address: node.address.clone(),
-            peers: peers.clone(),
-            is_told: Arc::default(),
-        }
-    }
-
     pub(super) fn rpc(&self) -> Result<RaftClient<PeerChannel>, Status> {
-        let channel = self.peers.channel(&self.address);
+        let channel = self.network.peers.channel(&self.address);
         let channel = channel.map_err(|error| Status::unavailable(error.to_string()))?;
         Ok(RaftClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX))
     }
 
-    pub(super) const fn envelope(&self) -> &Envelope {
-        &self.envelope
+    /// What stands before a message that is sent now.
+    pub(super) fn envelope(&self) -> Envelope {
+        let identity = &self.network.identity;
+        Envelope {
+            protocol: self.network.said(),
+            cluster: identity.cluster.0.to_be_bytes().to_vec().into(),
+            from: identity.id,
+            to: self.to,
+        }
     }
 
     /// Asks the leader to have a change agreed on.
     pub(super) async fn propose(&self, request: &[u8]) -> Result<Forwarded, Status> {
         let request = ProposeRequest {
-            envelope: Some(self.envelope.clone()),
+            envelope: Some(self.envelope()),
             request: request.to_vec().into(),
         };
         let mut rpc = self.rpc()?;
@@ -151,7 +170,7 @@ impl Client {
     /// Asks the leader up to where everything is agreed on; `None` when it does not lead.
     pub(super) async fn read_index(&self) -> Result<Option<u64>, Status> {
         let request = ReadIndexRequest {
-            envelope: Some(self.envelope.clone()),
+            envelope: Some(self.envelope()),
         };
         let mut rpc = self.rpc()?;
         let answer = within(PROPOSE_MAX, rpc.read_index(request)).await?;
@@ -163,7 +182,7 @@ impl Client {
 
     fn message<T: Serialize>(&self, body: &T) -> Result<RaftMessage, Status> {
         Ok(RaftMessage {
-            envelope: Some(self.envelope.clone()),
+            envelope: Some(self.envelope()),
             body: to_bytes(body).map_err(unreadable)?.into(),
         })
     }
@@ -209,7 +228,7 @@ impl Client {
     ) -> Result<SnapshotResponse<Types>, Status> {
         let head = to_bytes(&(vote, meta)).map_err(unreadable)?;
         let (pieces, queue) = tokio::sync::mpsc::channel(PIECES_MAX);
-        let envelope = self.envelope.clone();
+        let envelope = self.envelope();
         let read = async move {
             let first = SnapshotPiece {
                 envelope: Some(envelope),
@@ -266,8 +285,8 @@ impl Client {
         if error.code() == tonic::Code::DeadlineExceeded {
             return RPCError::Timeout(Timeout {
                 action,
-                id: self.envelope.from,
-                target: self.envelope.to,
+                id: self.network.identity.id,
+                target: self.to,
                 timeout: limit,
             });
         }

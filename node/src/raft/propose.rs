@@ -29,7 +29,7 @@ use tokio::sync::watch;
 
 use super::{
     RaftConsensus,
-    network::{Client, Forwarded},
+    network::Forwarded,
     types::{ENTRY_BYTES_MAX, Peer, to_bytes},
 };
 use crate::{
@@ -145,7 +145,7 @@ impl RaftConsensus {
                     }
                 }
                 Route::There(id, peer) => {
-                    let client = Client::new(&self.inner.identity, &self.inner.peers, id, &peer);
+                    let client = self.inner.network.client(id, &peer);
                     match client.propose(bytes).await {
                         Ok(Forwarded::Done { outcome, index }) => {
                             self.wait_applied(index).await?;
@@ -171,6 +171,8 @@ impl RaftConsensus {
         request: Request,
     ) -> Result<Option<(Outcome, u64)>, ProposeError> {
         self.refuse_when_full()?;
+        // Whoever asks may speak more than others here do.
+        self.state().borrow().check_readable(&request.proposal)?;
         match self.inner.raft.client_write(request).await {
             Ok(written) => {
                 let index = written.log_id.index();
@@ -234,7 +236,7 @@ impl RaftConsensus {
                 .await
                 .map_err(|error| error.to_string())?,
             Route::There(id, peer) => {
-                let client = Client::new(&self.inner.identity, &self.inner.peers, id, &peer);
+                let client = self.inner.network.client(id, &peer);
                 client.read_index().await.ok().flatten()
             }
             Route::Nowhere => None,

@@ -23,7 +23,7 @@ use tonic::Status;
 
 use super::{
     RaftConsensus,
-    network::{PROTOCOL, log_id_bytes},
+    network::log_id_bytes,
     snapshot::{SnapshotFile, Snapshots},
     types::{SnapshotMeta, Types, Vote, from_bytes, to_bytes},
 };
@@ -56,9 +56,10 @@ impl RaftConsensus {
     pub(crate) fn admit(&self, envelope: Option<&Envelope>) -> Result<(), Status> {
         let envelope = envelope.ok_or_else(|| Status::invalid_argument("no envelope"))?;
         let identity = &self.inner.identity;
-        if envelope.protocol != PROTOCOL {
+        let spoken = self.inner.network.spoken();
+        if !spoken.has(envelope.protocol) {
             let what = format!(
-                "node {} speaks version {PROTOCOL}, the other one {}",
+                "node {} speaks version {spoken}, the other one {}",
                 identity.name, envelope.protocol
             );
             return Err(refused(&codes::cluster::OTHER_PROTOCOL, &what));

@@ -60,9 +60,11 @@ async fn on_disk(disk: &Arc<Disk>) -> (TempDir, RaftConsensus) {
     let folder = tempfile::tempdir().unwrap();
     let store = Store::open_failing(folder.path(), disk);
     bootstrap(&store, "n1", "").unwrap();
-    let raft = RaftConsensus::start(store, Pace::default(), Peers::default())
-        .await
-        .unwrap();
+    // Nothing is agreed on by itself meanwhile.
+    let spoken = Spoken::told(1, 1);
+    let (pace, peers) = (Pace::default(), Peers::default());
+    let raft = RaftConsensus::start_speaking(store, pace, peers, spoken).await;
+    let raft = raft.unwrap();
     raft.recover().await.unwrap();
     (folder, raft)
 }
@@ -259,7 +261,8 @@ async fn a_number_that_is_taken_meanwhile_is_not_given_again() {
     let folder = tempfile::tempdir().unwrap();
     let raft = RaftConsensus::alone(folder.path(), "n1").await.unwrap();
     let (x, y) = (RequestId(7), RequestId(8));
-    let let_in = async |name: &'static str, request| raft.let_in(name, "a:1", request).await;
+    let let_in =
+        async |name: &'static str, request| raft.let_in(name, "a:1", request, Spoken::OURS).await;
     assert_eq!(let_in("x", x).await.unwrap(), LetIn::Joined(2));
     // What a leader proposes that has not heard of the last one yet.
     let stale = raft.let_in_as(2, "y", "a:1", y).await;
@@ -279,11 +282,17 @@ async fn a_node_that_was_removed_is_told_so_when_it_asks_again() {
     let folder = tempfile::tempdir().unwrap();
     let raft = RaftConsensus::alone(folder.path(), "n1").await.unwrap();
     let request = RequestId(7);
-    let joined = raft.let_in("x", "a:1", request).await.unwrap();
+    let joined = raft
+        .let_in("x", "a:1", request, Spoken::OURS)
+        .await
+        .unwrap();
     assert_eq!(joined, LetIn::Joined(2));
     let name = "x".to_owned();
     raft.propose(Command::RemoveNode { name }).await.unwrap();
-    let again = raft.let_in("x", "a:1", request).await.unwrap();
+    let again = raft
+        .let_in("x", "a:1", request, Spoken::OURS)
+        .await
+        .unwrap();
     assert_eq!(again, LetIn::Removed);
 }
 

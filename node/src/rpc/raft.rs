@@ -8,7 +8,7 @@ use std::pin::Pin;
 use futures_util::{Stream, StreamExt as _, stream};
 use pgcapture_actors::consensus::ProposeError;
 use pgcapture_engine::{
-    cluster::{Refusal, RequestId},
+    cluster::{Refusal, RequestId, Spoken},
     codes,
     membership::Told,
 };
@@ -22,7 +22,7 @@ use pgcapture_proto::peer::v1::{
 use tonic::{Request, Response, Status, Streaming};
 
 pub(crate) use crate::raft::MESSAGE_BYTES_MAX;
-use crate::raft::{Call, Door, LetIn, PROTOCOL, RaftConsensus, cluster_of, refused};
+use crate::raft::{Call, Door, LetIn, RaftConsensus, cluster_of, refused};
 
 /// The name of the service, for health.
 pub const SERVICE_NAME: &str = "pgcapture.peer.v1.Raft";
@@ -149,7 +149,8 @@ impl Raft for RaftService {
     ) -> Result<Response<IdentifyResponse>, Status> {
         let Told { address, peers } = self.door.told();
         let mut answer = IdentifyResponse {
-            protocol: PROTOCOL,
+            protocol: self.door.spoken().oldest,
+            newest: self.door.spoken().newest,
             name: self.door.name().to_owned(),
             address,
             peers,
@@ -169,14 +170,14 @@ impl Raft for RaftService {
     async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinResponse>, Status> {
         let member = self.member()?;
         let request = request.into_inner();
-        if request.protocol != PROTOCOL {
-            let what = format!("the cluster speaks version {PROTOCOL}");
-            return Err(refused(&codes::cluster::OTHER_PROTOCOL, &what));
-        }
+        let spoken = Spoken::told(request.protocol, request.newest);
         let id = request.request.as_ref().try_into();
         let id = id.map_err(|_| Status::invalid_argument("a request without an id"))?;
         let id = RequestId(u128::from_be_bytes(id));
-        let end = match member.let_in(&request.name, &request.address, id).await {
+        let end = match member
+            .let_in(&request.name, &request.address, id, spoken)
+            .await
+        {
             Ok(LetIn::Joined(id)) => join_response::End::Joined(Joined {
                 cluster: member.identity().cluster.0.to_be_bytes().to_vec().into(),
                 id,
@@ -184,6 +185,13 @@ impl Raft for RaftService {
             Ok(LetIn::Removed) => {
                 let what = format!("node \"{}\" was let in and then removed", request.name);
                 return Err(refused(&codes::cluster::REMOVED, &what));
+            }
+            Ok(LetIn::OtherProtocol(agreed)) => {
+                let name = &request.name;
+                let what = format!(
+                    "the cluster has agreed on version {agreed}, node \"{name}\" speaks {spoken}"
+                );
+                return Err(refused(&codes::cluster::OTHER_PROTOCOL, &what));
             }
             Ok(LetIn::NotLeader) => join_response::End::NotLeader(not_leader(&member)),
             Err(ProposeError::Refused(refusal)) => return Err(join_refused(&refusal)),

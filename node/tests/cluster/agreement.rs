@@ -33,6 +33,13 @@ async fn a_follower_has_what_it_proposed_when_it_is_answered() {
             "{refused:?}"
         );
     }
+    // It would be agreed on in between.
+    for node in &nodes {
+        node.wait("all speak the newest version", |status| {
+            status.protocol == 2
+        })
+        .await;
+    }
     let last = nodes[leading].raft.status().last_log;
     let mut hashes = Vec::new();
     for node in &nodes {

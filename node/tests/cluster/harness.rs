@@ -9,7 +9,7 @@ use pgcapture_actors::{
 };
 use pgcapture_engine::{
     checkpoint::Epoch,
-    cluster::{Answer, Command, OnGap, Origin, Source},
+    cluster::{Answer, Command, OnGap, Origin, Source, Spoken},
     lsn::PgTime,
 };
 use pgcapture_node::{
@@ -35,6 +35,8 @@ pub(crate) struct Place {
     /// Where the others reach it.
     pub(crate) address: String,
     pub(crate) folder: TempDir,
+    /// The versions of the protocol that the node speaks which is started here.
+    pub(crate) spoken: Spoken,
 }
 
 impl Place {
@@ -47,6 +49,15 @@ impl Place {
             listen,
             address: listen.to_string(),
             folder: tempfile::tempdir().unwrap(),
+            spoken: Spoken::OURS,
+        }
+    }
+
+    /// A place of a node of another version.
+    pub(crate) fn speaking(name: &str, oldest: u32, newest: u32) -> Self {
+        Self {
+            spoken: Spoken { oldest, newest },
+            ..Self::new(name)
         }
     }
 
@@ -72,7 +83,7 @@ impl Place {
             self.folder.path().to_owned(),
             self.listen,
             wish,
-            is_held,
+            (self.spoken, is_held),
         ));
         Starting { runtime, started }
     }
@@ -186,10 +197,10 @@ async fn run(
     folder: std::path::PathBuf,
     listen: SocketAddr,
     wish: Wish,
-    mut is_held: watch::Receiver<bool>,
+    (spoken, mut is_held): (Spoken, watch::Receiver<bool>),
 ) -> Started {
     let store = open(&folder).await?;
-    let door = Door::of(&wish.name, &store)?;
+    let door = Door::of(&wish.name, &store)?.speaking(spoken);
     door.show(&wish);
     let listener = tokio::net::TcpListener::bind(listen).await.unwrap();
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
@@ -202,7 +213,7 @@ async fn run(
     enter(&store, &wish, &peers, &door).await?;
     // Whoever held it may be gone: go on.
     drop(is_held.wait_for(|is_held| !is_held).await);
-    let raft = RaftConsensus::start(store, Pace::default(), peers).await?;
+    let raft = RaftConsensus::start_speaking(store, Pace::default(), peers, spoken).await?;
     door.open(raft.clone());
     raft.recover().await?;
     raft.introduce(&wish).await?;

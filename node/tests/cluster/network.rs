@@ -6,6 +6,7 @@ use pgcapture_actors::{
     consensus::Consensus as _,
     supervise::{Task, TaskKind, spawn},
 };
+use pgcapture_engine::cluster::Spoken;
 use pgcapture_proto::peer::v1::{Envelope, RaftMessage, raft_client::RaftClient};
 use tokio::{
     io::AsyncWriteExt as _,
@@ -23,9 +24,10 @@ async fn another_cluster_and_another_protocol_are_refused() {
     let address = format!("http://{}", place.listen);
     let mut client = RaftClient::connect(address).await.unwrap();
     let own = node.raft.identity().clone();
+    let newer = Spoken::OURS.newest + 1;
     let cases = [
         (1, own.cluster.0 ^ 1, Code::FailedPrecondition, "PGC-R03"),
-        (2, own.cluster.0, Code::FailedPrecondition, "PGC-R04"),
+        (newer, own.cluster.0, Code::FailedPrecondition, "PGC-R04"),
     ];
     for (protocol, cluster, code, text) in cases {
         let message = RaftMessage {

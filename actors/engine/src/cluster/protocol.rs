@@ -10,11 +10,14 @@
 //! - What a version has added is empty before that version was agreed on.
 //! - No version is agreed on that a node of the state was not asked about.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Answer, Refusal, State, changed};
+use super::{Answer, Command, Proposal, Refusal, State, changed};
 
 /// The version of clusters that never agreed on one.
 pub const PROTOCOL_FIRST: u32 = 1;
@@ -70,6 +73,17 @@ impl Spoken {
     }
 }
 
+impl fmt::Display for Spoken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { oldest, newest } = self;
+        if oldest == newest {
+            write!(f, "{newest}")
+        } else {
+            write!(f, "{oldest} to {newest}")
+        }
+    }
+}
+
 /// Returns the version that can be agreed on next: that every node speaks, voters and learners. `None` for
 /// a node that did not answer; a node that is away may come back as the older program.
 #[must_use]
@@ -79,7 +93,52 @@ pub fn next_protocol(agreed: u32, nodes: &BTreeMap<u64, Option<Spoken>>) -> Opti
     (!nodes.is_empty() && nodes.values().all(speaks)).then_some(next)
 }
 
+impl Command {
+    /// Returns the version of the protocol that must be agreed on before this may be proposed: nodes of an
+    /// older one could not read it.
+    #[must_use]
+    pub fn since(&self) -> u32 {
+        match self {
+            Self::RaiseProtocol { to, .. } => to.saturating_sub(1),
+            Self::KeepPublication { .. } => PROTOCOL_PUBLICATIONS,
+            Self::AddSource(_)
+            | Self::RemoveSource { .. }
+            | Self::SetPaused { .. }
+            | Self::Assign { .. }
+            | Self::SetConnection { .. }
+            | Self::DeclareGap { .. }
+            | Self::AddReplica(_)
+            | Self::RemoveReplica { .. }
+            | Self::Attest { .. }
+            | Self::Dump(_)
+            | Self::AddNode(_)
+            | Self::RemoveNode { .. }
+            | Self::Home(_)
+            | Self::AddGuardedSource { .. }
+            | Self::SetWalGuard { .. }
+            | Self::LetGo { .. } => PROTOCOL_FIRST,
+        }
+    }
+}
+
 impl State {
+    /// Tells whether every node can read a proposal.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::Protocol`].
+    pub fn check_readable(&self, proposal: &Proposal) -> Result<(), Refusal> {
+        let wanted = match proposal {
+            Proposal::State(command) => command.since(),
+            Proposal::Cursors(_) => PROTOCOL_FIRST,
+        };
+        let agreed = self.protocol();
+        if wanted > agreed {
+            return Err(Refusal::Protocol { wanted, agreed });
+        }
+        Ok(())
+    }
+
     /// Returns the agreed version of the protocol between nodes.
     #[must_use]
     pub fn protocol(&self) -> u32 {
@@ -110,10 +169,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{
-        cluster::{Command, Node},
-        lsn::PgTime,
-    };
+    use crate::{cluster::Node, lsn::PgTime};
 
     fn spoken(oldest: u32, newest: u32) -> Spoken {
         Spoken { oldest, newest }
@@ -151,6 +207,12 @@ mod tests {
         assert_eq!(state.apply(raise(2, [1])), refused, "n2 joined meanwhile");
         assert!(state.apply(raise(3, [1, 2])).is_err());
         assert_eq!(state.added, Added::default(), "no trace");
+        assert!(state.check_readable(&Proposal::State(raise(2, []))).is_ok());
+        assert!(
+            state
+                .check_readable(&Proposal::State(raise(3, [])))
+                .is_err()
+        );
         assert_eq!(state.apply(raise(2, [1, 2])), Ok(Answer::Done));
         assert_eq!(state.apply(raise(2, [1])), Ok(Answer::Unchanged));
         assert_eq!(state.apply(raise(1, [1, 2])), Ok(Answer::Unchanged));
@@ -166,6 +228,8 @@ mod tests {
         // An older program names one version and knows of no other.
         assert_eq!(Spoken::told(1, 0), spoken(1, 1));
         assert_eq!(Spoken::told(1, 2), spoken(1, 2));
+        let shown = [spoken(1, 1), spoken(1, 2)].map(|it| it.to_string());
+        assert_eq!(shown, ["1", "1 to 2"]);
     }
 
     fn any_spoken() -> impl Strategy<Value = Option<Spoken>> {

@@ -27,6 +27,8 @@ pub(super) struct ClusterView {
     applied_index: u64,
     stale: bool,
     answered_by: String,
+    protocol: u32,
+    holding_back: Vec<String>,
     pub(super) members: Vec<MemberView>,
 }
 
@@ -69,6 +71,8 @@ impl From<ClusterStatus> for ClusterView {
             applied_index: status.applied_index,
             stale: status.stale,
             answered_by: status.answered_by,
+            protocol: status.protocol,
+            holding_back: status.holding_back,
         }
     }
 }
@@ -95,9 +99,25 @@ impl ClusterView {
             String::new()
         };
         format!(
-            "{cluster}{leader}  committed {}  applied {}{stale}",
-            self.committed_index, self.applied_index
+            "{cluster}{leader}  committed {}  applied {}{}{stale}",
+            self.committed_index,
+            self.applied_index,
+            self.protocol_text()
         )
+    }
+
+    /// The version that nodes speak, and who keeps them from the next one.
+    fn protocol_text(&self) -> String {
+        if self.protocol == 0 {
+            // A node of an earlier version answers.
+            return String::new();
+        }
+        let (protocol, next) = (self.protocol, self.protocol + 1);
+        if self.holding_back.is_empty() {
+            return format!("  protocol {protocol}");
+        }
+        let names = self.holding_back.join(", ");
+        format!("  protocol {protocol} (not {next} yet: {names})")
     }
 
     /// The members, with the group in one line under them.

@@ -1,11 +1,14 @@
 //! A snapshot is whole and ours, or it is left out.
 
 use pgcapture_actors::consensus::Consensus as _;
-use pgcapture_engine::cluster::{Command, Node};
+use pgcapture_engine::cluster::{Command, Node, Proposal, Request, RequestId};
 use pgcapture_engine::lsn::PgTime;
 
 use super::*;
-use crate::raft::RaftConsensus;
+use crate::{
+    raft::RaftConsensus,
+    store::{Batch, FORMAT_PROTOCOL_FIRST},
+};
 
 fn add_node(number: u64) -> Command {
     Command::AddNode(Node {
@@ -152,6 +155,37 @@ async fn a_snapshot_of_the_version_before_is_brought_forward() {
     drop(target);
     let target = Store::open(to.path()).unwrap();
     assert_eq!(*target.state().borrow(), *source.state().borrow());
+}
+
+#[tokio::test]
+async fn a_snapshot_has_the_form_of_the_agreed_version() {
+    let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let source = store(from.path(), 2..4).await;
+    let target = Store::open(to.path()).unwrap();
+    let snapshots = Snapshots::open(from.path(), cluster(&source)).unwrap();
+    let to_here = Snapshots::open(to.path(), cluster(&source)).unwrap();
+    for (protocol, format) in [(1, FORMAT_PROTOCOL_FIRST), (2, FORMAT_VERSION)] {
+        let nodes = [1, 2, 3].into();
+        let raise = Command::RaiseProtocol {
+            to: protocol,
+            nodes,
+        };
+        let request = Request {
+            id: RequestId(protocol.into()),
+            proposal: Proposal::State(raise),
+        };
+        let batch = Batch {
+            requests: vec![request],
+            marks: Vec::new(),
+        };
+        source.apply(batch).unwrap();
+        let Snapshot { meta, snapshot } = snapshots.build(&source).unwrap();
+        let rows = snapshots.open_rows(&snapshot, None).unwrap();
+        assert_eq!(rows.version, format);
+        to_here.install(&target, &meta, &snapshot).unwrap();
+        assert_eq!(target.state().borrow().protocol(), protocol);
+        assert_eq!(target.view().unwrap().version().unwrap(), format);
+    }
 }
 
 #[test]

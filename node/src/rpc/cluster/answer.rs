@@ -46,6 +46,8 @@ pub(super) fn status(
         stale: lives.is_none(),
         members: standing.members.into_iter().map(member).collect(),
         answered_by: node.to_owned(),
+        protocol: standing.protocol,
+        holding_back: standing.holding_back,
     }
 }
 
