@@ -10,7 +10,7 @@ use std::{collections::BTreeMap, path::Path, time::Duration};
 
 use pgcapture_engine::{
     checkpoint::Epoch,
-    cluster::{Agreed, Gap, Node, Replica, Source, State, SubscriptionId},
+    cluster::{Agreed, Gap, Homes, Node, Replica, Source, State},
     confirm::Origin,
     dump::DumpId,
 };
@@ -118,7 +118,7 @@ pub(super) struct StateV4 {
     pub(super) last_node: u64,
     pub(super) owners: BTreeMap<String, String>,
     pub(super) attested: BTreeMap<String, Origin>,
-    pub(super) homes: BTreeMap<SubscriptionId, String>,
+    pub(super) homes: Homes,
 }
 
 impl From<StateV4> for State {
