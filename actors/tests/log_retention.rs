@@ -31,6 +31,45 @@ fn open(directory: &Path) -> Arc<EmbeddedLog> {
     EmbeddedLog::open(directory, options).unwrap()
 }
 
+/// Lengths of the segments in a directory, oldest first.
+fn lengths(directory: &Path) -> Vec<u64> {
+    let files = std::fs::read_dir(directory).unwrap().flatten();
+    let segments = files.filter(|file| file.path().extension().is_some_and(|it| it == "segment"));
+    let mut lengths: Vec<_> = segments
+        .map(|file| (file.file_name(), file.metadata().unwrap().len()))
+        .collect();
+    lengths.sort();
+    lengths.into_iter().map(|(_, length)| length).collect()
+}
+
+#[tokio::test]
+async fn an_idle_log_takes_little_space_and_one_that_fills_has_large_segments() {
+    let directory = tempfile::tempdir().unwrap();
+    let open = || EmbeddedLog::open(directory.path(), EmbeddedLogOptions::default()).unwrap();
+    let newest = || lengths(directory.path()).last().copied();
+    let log = open();
+    assert_eq!(lengths(directory.path()), [1 << 20]);
+    let mut writer = log.open_writer(Epoch(1)).await.unwrap();
+    let mut number = 0;
+    for wanted in [2 << 20, 4 << 20] {
+        while newest() != Some(wanted) {
+            append_all(&mut writer, number + 1..=number + 500, 4).await;
+            number += 500;
+            assert!(newest() <= Some(wanted), "{:?}", lengths(directory.path()));
+        }
+    }
+    drop(writer);
+    log.close().await;
+    // The next one goes on growing after a restart.
+    let log = open();
+    let mut writer = log.open_writer(Epoch(1)).await.unwrap();
+    while newest() == Some(4 << 20) {
+        append_all(&mut writer, number + 1..=number + 500, 4).await;
+        number += 500;
+    }
+    assert_eq!(newest(), Some(8 << 20));
+}
+
 #[tokio::test]
 async fn size_removes_whole_segments_and_the_start_tells_so() {
     let directory = tempfile::tempdir().unwrap();

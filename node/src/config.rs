@@ -133,7 +133,7 @@ pub struct Limits {
 /// The embedded log.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Log {
-    /// Size of one segment file.
+    /// Size of one segment file; the first ones of a log are smaller, from 1 MiB on.
     pub segment: Size,
     /// Bytes accepted and not yet durable before the publisher waits.
     pub queue: Size,

@@ -429,7 +429,8 @@ impl Hosting for Hosted<'_> {
     fn due(&self, state: &State) -> Vec<String> {
         self.sources.keep_troubles_of(state);
         let running: Vec<String> = self.sources.running.borrow().keys().cloned().collect();
-        let (unwanted, running): (Vec<_>, Vec<_>) = running
+        // Asked after every change and every start: sets, since a node may have hundreds.
+        let (unwanted, running): (BTreeSet<_>, BTreeSet<_>) = running
             .into_iter()
             .partition(|name| self.is_unwanted(name, state));
         // A paused source has its log, for those who read it.

@@ -59,7 +59,7 @@ pub use self::{
         DumpState, DumpTable, FinishedRange, NewDump, NewLayout, PlannedTable, REPLANS_MAX,
         TableFailure, TableLayout, WantedPages,
     },
-    home::{Home, HomeClaim, HomeCommand},
+    home::{Home, HomeClaim, HomeCommand, Homes},
     node::{NODES_MAX, Node, RECOVERY_EPOCHS},
     protocol::{Added, PROTOCOL_FIRST, PROTOCOL_PUBLICATIONS, Spoken, next_protocol},
     refusal::Refusal,
@@ -115,7 +115,7 @@ pub struct State {
     /// Up to where everything of a source is known to be consumed, as its agent has attested last.
     pub attested: BTreeMap<String, confirm::Origin>,
     /// The home of every subscription that has sessions.
-    pub homes: BTreeMap<SubscriptionId, String>,
+    pub homes: Homes,
     /// What was said of each source about the WAL that may be kept for it.
     pub wal_wishes: BTreeMap<String, WalWish>,
     /// Up to where the slot of each source was let go by a decision, whatever consumers lacked.

@@ -208,6 +208,19 @@ pub const fn judge_damage(offset: u64, known_durable: u64) -> Damage {
     }
 }
 
+/// Length of the first segment of a log. Its space is reserved at once: the logs of five hundred idle
+/// sources must not fill a disk.
+pub const FIRST_SEGMENT_BYTES: u64 = 1 << 20;
+
+/// Returns the length of the segment after one of `before` bytes: twice as much, up to `bytes_max`, so that
+/// a log that fills has large ones after a few.
+#[must_use]
+pub fn next_segment_bytes(before: u64, bytes_max: u64) -> u64 {
+    before
+        .saturating_mul(2)
+        .clamp(FIRST_SEGMENT_BYTES.min(bytes_max), bytes_max)
+}
+
 /// How the space of the next segment is prepared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Preparation {
@@ -343,6 +356,21 @@ mod tests {
     fn only_what_may_have_been_acknowledged_is_corruption() {
         assert_eq!(judge_damage(99, 100), Damage::Corruption);
         assert_eq!(judge_damage(100, 100), Damage::TornTail);
+    }
+
+    #[test]
+    fn segments_grow_to_their_limit_and_never_beyond() {
+        let mib = 1 << 20;
+        let mut lengths = vec![next_segment_bytes(0, 64 * mib)];
+        while lengths.len() < 9 {
+            let last = lengths.last().copied().unwrap_or_default();
+            lengths.push(next_segment_bytes(last, 64 * mib));
+        }
+        assert_eq!(lengths, [1, 2, 4, 8, 16, 32, 64, 64, 64].map(|it| it * mib));
+        assert_eq!(next_segment_bytes(0, 65_536), 65_536);
+        assert_eq!(next_segment_bytes(65_536, 65_536), 65_536);
+        // A large batch made a larger one.
+        assert_eq!(next_segment_bytes(80 * mib, 64 * mib), 64 * mib);
     }
 
     #[test]

@@ -26,7 +26,7 @@ mod writer;
 use std::{
     collections::VecDeque,
     path::Path,
-    sync::{Arc, Mutex, RwLock},
+    sync::{Arc, Mutex, RwLock, atomic::Ordering},
     thread::{self, JoinHandle},
     time::Duration,
 };
@@ -66,7 +66,8 @@ pub struct EmbeddedLogOptions {
     /// Name of the source, the label of the metrics.
     pub source: String,
     /// Length of a segment file. 64 MiB: recovery reads one segment at most, in some 20 ms, and
-    /// retention removes in these units. A larger batch makes a larger segment.
+    /// retention removes in these units. The first ones of a log are smaller, from 1 MiB on: a source
+    /// that is idle takes little space. A larger batch makes a larger segment.
     pub segment_bytes: u64,
     /// Bytes kept; the oldest segments are removed beyond it. 16 GiB: a day or more of most
     /// sources, and the disk of a small machine holds it. `None` keeps everything.
@@ -133,6 +134,7 @@ impl EmbeddedLog {
         let tail = recovered.tail;
         let active = recovered.segments.back().map(Arc::clone);
         let active = active.expect("a recovered log has a segment");
+        spare.follow(active.bytes.load(Ordering::Relaxed));
         let (tail_sender, tail_receiver) = watch::channel(tail);
         let (committed_sender, committed_receiver) = watch::channel(0);
         let shared = Arc::new(Shared {

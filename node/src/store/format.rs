@@ -14,7 +14,7 @@ use std::{collections::BTreeMap, path::Path, time::Duration};
 
 use pgcapture_engine::{
     checkpoint::Epoch,
-    cluster::{Agreed, Gap, Node, PROTOCOL_FIRST, Replica, Source, State, SubscriptionId},
+    cluster::{Agreed, Gap, Homes, Node, PROTOCOL_FIRST, Replica, Source, State},
     confirm::Origin,
     dump::DumpId,
 };
@@ -128,7 +128,7 @@ pub(super) struct StateV4 {
     pub(super) last_node: u64,
     pub(super) owners: BTreeMap<String, String>,
     pub(super) attested: BTreeMap<String, Origin>,
-    pub(super) homes: BTreeMap<SubscriptionId, String>,
+    pub(super) homes: Homes,
 }
 
 impl From<StateV4> for State {

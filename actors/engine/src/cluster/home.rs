@@ -5,9 +5,46 @@
 //! Claims come in groups, since thousands of consumers connect at the same moment. A node on its own
 //! needs none.
 
-use serde::{Deserialize, Serialize};
+use std::{
+    collections::BTreeMap,
+    ops::{Deref, DerefMut},
+    sync::Arc,
+};
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::{Answer, State, SubscriptionId, changed};
+
+/// The home of every subscription that has sessions. A clone shares them until one of both changes:
+/// every entry of the common log works on a copy of the state, and there may be tens of thousands.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Homes(Arc<BTreeMap<SubscriptionId, String>>);
+
+impl Deref for Homes {
+    type Target = BTreeMap<SubscriptionId, String>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
+}
+
+impl DerefMut for Homes {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        Arc::make_mut(&mut self.0)
+    }
+}
+
+impl Serialize for Homes {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.0.as_ref().serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Homes {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        BTreeMap::deserialize(deserializer).map(|homes| Self(Arc::new(homes)))
+    }
+}
 
 /// A change of homes; never refused. Who claims looks into the state afterwards.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -171,6 +208,24 @@ mod tests {
         assert_eq!(state.home(&id("x"), "a"), Home::Here);
         assert_eq!(state.home(&id("y"), "b"), there("a"));
         assert_eq!(nodes(&["a"]).home(&id("x"), "a"), Home::Alone);
+    }
+
+    #[test]
+    fn copies_of_a_state_share_its_homes_until_they_change() {
+        let mut state = nodes(&["a", "b"]);
+        claim(&mut state, "a", None);
+        let copy = state.clone();
+        assert!(Arc::ptr_eq(&state.homes.0, &copy.homes.0));
+        let paused = Command::SetPaused {
+            name: "none".to_owned(),
+            paused: true,
+        };
+        assert!(state.apply(paused).is_err());
+        assert_eq!(claim(&mut state, "b", None), Answer::Unchanged);
+        assert!(Arc::ptr_eq(&state.homes.0, &copy.homes.0));
+        claim(&mut state, "b", Some("a"));
+        assert_eq!(copy.home(&id("x"), "a"), Home::Here);
+        assert_eq!(state.home(&id("x"), "a"), there("b"));
     }
 
     #[test]

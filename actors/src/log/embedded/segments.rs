@@ -136,6 +136,7 @@ impl Segments {
 
     /// Begins the log anew with a segment at `tail`, durably; what was before is still there.
     pub(super) fn begin_anew(&mut self, tail: &Tail) -> Result<Arc<Segment>, LogError> {
+        self.spare.start_small();
         self.begin(tail, 0, true).map(|(_, segment)| segment)
     }
 

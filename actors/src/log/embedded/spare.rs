@@ -15,7 +15,7 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-use pgcapture_engine::segment::Preparation;
+use pgcapture_engine::segment::{Preparation, next_segment_bytes};
 
 use super::files::{allocate, create_allocated, io_error, spare_path};
 use crate::log::LogError;
@@ -24,14 +24,16 @@ use crate::log::LogError;
 #[derive(Debug)]
 pub(super) struct Spare {
     path: PathBuf,
+    /// Length of the next segment.
     bytes: u64,
+    bytes_max: u64,
     preparing: Option<JoinHandle<Result<File, LogError>>>,
     is_cancelled: Arc<AtomicBool>,
 }
 
 impl Spare {
-    /// Makes an empty place for segment files of `bytes`; removes what a crash left there.
-    pub(super) fn new(directory: &Path, bytes: u64) -> Result<Self, LogError> {
+    /// Makes an empty place for segment files of up to `bytes_max`; removes what a crash left there.
+    pub(super) fn new(directory: &Path, bytes_max: u64) -> Result<Self, LogError> {
         let path = spare_path(directory);
         match fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -41,10 +43,22 @@ impl Spare {
         }
         Ok(Self {
             path,
-            bytes,
+            bytes: next_segment_bytes(0, bytes_max),
+            bytes_max,
             preparing: None,
             is_cancelled: Arc::default(),
         })
+    }
+
+    /// Takes note of the length of the segment that is written now.
+    pub(super) fn follow(&mut self, segment_bytes: u64) {
+        self.bytes = next_segment_bytes(segment_bytes, self.bytes_max);
+    }
+
+    /// Begins with small segments again; what was prepared goes.
+    pub(super) fn start_small(&mut self) {
+        self.discard();
+        self.follow(0);
     }
 
     /// Begins to prepare a file unless one is there or being prepared.
@@ -81,6 +95,7 @@ impl Spare {
             // Whatever went wrong there, a full disk above all, is met again and told here.
             None | Some(Ok(Err(_)) | Err(_)) => create_allocated(&self.path, bytes, None)?,
         };
+        self.follow(bytes);
         Ok((file, bytes))
     }
 

@@ -18,7 +18,7 @@ use pgcapture_proto::admin::v1::{
     SourcePlan, Stream, admin_client::AdminClient, admin_server::Admin,
 };
 use tokio::time::{Instant, sleep};
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 
 use super::{
     Forward, Target,
@@ -82,17 +82,25 @@ impl ForwardingAdmin {
     }
 
     /// Returns a source that another node was just given, once that node reads it or is in trouble with
-    /// it, but waits no longer than it would for an own one.
-    async fn first_status(&self, name: String) -> Result<Response<Source>, Status> {
-        let began = Instant::now();
+    /// it, but waits no longer than it would for an own one. That node may not know of it yet.
+    async fn first_status(
+        &self,
+        name: String,
+        added: Response<Source>,
+    ) -> Result<Response<Source>, Status> {
+        let (began, mut known) = (Instant::now(), added);
         loop {
             let request = Request::new(GetSourceRequest { name: name.clone() });
-            let answer = self.get_source(request).await?;
-            let status = answer.get_ref().status.as_ref();
-            let is_known =
+            match self.get_source(request).await {
+                Ok(answer) => known = answer,
+                Err(status) if status.code() == Code::NotFound => (),
+                Err(status) => return Err(status),
+            }
+            let status = known.get_ref().status.as_ref();
+            let is_settled =
                 status.is_some_and(|status| status.state != "starting" || status.trouble.is_some());
-            if is_known || began.elapsed() >= FIRST_STATUS_MAX {
-                return Ok(answer);
+            if is_settled || began.elapsed() >= FIRST_STATUS_MAX {
+                return Ok(known);
             }
             sleep(LOOK_EVERY).await;
         }
@@ -164,7 +172,7 @@ impl Admin for ForwardingAdmin {
         {
             return Ok(added);
         }
-        self.first_status(name).await
+        self.first_status(name, added).await
     }
 
     async fn list_sources(

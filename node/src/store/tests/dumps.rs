@@ -4,8 +4,8 @@ use std::{collections::BTreeMap, time::Duration};
 
 use pgcapture_engine::{
     cluster::{
-        DumpAction, DumpCommand, DumpOptions, DumpRule, FinishedRange, Gap, NewDump, PlannedTable,
-        Replica, ReplicaKind, TableLayout, WantedPages,
+        DumpAction, DumpCommand, DumpOptions, DumpRule, FinishedRange, Gap, Homes, NewDump,
+        PlannedTable, Replica, ReplicaKind, TableLayout, WantedPages,
     },
     confirm,
     dump::{DumpId, Extent, Heap, PageRange, TableName},
@@ -286,6 +286,8 @@ async fn a_file_of_version_four_is_brought_forward_whole() {
         previous: Some(Checkpoint::new(Lsn(5), 1)),
         resume_lsn: Lsn(9),
     };
+    let mut homes = Homes::default();
+    homes.insert(subscription("a"), "n2".to_owned());
     let old = StateV4 {
         sources: BTreeMap::from([("shop".to_owned(), source("shop"))]),
         replicas: BTreeMap::from([("r1".to_owned(), replica())]),
@@ -293,7 +295,7 @@ async fn a_file_of_version_four_is_brought_forward_whole() {
         last_node: 3,
         owners: BTreeMap::from([("shop".to_owned(), "n2".to_owned())]),
         attested: BTreeMap::from([("shop".to_owned(), origin)]),
-        homes: BTreeMap::from([(subscription("a"), "n2".to_owned())]),
+        homes,
         ..StateV4::default()
     };
     write_old(&directory.path().join("node.redb"), 4, &old);
