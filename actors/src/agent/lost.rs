@@ -184,7 +184,8 @@ pub(super) async fn pass_gap(
     tail: Tail,
     lost: Lost,
 ) -> Result<Lsn, AgentError> {
-    let is_accepted = parts.decision.is_accepted.swap(false, Ordering::SeqCst);
+    // It counts until the source was taken: what fails on the way is tried again.
+    let is_accepted = parts.decision.is_accepted.load(Ordering::SeqCst);
     if !parts.spec.accepts_gap && !is_accepted {
         if lost.reason == GUARD_REASON {
             // A crash may have come between the entry and the slot.

@@ -7,7 +7,7 @@
 //! is that of a node that was not the last leader: it is started anew at the slot, unless a consumer
 //! has not got what the slot has let go.
 
-use std::time::Duration;
+use std::{sync::atomic::Ordering, time::Duration};
 
 use pgcapture_engine::{
     batch::Batch,
@@ -136,6 +136,9 @@ impl TakeOver<'_> {
         let (resume_lsn, confirmed_lsn) = begun?;
         // Not before the gap of another one was passed: after a crash it would be passed in silence.
         let is_publication_kept = self.keep_publication(publication_oid).await?;
+        // The next gap is another one.
+        let is_accepted = &self.parts.decision.is_accepted;
+        is_accepted.store(false, Ordering::SeqCst);
         self.note(|times, took| times.ready = took);
         Ok(TakenSlot {
             is_binary: spec.is_binary && has_binary_form(spec, &look.text_columns),

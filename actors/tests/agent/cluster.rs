@@ -42,6 +42,8 @@ pub(crate) struct Agreed {
     pub(crate) publication: watch::Sender<Option<u32>>,
     /// Whether that can be kept.
     pub(crate) keeps_publication: AtomicBool,
+    /// So often that fails.
+    pub(crate) keep_failures: AtomicUsize,
 }
 
 impl Agreed {
@@ -107,6 +109,17 @@ impl AgentHost for Agreed {
     }
 
     async fn keep_publication(&self, _: Epoch, oid: u32) -> Result<bool, HostError> {
+        let failures = &self.keep_failures;
+        let fails = |left: usize| left.checked_sub(1);
+        if failures
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, fails)
+            .is_ok()
+        {
+            return Err(HostError {
+                explanation: &codes::cluster::NO_QUORUM,
+                text: "nobody agrees".to_owned(),
+            });
+        }
         let is_kept = self.keeps_publication.load(Ordering::SeqCst);
         if is_kept {
             self.publication.send_replace(Some(oid));
@@ -145,6 +158,7 @@ impl Cluster {
             gaps: Mutex::default(),
             publication: watch::Sender::new(None),
             keeps_publication: AtomicBool::new(true),
+            keep_failures: AtomicUsize::new(0),
         };
         let directory = || tempfile::tempdir().expect("a temporary directory can be made");
         let directories = [directory(), directory()];

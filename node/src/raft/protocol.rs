@@ -166,7 +166,7 @@ impl Inner {
                 );
             }
             Ok(Ok(written)) => {
-                tracing::debug!(outcome = ?written.data.0, "the version is not raised yet")
+                tracing::debug!(outcome = ?written.data.0, "the version is not raised yet");
             }
             Ok(Err(error)) => tracing::debug!(%error, "the version is not raised yet"),
             Err(_) => tracing::warn!(protocol = to, "the version was not agreed on in time"),

@@ -60,6 +60,7 @@ async fn a_publication_remade_while_its_source_moves_is_a_declared_gap() {
     trio.joined(third, "shop/watcher").await;
     speaks(&trio, third, 2).await;
     // From then on every owner has it agreed on before it reads.
+    trio.move_source(third, first).await;
     trio.move_source(third, second).await;
     trio.sql("INSERT INTO t VALUES (1)").await;
     assert_eq!(watcher.take_until(1).await, [1]);
