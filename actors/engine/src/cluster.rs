@@ -113,10 +113,13 @@ pub struct State {
     /// The newest epoch of each source's name when it was added: what was written under it or before
     /// is of another source, which had that name earlier.
     pub since: BTreeMap<String, Epoch>,
-    /// All dumps that are not forgotten. Not serialised with the rest: a store keeps one row each,
-    /// and writes only those that changed, which it sees by the pointers.
+    /// All dumps that are not forgotten. Not serialised with the rest: a store keeps one row each, and
+    /// writes only those that changed, which it sees by the pointers.
     #[serde(skip)]
     pub dumps: BTreeMap<DumpId, Arc<Dump>>,
+    /// Bytes that may be read from a replica a second; in no agreed form yet.
+    #[serde(skip)]
+    pub replica_rates: BTreeMap<String, u64>,
 }
 
 /// A declared hole in a stream.
