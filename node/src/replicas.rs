@@ -87,8 +87,12 @@ impl Replicas {
         dry_run: bool,
     ) -> Result<AddedReplica, SourceError> {
         let source = self.sources.get(&definition.source)?;
+        self.check_rate(&definition)?;
         if let Some(existing) = self.existing(&definition) {
             let replica = Some(existing?);
+            if !dry_run {
+                self.agree_rate(&definition.name, definition.rate)?;
+            }
             let mut plan = SourcePlan::default();
             plan.passed("the replica is registered already, exactly as asked");
             let checks = plan.checks;
@@ -112,9 +116,11 @@ impl Replicas {
             definition.password = Some(kept.map_err(store)?);
         }
         let now = PgTime::from_unix_micros(unix_now_micros());
+        let rate = definition.rate;
         let replica = definition.into_replica(now, system_identifier);
         let command = Command::AddReplica(Box::new(replica.clone()));
         self.consensus.propose(command).await?;
+        self.agree_rate(&replica.name, rate)?;
         tracing::info!(
             replica = replica.name,
             source = replica.source,
@@ -204,6 +210,31 @@ impl Replicas {
             "removed a replica"
         );
         Ok(())
+    }
+
+    /// Returns how many bytes of rows all dumps together may read from a replica a second.
+    #[must_use]
+    pub fn rate(&self, name: &str) -> Option<u64> {
+        self.state().replica_rate(name)
+    }
+
+    /// Refuses a rate that could not be agreed on, before anything is done.
+    fn check_rate(&self, definition: &ReplicaDefinition) -> Result<(), SourceError> {
+        self.agree_rate(&definition.name, definition.rate)
+    }
+
+    /// Agrees on the rate of a replica, and does nothing when it is as it shall be. No form of the agreed
+    /// state has a place for it: the only line to change once one has.
+    fn agree_rate(&self, name: &str, rate: Option<u64>) -> Result<(), SourceError> {
+        let known = self.rate(name).unwrap_or(0);
+        if rate.is_none_or(|rate| rate == known) {
+            return Ok(());
+        }
+        Err(SourceError::Invalid {
+            text: "the nodes of this cluster cannot agree on a rate of a replica yet; use \
+                   `pgcapture dump start --rate`"
+                .to_owned(),
+        })
     }
 
     /// Answers for a replica of that name that is there already.
