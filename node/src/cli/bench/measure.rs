@@ -95,7 +95,16 @@ pub(super) fn server_cpu(pid: u32) -> Duration {
 
 /// Resident memory of this process in MiB; 0 where there is no `/proc`.
 pub(super) fn resident_mib() -> f64 {
-    let text = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    resident("self")
+}
+
+/// Resident memory of another process in MiB; 0 when there is none.
+pub(super) fn resident_mib_of(pid: u32) -> f64 {
+    resident(&pid.to_string())
+}
+
+fn resident(process: &str) -> f64 {
+    let text = fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
     let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     let kib = line.and_then(|rest| rest.split_whitespace().next()?.parse::<f64>().ok());
     kib.unwrap_or_default() / 1024.0
