@@ -24,7 +24,7 @@ const ROW_COUNT: i64 = 48;
 const ROW_BYTES: usize = 256 << 10;
 
 /// Ranges that are read at once.
-const PARALLEL: usize = 4;
+pub(crate) const PARALLEL: usize = 4;
 
 /// Less than a range by far: the consumer holds the reader up.
 const LIMITS: &str = "[limits]\nin_flight = \"1MiB\"\n";
