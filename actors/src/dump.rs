@@ -181,6 +181,8 @@ pub struct RangeTicket {
     pub at_least: Lsn,
     /// Bytes that may be read a second, at most.
     pub rate_bytes_per_second: Option<u64>,
+    /// Ranges of the dump that are read at once, at most.
+    pub parallel: u32,
 }
 
 /// A range that is being read.

@@ -16,7 +16,7 @@ use futures_util::StreamExt as _;
 use pgcapture_actors::{
     cursors::{Cursor, CursorError, CursorStore, SubscriptionId},
     dump::{
-        GivenUp, RowBatch, RowEvent,
+        GivenUp, ROW_BATCHES_WAITING_MAX, RowBatch, RowEvent,
         scripted::{Ended, Script, script},
     },
     gateway::{
@@ -31,6 +31,7 @@ use pgcapture_actors::{
 use pgcapture_engine::{
     batch::{BatchBuilder, EntryKind},
     checkpoint::{Checkpoint, Epoch},
+    cluster::DumpOptions,
     ledger::{Ack, AckKind},
     lsn::{Lsn, PgTime},
     splice::{HOLD_MAX, STALL_ALONE_MAX, STALL_MAX, WAIT_MAX},
@@ -176,8 +177,14 @@ struct World {
 impl World {
     /// One range is due; the consumer had the changes up to position 10.
     async fn new() -> Self {
+        Self::wanting(DumpOptions::DEFAULT_PARALLEL).await
+    }
+
+    /// The same for a dump that wants so many ranges read at once.
+    async fn wanting(parallel: u32) -> Self {
         let log = MemoryLog::new(MemoryLogOptions::default());
         let mut script = script();
+        script.parallel = parallel;
         script.schedule(&shop());
         let ranges = Arc::clone(&script.ranges);
         let resolver = Arc::new(Shop(Arc::clone(&log)));
@@ -439,5 +446,55 @@ fn a_range_waits_for_the_changes_before_it_only_so_long() {
         sender.closed().await;
         world.publish(20).await;
         assert_eq!(consumer.change_at().await, 20);
+    });
+}
+
+#[test]
+fn as_many_ranges_are_read_as_the_dump_wants_and_a_stuck_consumer_stops_them_all() {
+    const RANGES: usize = 6;
+    run(async {
+        let mut world = World::wanting(4).await;
+        for _ in 1..RANGES {
+            world.script.schedule(&shop());
+        }
+        let mut consumer = world.join(&[EARLIEST]).await;
+        assert_eq!(consumer.change_at().await, 10);
+        let mut readers = Vec::new();
+        for _ in 0..4 {
+            readers.push(world.open(11).await);
+        }
+        let fifth = tokio::time::timeout(SLACK, world.script.opening()).await;
+        assert!(fifth.is_err(), "more are open than are wanted");
+        // Each has room for so many batches and no more: the consumer takes nothing.
+        for reader in &readers[1..] {
+            for _ in 0..ROW_BATCHES_WAITING_MAX {
+                reader.try_send(rows(1)).unwrap();
+            }
+            reader.try_send(rows(1)).unwrap_err();
+        }
+        // They come one after another, and the next is opened for each that was delivered.
+        for index in 0..RANGES {
+            let reader = match readers.get(index) {
+                Some(reader) => reader.clone(),
+                None => world.open(11).await,
+            };
+            let mut batches = ROW_BATCHES_WAITING_MAX;
+            if !(1..4).contains(&index) {
+                reader.send(rows(1)).await.unwrap();
+                batches = 1;
+            }
+            let taking = async {
+                for _ in 0..batches * BATCH_ROWS {
+                    consumer.row(true).await;
+                }
+            };
+            let (told, ()) = tokio::join!(reader.send(RowEvent::End), taking);
+            told.unwrap();
+            let told = match world.script.ended().await.unwrap() {
+                Ended::Finished(ticket, delivered) => (ticket, delivered.row_count),
+                other => panic!("{other:?}"),
+            };
+            assert_eq!(told, (index as u64 + 1, (batches * BATCH_ROWS) as u64));
+        }
     });
 }

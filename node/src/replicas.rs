@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use pgcapture_actors::consensus::Consensus;
 use pgcapture_engine::{
-    cluster::{Command, Dump, Refusal, Replica, ReplicaRefusal, State},
+    cluster::{Command, Dump, Proposal, Refusal, Replica, ReplicaRefusal, State},
     lsn::PgTime,
 };
 
@@ -87,8 +87,12 @@ impl Replicas {
         dry_run: bool,
     ) -> Result<AddedReplica, SourceError> {
         let source = self.sources.get(&definition.source)?;
+        self.check_rate(&definition)?;
         if let Some(existing) = self.existing(&definition) {
             let replica = Some(existing?);
+            if !dry_run {
+                self.agree_rate(&definition.name, definition.rate).await?;
+            }
             let mut plan = SourcePlan::default();
             plan.passed("the replica is registered already, exactly as asked");
             let checks = plan.checks;
@@ -112,9 +116,11 @@ impl Replicas {
             definition.password = Some(kept.map_err(store)?);
         }
         let now = PgTime::from_unix_micros(unix_now_micros());
+        let rate = definition.rate;
         let replica = definition.into_replica(now, system_identifier);
         let command = Command::AddReplica(Box::new(replica.clone()));
         self.consensus.propose(command).await?;
+        self.agree_rate(&replica.name, rate).await?;
         tracing::info!(
             replica = replica.name,
             source = replica.source,
@@ -203,6 +209,38 @@ impl Replicas {
             source = replica.source,
             "removed a replica"
         );
+        Ok(())
+    }
+
+    /// Returns how many bytes of rows all dumps together may read from a replica a second.
+    #[must_use]
+    pub fn rate(&self, name: &str) -> Option<u64> {
+        self.state().replica_rate(name)
+    }
+
+    /// Returns what must be agreed on for a replica to have this rate; `None` when it is as it shall be.
+    fn change_rate(&self, name: &str, rate: Option<u64>) -> Option<Command> {
+        let wanted = rate?;
+        (wanted != self.rate(name).unwrap_or(0)).then(|| Command::SetReplicaRate {
+            name: name.to_owned(),
+            rate: (wanted > 0).then_some(wanted),
+        })
+    }
+
+    /// Refuses a rate that could not be agreed on, before anything is done.
+    fn check_rate(&self, definition: &ReplicaDefinition) -> Result<(), SourceError> {
+        let Some(change) = self.change_rate(&definition.name, definition.rate) else {
+            return Ok(());
+        };
+        self.state().check_readable(&Proposal::State(change))?;
+        Ok(())
+    }
+
+    /// Agrees on the rate of a replica.
+    async fn agree_rate(&self, name: &str, rate: Option<u64>) -> Result<(), SourceError> {
+        if let Some(change) = self.change_rate(name, rate) {
+            self.consensus.propose(change).await?;
+        }
         Ok(())
     }
 

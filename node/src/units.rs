@@ -29,6 +29,24 @@ const TIMES: [(&str, u64); 6] = [
 #[schemars(with = "String")]
 pub struct Size(pub u64);
 
+/// Bytes a second.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate(pub u64);
+
+impl FromStr for Rate {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let bad = || format!("\"{text}\" is no rate; write it like 50MiB/s");
+        let size = text.strip_suffix("/s").unwrap_or(text);
+        let Size(bytes) = size.parse().map_err(|_| bad())?;
+        if bytes == 0 {
+            return Err(format!("{}; nothing is read at a rate of 0", bad()));
+        }
+        Ok(Self(bytes))
+    }
+}
+
 /// A part of a whole, 1 to 100 percent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, JsonSchema)]
 #[schemars(with = "String")]
@@ -310,5 +328,14 @@ mod tests {
         assert_eq!(counts, ["0", "9999", "164 k", "1.32 M", "2.00 G"]);
         assert_eq!(human_duration(Duration::from_millis(40)), "40ms");
         assert_eq!(human_duration(Duration::from_secs(130)), "2m10s");
+    }
+
+    #[test]
+    fn rates_parse_as_written() {
+        assert_eq!("50MiB/s".parse(), Ok(Rate(50 << 20)));
+        assert_eq!("1GiB".parse(), Ok(Rate(1 << 30)));
+        for bad in ["", "fast", "0B/s", "50"] {
+            assert!(bad.parse::<Rate>().unwrap_err().contains("write it like"));
+        }
     }
 }

@@ -22,7 +22,7 @@ mod trio;
 #[path = "dump_nodes/work.rs"]
 mod work;
 
-use work::{TABLE_COUNT, Work};
+use work::{PARALLEL, TABLE_COUNT, Work};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dump_outlives_a_node_that_reads_and_a_new_node_takes_its_part() {
@@ -66,5 +66,5 @@ async fn a_dump_goes_on_at_the_next_leader() {
     assert_ne!(next, leader);
     let ended = work.take_all().await;
     // Those that were delivered and opened when the leader died.
-    work.check(&ended, 2);
+    work.check(&ended, PARALLEL);
 }

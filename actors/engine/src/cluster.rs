@@ -61,7 +61,7 @@ pub use self::{
     },
     home::{Home, HomeClaim, HomeCommand, Homes},
     node::{NODES_MAX, Node, RECOVERY_EPOCHS},
-    protocol::{Added, PROTOCOL_FIRST, PROTOCOL_PUBLICATIONS, Spoken, next_protocol},
+    protocol::{Added, PROTOCOL_FIRST, PROTOCOL_SECOND, Spoken, next_protocol},
     refusal::Refusal,
     replica::{
         DEFAULT_LAG_MAX, DEFAULT_RANGES_MAX, RANGES_MAX_LIMIT, REPLICAS_MAX, Replica, ReplicaKind,
@@ -125,8 +125,8 @@ pub struct State {
     /// The newest epoch of each source's name when it was added: what was written under it or before
     /// is of another source, which had that name earlier.
     pub since: BTreeMap<String, Epoch>,
-    /// All dumps that are not forgotten. Not serialised with the rest: a store keeps one row each,
-    /// and writes only those that changed, which it sees by the pointers.
+    /// All dumps that are not forgotten. Not serialised with the rest: a store keeps one row each, and
+    /// writes only those that changed, which it sees by the pointers.
     #[serde(skip)]
     pub dumps: BTreeMap<DumpId, Arc<Dump>>,
     /// What newer versions of the protocol have added. Not serialised with the rest either: a row of
@@ -263,6 +263,14 @@ pub enum Command {
         /// Its OID: one that was dropped and made anew has another.
         oid: u32,
     },
+    /// Limits what all dumps together may read from a replica a second. Refused for a replica that is not
+    /// there, and before version 2 of the protocol. Idempotent.
+    SetReplicaRate {
+        /// The replica's name.
+        name: String,
+        /// Bytes of rows; `None` takes the limit away.
+        rate: Option<u64>,
+    },
 }
 
 /// What nodes agree on, one after the other: an entry of their common log.
@@ -346,6 +354,7 @@ impl State {
             Command::KeepPublication { name, epoch, oid } => {
                 self.keep_publication(&name, epoch, oid)
             }
+            Command::SetReplicaRate { name, rate } => self.set_replica_rate(&name, rate),
         }
     }
 
@@ -435,6 +444,8 @@ impl State {
         self.added.publications.remove(name);
         self.reached.remove(&source.stream);
         self.replicas.retain(|_, replica| replica.source != name);
+        let (rates, replicas) = (&mut self.added.replica_rates, &self.replicas);
+        rates.retain(|replica, _| replicas.contains_key(replica));
         self.dumps.retain(|_, dump| dump.source != name);
         self.homes.retain(|id, _| id.stream != source.stream);
         Ok(Answer::Done)

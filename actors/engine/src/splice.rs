@@ -51,12 +51,14 @@
 
 mod deadlines;
 mod range;
+mod room;
 mod types;
 
 use std::{collections::BTreeMap, time::Duration};
 
 pub use deadlines::{HOLD_MAX, STALL_ALONE_MAX, STALL_MAX, WAIT_MAX};
 use range::{Range, Stage};
+pub use room::{RANGES_HELD_MAX, RANGES_OPEN_MAX, open_max};
 pub use types::{RangeEnd, RangeNumber, RowAck, RowsSent, UnknownRows};
 
 use crate::{checkpoint::Checkpoint, ledger::SessionId, lsn::Lsn};

@@ -281,6 +281,7 @@ impl DumpController {
             node: assignment.node,
             at_least: assignment.at_least,
             rate_bytes_per_second: assignment.rate_bytes_per_second,
+            parallel: assignment.parallel,
         }
     }
 }

@@ -10,6 +10,7 @@ use std::{
 
 use async_trait::async_trait;
 use pgcapture_engine::{
+    cluster::DumpOptions,
     codes::gateway::ROWS_LOST,
     dump::{DumpId, Extent, Heap, PageRange, TableName},
     lsn::Lsn,
@@ -47,6 +48,8 @@ pub struct Script {
     opens: mpsc::Receiver<Opening>,
     ends: mpsc::Receiver<Ended>,
     last: u64,
+    /// Ranges that the dump of those that are scheduled wants to be read at once.
+    pub parallel: u32,
 }
 
 /// A range that is to be opened.
@@ -87,6 +90,7 @@ pub fn script() -> Script {
         opens,
         ends,
         last: 0,
+        parallel: DumpOptions::DEFAULT_PARALLEL,
     }
 }
 
@@ -119,6 +123,7 @@ impl Script {
             address: address.to_owned(),
             at_least: Lsn::ZERO,
             rate_bytes_per_second: None,
+            parallel: self.parallel,
         };
         self.ranges.due().push_back((id.clone(), ticket));
         self.ranges.changes.send_modify(|number| *number += 1);

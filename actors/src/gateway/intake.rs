@@ -17,7 +17,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use futures_util::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use pgcapture_engine::{
     codes::gateway as codes,
-    splice::{RangeEnd, RangeNumber, RowsSent},
+    splice::{RANGES_HELD_MAX, RangeEnd, RangeNumber, RowsSent, open_max},
 };
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -25,14 +25,6 @@ use tokio_util::sync::CancellationToken;
 use super::{hub::Hub, membership::sleep_for, subscription::Subscription};
 use crate::cursors::CURSOR_SAVE_INTERVAL;
 use crate::dump::{Delivered, DumpError, GivenUp, OpenedRange, RangeRemedy, RangeTicket};
-
-/// Ranges with a reader: one is delivered while the next is opened. More would only hold snapshots
-/// and memory.
-const RANGES_OPEN_MAX: usize = 2;
-
-/// All ranges, those included that wait for acknowledgements: a consumer that never answers is
-/// not sent a whole table.
-const RANGES_HELD_MAX: usize = 16;
 
 /// A consumer that is further behind gets changes first: a range would wait for them, and its
 /// reader would hold a snapshot on the replica meanwhile.
@@ -165,7 +157,7 @@ impl Intake {
         let (open, all) = self
             .subscription
             .with_ranges(|ranges, _| ranges.splice.counts());
-        if open >= RANGES_OPEN_MAX || all >= RANGES_HELD_MAX {
+        if open >= self.open_max() || all >= RANGES_HELD_MAX {
             return;
         }
         let Some(lag) = self.subscription.lag() else {
@@ -178,6 +170,15 @@ impl Intake {
         let source = Arc::clone(&self.hub.ranges);
         let id = self.subscription.id.clone();
         self.pulling = Some(Box::pin(async move { source.pull(&id).await }));
+    }
+
+    /// Ranges that may have a reader: one is delivered while the others are opened and read ahead.
+    fn open_max(&self) -> usize {
+        let tickets = self.tickets.values();
+        let wanted: BTreeMap<_, _> = tickets
+            .map(|(ticket, _)| (ticket.dump, ticket.parallel))
+            .collect();
+        open_max(wanted.into_values())
     }
 
     async fn pulled(&mut self, pulled: Result<Option<RangeTicket>, DumpError>) {

@@ -137,6 +137,14 @@ fn warn_of_memory(data: &Path) {
     }
 }
 
+/// A failure of a command as an error with everything that it says.
+fn told(failure: Failure) -> anyhow::Error {
+    let Failure {
+        code, text, next, ..
+    } = failure;
+    anyhow::anyhow!("{code} {text}; next: {next}")
+}
+
 /// Processors that this process may use.
 fn processors() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)

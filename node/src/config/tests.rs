@@ -91,7 +91,7 @@ max_lag = "10s"
     );
     assert_eq!(
         (replica.max_ranges, replica.max_lag),
-        (2, Span::from_secs(10))
+        (4, Span::from_secs(10))
     );
 }
 

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use pgcapture_actors::dump::{DumpError, GivenUp, RangeRemedy, RangeTicket, RowBatch};
 use pgcapture_engine::{
+    cluster::DumpOptions,
     codes::{self, dump as dump_codes},
     dump::{DumpId, Extent, Heap, PageRange, TableName},
     lsn::Lsn,
@@ -104,6 +105,7 @@ pub fn ticket(ticket: &RangeTicket) -> Ticket {
         address: ticket.address.clone(),
         at_least: ticket.at_least.0,
         bytes_per_second: ticket.rate_bytes_per_second.unwrap_or(0),
+        parallel: ticket.parallel,
     }
 }
 
@@ -131,6 +133,10 @@ pub fn to_ticket(sent: Ticket) -> Option<RangeTicket> {
         address: sent.address,
         at_least: Lsn(sent.at_least),
         rate_bytes_per_second: (sent.bytes_per_second > 0).then_some(sent.bytes_per_second),
+        parallel: match sent.parallel {
+            0 => DumpOptions::DEFAULT_PARALLEL,
+            parallel => parallel,
+        },
     })
 }
 
@@ -221,6 +227,7 @@ mod tests {
                 address: "n2:1".to_owned(),
                 at_least: Lsn(40),
                 rate_bytes_per_second: Some(9),
+                parallel: 5,
             };
             assert_eq!(to_ticket(ticket(&sent)), Some(sent));
         }

@@ -33,6 +33,9 @@ pub struct ReplicaDefinition {
     pub ranges_max: u32,
     /// No range is begun while it is further behind.
     pub lag_max: Duration,
+    /// Bytes of rows that all dumps together may read from it a second, 0 for no limit; `None` leaves what
+    /// was said before.
+    pub rate: Option<u64>,
 }
 
 impl ReplicaDefinition {
@@ -75,6 +78,7 @@ impl ReplicaDefinition {
             kind,
             ranges_max: section.max_ranges,
             lag_max: section.max_lag.0,
+            rate: None,
         })
     }
 

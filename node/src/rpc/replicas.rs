@@ -53,6 +53,16 @@ impl ReplicasService {
     }
 }
 
+impl ReplicasService {
+    fn fill(
+        &self,
+        replica: &cluster::Replica,
+        statuses: &BTreeMap<String, ReplicaStatus>,
+    ) -> Replica {
+        fill(replica, self.replicas.rate(&replica.name), statuses)
+    }
+}
+
 fn definition(wanted: Option<WireDefinition>) -> Result<ReplicaDefinition, SourceError> {
     let wanted = wanted.unwrap_or_default();
     let lag = u64::try_from(wanted.max_lag_micros).unwrap_or(0);
@@ -73,7 +83,9 @@ fn definition(wanted: Option<WireDefinition>) -> Result<ReplicaDefinition, Sourc
             micros => Span(Duration::from_micros(micros)),
         },
     };
-    ReplicaDefinition::new(&wanted.name, section, &wanted.password)
+    let mut definition = ReplicaDefinition::new(&wanted.name, section, &wanted.password)?;
+    definition.rate = wanted.bytes_per_second;
+    Ok(definition)
 }
 
 #[tonic::async_trait]
@@ -93,7 +105,7 @@ impl ReplicasRpc for ReplicasService {
         let replica = added.replica.as_ref();
         Ok(Response::new(AddReplicaResponse {
             checks: added.checks.into_iter().map(answer::check).collect(),
-            replica: replica.map(|replica| fill(replica, &statuses)),
+            replica: replica.map(|replica| self.fill(replica, &statuses)),
         }))
     }
 
@@ -103,7 +115,7 @@ impl ReplicasRpc for ReplicasService {
     ) -> Result<Response<ListReplicasResponse>, Status> {
         let statuses = self.statuses().await;
         let replicas = self.replicas.list(&request.into_inner().source);
-        let replicas = replicas.iter().map(|replica| fill(replica, &statuses));
+        let replicas = replicas.iter().map(|replica| self.fill(replica, &statuses));
         let replicas = replicas.collect();
         Ok(Response::new(ListReplicasResponse { replicas }))
     }
@@ -114,7 +126,7 @@ impl ReplicasRpc for ReplicasService {
     ) -> Result<Response<Replica>, Status> {
         let replica = self.replicas.get(&request.into_inner().name);
         let replica = replica.map_err(|error| source_status(&error))?;
-        Ok(Response::new(fill(&replica, &self.statuses().await)))
+        Ok(Response::new(self.fill(&replica, &self.statuses().await)))
     }
 
     async fn remove_replica(
@@ -136,7 +148,11 @@ impl ReplicasRpc for ReplicasService {
     }
 }
 
-fn fill(replica: &cluster::Replica, statuses: &BTreeMap<String, ReplicaStatus>) -> Replica {
+fn fill(
+    replica: &cluster::Replica,
+    rate: Option<u64>,
+    statuses: &BTreeMap<String, ReplicaStatus>,
+) -> Replica {
     let unknown = ReplicaHealth::Unknown;
     let status = statuses.get(&replica.name);
     let health = status.map_or(&unknown, |status| &status.health);
@@ -150,6 +166,7 @@ fn fill(replica: &cluster::Replica, statuses: &BTreeMap<String, ReplicaStatus>) 
             kind: replica.kind.as_str().to_owned(),
             max_ranges: replica.ranges_max,
             max_lag_micros: micros(replica.lag_max),
+            bytes_per_second: rate,
         }),
         created_at: answer::unix_micros(replica.created_at),
         state: health.as_str().to_owned(),

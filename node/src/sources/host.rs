@@ -10,7 +10,7 @@ use pgcapture_actors::{
 };
 use pgcapture_engine::{
     checkpoint::Epoch,
-    cluster::{Command, Gap, LetGo, PROTOCOL_PUBLICATIONS, SecretRef, Source},
+    cluster::{Command, Gap, LetGo, PROTOCOL_SECOND, SecretRef, Source},
     codes,
     confirm::Origin,
 };
@@ -100,7 +100,7 @@ impl AgentHost for SourceHost {
 
     async fn keep_publication(&self, epoch: Epoch, oid: u32) -> Result<bool, HostError> {
         // Nodes of the version before could not read what is proposed.
-        if self.consensus.state().borrow().protocol() < PROTOCOL_PUBLICATIONS {
+        if self.consensus.state().borrow().protocol() < PROTOCOL_SECOND {
             return Ok(false);
         }
         let name = self.name.clone();

@@ -23,6 +23,9 @@ pub(crate) const TABLE_COUNT: usize = 16;
 const ROW_COUNT: i64 = 48;
 const ROW_BYTES: usize = 256 << 10;
 
+/// Ranges that are read at once.
+pub(crate) const PARALLEL: usize = 4;
+
 /// Less than a range by far: the consumer holds the reader up.
 const LIMITS: &str = "[limits]\nin_flight = \"1MiB\"\n";
 
@@ -106,7 +109,7 @@ impl Work {
             "shop",
             "--detach",
             "--parallel",
-            "4",
+            &PARALLEL.to_string(),
             "-o",
             "json",
         ];
@@ -127,15 +130,17 @@ impl Work {
         serde_json::from_str(&shown.data).unwrap_or(Value::String(shown.talk))
     }
 
-    /// Waits until two ranges stand still, and returns the nodes that read them.
+    /// Waits until as many ranges as are wanted stand still, and returns the nodes that read them.
     async fn readers(&self) -> Vec<String> {
-        eventually("two ranges that are read", async || {
+        eventually("ranges that are read", async || {
             let dump = self.dump().await;
             let reading = dump["reading"].as_array().into_iter().flatten();
             let reading = reading.filter(|range| range["is_read"] == false);
             let nodes = reading.map(|range| range["node"].as_str().unwrap_or("?").to_owned());
             let nodes: Vec<_> = nodes.collect();
-            (nodes.len() == 2).then_some(nodes).ok_or(dump.to_string())
+            (nodes.len() == PARALLEL)
+                .then_some(nodes)
+                .ok_or(dump.to_string())
         })
         .await
     }

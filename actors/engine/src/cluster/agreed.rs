@@ -164,6 +164,7 @@ impl Agreed {
             | Command::LetGo { .. }
             | Command::RaiseProtocol { .. }
             | Command::KeepPublication { .. }
+            | Command::SetReplicaRate { .. }
             | Command::Dump(_)
             | Command::AddNode(_)
             | Command::RemoveNode { .. }

@@ -22,8 +22,9 @@ use super::{Answer, Command, Proposal, Refusal, State, changed};
 /// The version of clusters that never agreed on one.
 pub const PROTOCOL_FIRST: u32 = 1;
 
-/// From this version on it is agreed on which publication a source is captured with.
-pub const PROTOCOL_PUBLICATIONS: u32 = 2;
+/// From this version on it is agreed on which publication a source is captured with, and how much may be
+/// read from a replica a second.
+pub const PROTOCOL_SECOND: u32 = 2;
 
 /// The versions that a node speaks: two neighbouring ones, so that a cluster can be upgraded node by node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,13 +42,15 @@ pub struct Added {
     pub protocol: u32,
     /// OID of the publication that each source is captured with.
     pub publications: BTreeMap<String, u32>,
+    /// Bytes of rows that may be read from each replica a second; none for one without a limit.
+    pub replica_rates: BTreeMap<String, u64>,
 }
 
 impl Spoken {
     /// What this program speaks.
     pub const OURS: Self = Self {
         oldest: PROTOCOL_FIRST,
-        newest: PROTOCOL_PUBLICATIONS,
+        newest: PROTOCOL_SECOND,
     };
 
     /// What a node speaks that names one version, and the newest if it knows that there are more.
@@ -100,7 +103,7 @@ impl Command {
     pub fn since(&self) -> u32 {
         match self {
             Self::RaiseProtocol { to, .. } => to.saturating_sub(1),
-            Self::KeepPublication { .. } => PROTOCOL_PUBLICATIONS,
+            Self::KeepPublication { .. } | Self::SetReplicaRate { .. } => PROTOCOL_SECOND,
             Self::AddSource(_)
             | Self::RemoveSource { .. }
             | Self::SetPaused { .. }
@@ -128,10 +131,14 @@ impl State {
     ///
     /// [`Refusal::Protocol`].
     pub fn check_readable(&self, proposal: &Proposal) -> Result<(), Refusal> {
-        let wanted = match proposal {
+        self.check_agreed(match proposal {
             Proposal::State(command) => command.since(),
             Proposal::Cursors(_) => PROTOCOL_FIRST,
-        };
+        })
+    }
+
+    /// Tells whether a version was agreed on.
+    pub(super) fn check_agreed(&self, wanted: u32) -> Result<(), Refusal> {
         let agreed = self.protocol();
         if wanted > agreed {
             return Err(Refusal::Protocol { wanted, agreed });

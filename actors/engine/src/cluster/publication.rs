@@ -4,7 +4,7 @@
 //! between is lost, and PostgreSQL 18 says so to nobody. So the OID is agreed on, as is a hole that an
 //! owner has declared: the next owner must find both, whatever its own log holds.
 
-use super::{Answer, Gap, PROTOCOL_PUBLICATIONS, Refusal, State, changed};
+use super::{Answer, Gap, PROTOCOL_SECOND, Refusal, State, changed};
 use crate::{checkpoint::Epoch, lsn::Lsn};
 
 impl State {
@@ -29,10 +29,7 @@ impl State {
             let (name, epoch) = (name.to_owned(), source.epoch);
             return Err(Refusal::EpochMoved { name, epoch });
         }
-        let (wanted, agreed) = (PROTOCOL_PUBLICATIONS, self.protocol());
-        if agreed < wanted {
-            return Err(Refusal::Protocol { wanted, agreed });
-        }
+        self.check_agreed(PROTOCOL_SECOND)?;
         let before = self.added.publications.insert(name.to_owned(), oid);
         Ok(changed(before != Some(oid)))
     }

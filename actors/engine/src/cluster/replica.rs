@@ -7,7 +7,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Answer, InvalidName, Refusal, State, check_name, join, source::SecretRef};
+use super::{
+    Answer, InvalidName, PROTOCOL_SECOND, Refusal, State, changed, check_name, join,
+    source::SecretRef,
+};
 use crate::{
     codes::{self, Explanation},
     lsn::PgTime,
@@ -16,9 +19,9 @@ use crate::{
 /// At most this many replicas; each is asked for its health every second.
 pub const REPLICAS_MAX: usize = 1_000;
 
-/// Ranges read from a replica at once when nothing else is said: enough that one is read while
-/// another waits for its consumer, little enough that a small standby serves its own users.
-pub const DEFAULT_RANGES_MAX: u32 = 2;
+/// Ranges read from a replica at once when nothing else is said: enough for two dumps that say nothing, or
+/// for one that asks for more at once; little enough that a small standby serves its own users.
+pub const DEFAULT_RANGES_MAX: u32 = 4;
 
 /// At most this many ranges are read from a replica at once; each is a connection.
 pub const RANGES_MAX_LIMIT: u32 = 64;
@@ -145,6 +148,27 @@ impl State {
             .filter(move |replica| replica.source == source)
     }
 
+    /// Returns how many bytes of rows may be read from a replica a second, by all dumps together.
+    #[must_use]
+    pub fn replica_rate(&self, name: &str) -> Option<u64> {
+        self.added.replica_rates.get(name).copied()
+    }
+
+    pub(super) fn set_replica_rate(
+        &mut self,
+        name: &str,
+        rate: Option<u64>,
+    ) -> Result<Answer, Refusal> {
+        self.replica(name)?;
+        self.check_agreed(PROTOCOL_SECOND)?;
+        let rates = &mut self.added.replica_rates;
+        let before = match rate {
+            Some(rate) => rates.insert(name.to_owned(), rate.max(1)),
+            None => rates.remove(name),
+        };
+        Ok(changed(before != self.replica_rate(name)))
+    }
+
     pub(super) fn add_replica(&mut self, replica: Replica) -> Result<Answer, Refusal> {
         check_name("replica", &replica.name).map_err(ReplicaRefusal::from)?;
         self.source(&replica.source)?;
@@ -169,6 +193,7 @@ impl State {
     pub(super) fn remove_replica(&mut self, name: &str) -> Result<Answer, Refusal> {
         let unknown = self.unknown_replica(name);
         self.replicas.remove(name).ok_or(unknown)?;
+        self.added.replica_rates.remove(name);
         Ok(Answer::Done)
     }
 

@@ -12,7 +12,10 @@
 use std::time::Duration;
 
 use super::{PageRange, PageSet};
-use crate::cluster::{DumpOptions, DumpTable, WantedPages};
+use crate::{
+    cluster::{DumpOptions, DumpTable, WantedPages},
+    splice::RANGES_OPEN_MAX,
+};
 
 /// What was delivered corrects the plan by at most this factor: a bloated or half empty beginning says
 /// little about the rest.
@@ -146,14 +149,31 @@ pub fn with_end(table: &DumpTable, pages: PageRange) -> PageRange {
     PageRange { last, ..pages }
 }
 
+/// Returns how large ranges are before they are stretched.
+///
+/// Rows of all that are open wait in buffers of a fixed size until it is their turn, and so do the changes
+/// of their consumer. So the more are read at once the smaller they are, together two of the default size;
+/// a size that somebody asked for is kept.
+#[must_use]
+pub fn base_bytes(options: &DumpOptions) -> u64 {
+    if options.range_bytes != DumpOptions::DEFAULT_RANGE_BYTES {
+        return options.range_bytes;
+    }
+    let parallel = u64::from(options.parallel.clamp(2, RANGES_OPEN_MAX));
+    DumpOptions::DEFAULT_RANGE_BYTES * 2 / parallel
+}
+
 /// Returns how many times their size the next ranges have, after one that had `stretch` times its size
 /// and took so long: longer ones while they are done in less than half of [`RANGE_TIME`], shorter ones
-/// beyond it. Only of the default size: one that somebody asked for is kept, and a rate or a pause wants
-/// small steps.
+/// beyond it. Only of the default size: one that somebody asked for is kept, a rate or a pause wants
+/// small steps, and more than two at once hide what it costs to open one.
 #[must_use]
 pub fn stretch(options: &DumpOptions, stretch: u32, took: Duration) -> u32 {
     let is_default = options.range_bytes == DumpOptions::DEFAULT_RANGE_BYTES;
-    if !is_default || options.rate_bytes_per_second.is_some() || !options.cool_down.is_zero() {
+    let wants_small = options.parallel > DumpOptions::DEFAULT_PARALLEL
+        || options.rate_bytes_per_second.is_some()
+        || !options.cool_down.is_zero();
+    if !is_default || wants_small {
         1
     } else if took < RANGE_TIME / 2 {
         stretch.saturating_mul(2).min(STRETCH_MAX)

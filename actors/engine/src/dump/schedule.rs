@@ -21,6 +21,7 @@ pub(super) mod fixtures;
 mod look;
 mod outcome;
 mod places;
+mod rates;
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -92,8 +93,10 @@ pub struct Assignment {
     pub replica: String,
     /// The node that reads it.
     pub node: String,
-    /// Bytes a second that it may read, at most: its share of what the dump may.
+    /// Bytes a second that it may read, at most: its share of what the dump may, and the replica gives.
     pub rate_bytes_per_second: Option<u64>,
+    /// Ranges of the dump that are read at once, at most.
+    pub parallel: u32,
     /// The position that its snapshot must reach, whatever the session has delivered.
     pub at_least: Lsn,
 }
@@ -106,8 +109,10 @@ struct Running {
     extent: Extent,
     place: Place,
     since: Duration,
-    /// Bytes that the rate limit was charged with.
+    /// Bytes that the rate limits were charged with.
     charged: u64,
+    /// Bytes a second that it was given of what the replica gives.
+    share: u64,
     /// The server has said that there are no more rows.
     is_read: bool,
     tries: Tries,
@@ -163,10 +168,12 @@ impl Schedule {
                 *book = ReplicaBook {
                     definition: Some(replica.clone()),
                     reading: book.reading,
+                    rates: book.rates.clone(),
                     ..ReplicaBook::default()
                 };
                 self.nodes.set_own(name, false);
             }
+            book.rates.limit = state.replica_rate(name);
         }
         self.nodes
             .forget_replicas(|name| state.replicas.contains_key(name));
@@ -209,17 +216,19 @@ impl Schedule {
             self.set_hungry(id, now);
             return None;
         };
+        let share = self.share(&place.replica, now);
         let job = self.jobs.get_mut(&id)?;
-        let work = job.take_work(now)?;
+        let work = job.take_work(share, now)?;
         let charged = job.charge(&work, now);
         self.last_ticket += 1;
         job.hungry_until = None;
         job.last_ticket = self.last_ticket;
         job.reading += 1;
-        let rate_bytes_per_second = job.rate_share();
+        let rates = job.rate_share().into_iter().chain(share);
         if let Some(book) = self.replicas.get_mut(&place.replica) {
             book.reading += 1;
             book.last_ticket = self.last_ticket;
+            book.rates.begin(share.unwrap_or(0), charged, now);
         }
         self.nodes.set_last_ticket(&place.node, self.last_ticket);
         let dump = Arc::clone(&job.dump);
@@ -232,6 +241,7 @@ impl Schedule {
             place: place.clone(),
             since: now,
             charged,
+            share: share.unwrap_or(0),
             is_read: false,
             tries: work.tries,
         };
@@ -246,7 +256,8 @@ impl Schedule {
             extent: work.extent,
             replica: place.replica,
             node: place.node,
-            rate_bytes_per_second,
+            rate_bytes_per_second: rates.min(),
+            parallel: dump.options.parallel,
             at_least: table.layout.planned_at,
         })
     }
@@ -257,7 +268,9 @@ impl Schedule {
         let jobs = self.jobs.values().filter(|job| job.is_active());
         let of_jobs = jobs.flat_map(|job| job.dues());
         let of_errands = self.errands.iter().map(|order| order.due);
-        of_jobs.chain(of_errands).filter(|due| *due > now).min()
+        let of_replicas = self.replicas.values().map(|book| book.rates.paid_until);
+        let all = of_jobs.chain(of_errands).chain(of_replicas);
+        all.filter(|due| *due > now).min()
     }
 
     /// Returns how long a running range has been running.

@@ -53,7 +53,9 @@ impl Splice {
             Stage::Opening { at_least } => (self.is_held() && self.limit() == Some(at_least))
                 .then(|| turn + HOLD_MAX)
                 .filter(|_| !self.is_delivering()),
-            Stage::Waiting { at } if at > self.reached => Some(turn + WAIT_MAX),
+            Stage::Waiting { at } if at > self.reached => {
+                (!self.is_delivering()).then(|| turn + WAIT_MAX)
+            }
             Stage::Waiting { .. } => (!self.is_delivering()).then(|| turn + stall),
             Stage::Delivering { .. } => Some(range.since + stall),
             // Others wait, or the source does, to hand it out again.

@@ -365,6 +365,26 @@ fn a_range_waits_only_so_long_for_the_changes_before_it() {
 }
 
 #[test]
+fn a_range_waits_for_as_long_as_others_before_it_are_delivered() {
+    let mut splice = splice(&[S1], false);
+    let first = delivering(&mut splice, S1, 100);
+    let (second, _) = splice.request(entry(99), START);
+    assert!(splice.opened(second, Lsn(150), START));
+    // A slow consumer takes the first for longer than changes may take.
+    let mut now = START;
+    for _ in 0..4 {
+        now += STALL_ALONE_MAX - MS;
+        splice.give_up_overdue(now);
+        assert!(splice.sent(first, S1, rows(1), false, now));
+    }
+    assert!(splice.sent(first, S1, rows(1), true, now));
+    splice.give_up_overdue(now + WAIT_MAX - MS);
+    assert!(!splice.has_ended());
+    splice.give_up_overdue(now + WAIT_MAX);
+    assert_eq!(ended(&mut splice), [RangeEnd::Stalled], "no change comes");
+}
+
+#[test]
 fn waiting_behind_another_range_costs_no_time() {
     let mut splice = splice(&[S1], false);
     let first = delivering(&mut splice, S1, 100);

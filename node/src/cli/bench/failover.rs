@@ -24,14 +24,11 @@ use super::{
     histogram::Bucket,
     progress::Progress,
     report::{Report, What},
-    scratch,
+    scratch, told,
     workload::{SCHEMA, Table},
     writer,
 };
-use crate::cli::{
-    Failure,
-    dev::cluster::{Cluster, api},
-};
+use crate::cli::dev::cluster::{Cluster, api};
 
 /// Name of the source, of its stream, and of the consumer.
 const STREAM: &str = "failover";
@@ -189,12 +186,4 @@ async fn measure(
         redelivered: Some(redelivered),
         ..Report::default()
     })
-}
-
-/// A failure of a command as an error with everything that it says.
-fn told(failure: Failure) -> anyhow::Error {
-    let Failure {
-        code, text, next, ..
-    } = failure;
-    anyhow::anyhow!("{code} {text}; next: {next}")
 }

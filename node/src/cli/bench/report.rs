@@ -133,6 +133,9 @@ pub(super) struct What {
     /// Ranges that were read at a time.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) workers: Option<u32>,
+    /// Servers that were read; workers are processes then.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) instances: Option<u32>,
     /// Rows were read no faster than so many MiB a second.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) limit_mib: Option<u64>,
@@ -237,6 +240,7 @@ impl Report {
         );
         words.extend(what.seconds.map(|seconds| format!("{seconds} s")));
         words.extend(what.workers.map(|count| format!("{count} workers")));
+        words.extend(what.instances.map(|count| format!("{count} servers")));
         let limit = what.limit_mib;
         words.extend(limit.map(|mib| format!("at most {mib} MiB/s")));
         words.extend(what.from.map(|from| format!("from the {from}")));

@@ -51,6 +51,8 @@ pub(in crate::cli) struct Cluster {
     flags: Vec<String>,
     members: BTreeMap<u8, Member>,
     links: SharedLinks,
+    /// Whether the ways between nodes can be cut; else they reach each other without a proxy.
+    has_links: bool,
     /// Groups that do not reach each other; none, or at least two.
     groups: Vec<BTreeSet<u8>>,
 }
@@ -72,7 +74,26 @@ impl Cluster {
         port: u16,
         flags: Vec<String>,
     ) -> Result<Self, Failure> {
+        Self::start_with(folder, (count, port), flags, true).await
+    }
+
+    /// The same for measurements: on free ports, and with nothing between the nodes.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::start`].
+    pub(in crate::cli) async fn start_direct(folder: &Path, count: u8) -> Result<Self, Failure> {
+        Self::start_with(folder, (count, 0), Vec::new(), false).await
+    }
+
+    async fn start_with(
+        folder: &Path,
+        (count, port): (u8, u16),
+        flags: Vec<String>,
+        has_links: bool,
+    ) -> Result<Self, Failure> {
         let mut cluster = Self {
+            has_links,
             folder: folder.to_owned(),
             ports: match port {
                 0 => Ports::Free,
@@ -249,7 +270,7 @@ impl Cluster {
         let flags = self.flags.clone();
         let new = Member::create(&self.folder, number, addresses, peers, flags)?;
         let mut links = lock(&self.links);
-        for other in self.members.values() {
+        for other in self.members.values().filter(|_| self.has_links) {
             links.add((number, other.number), other.addresses.listen)?;
             links.add((other.number, number), addresses.listen)?;
         }

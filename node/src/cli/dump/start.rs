@@ -8,7 +8,7 @@ use pgcapture_proto::admin::v1::{PageRange, StartDumpRequest};
 use super::{DumpView, follow};
 use crate::{
     cli::{Failure, Global, connect, output},
-    units::{Size, Span},
+    units::{Rate, Span},
 };
 
 /// Arguments of `dump start`.
@@ -87,24 +87,6 @@ impl FromStr for Pages {
     }
 }
 
-/// Bytes a second.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Rate(u64);
-
-impl FromStr for Rate {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let bad = || format!("\"{text}\" is no rate; write it like 50MiB/s");
-        let size = text.strip_suffix("/s").unwrap_or(text);
-        let Size(bytes) = size.parse().map_err(|_| bad())?;
-        if bytes == 0 {
-            return Err(format!("{}; to rest, use `pgcapture dump pause`", bad()));
-        }
-        Ok(Self(bytes))
-    }
-}
-
 pub(super) async fn run(global: &Global, args: StartArgs) -> Result<(), Failure> {
     let uri = match &args.consumer {
         Some(consumer) => format!("{}/{consumer}", args.stream),
@@ -153,14 +135,5 @@ mod tests {
         }
         let backwards = "9-3".parse::<Pages>().unwrap_err();
         assert_eq!(backwards, "\"9-3\" is backwards; write 3-9");
-    }
-
-    #[test]
-    fn rates_parse_as_written() {
-        assert_eq!("50MiB/s".parse(), Ok(Rate(50 << 20)));
-        assert_eq!("1GiB".parse(), Ok(Rate(1 << 30)));
-        for bad in ["", "fast", "0B/s", "50"] {
-            assert!(bad.parse::<Rate>().unwrap_err().contains("write it like"));
-        }
     }
 }

@@ -10,7 +10,7 @@ use crate::{
         output::{self, Format},
         source::{check_lines, checks_value, count},
     },
-    units::Span,
+    units::{Rate, Span},
 };
 
 /// Arguments of `replica add`.
@@ -37,9 +37,21 @@ pub struct AddArgs {
     /// Begin no range while it is further behind the source than this.
     #[arg(long, value_name = "TIME")]
     max_lag: Option<Span>,
+    /// Read no more rows from it than so many bytes a second, all dumps together, such as 50MiB/s; none
+    /// takes the limit away. For a replica that exists the limit is changed.
+    #[arg(long, value_name = "SIZE/s", value_parser = limit)]
+    rate: Option<u64>,
     /// Only check.
     #[arg(long)]
     dry_run: bool,
+}
+
+/// Reads a rate; 0 is none.
+fn limit(text: &str) -> Result<u64, String> {
+    if text == "none" {
+        return Ok(0);
+    }
+    text.parse().map(|Rate(rate)| rate)
 }
 
 /// What a replica is.
@@ -70,6 +82,7 @@ pub(super) async fn run(global: &Global, args: AddArgs) -> Result<(), Failure> {
         kind: args.kind.as_str().to_owned(),
         max_ranges: args.max_ranges.unwrap_or(0),
         max_lag_micros: i64::try_from(max_lag).unwrap_or(i64::MAX),
+        bytes_per_second: args.rate,
     };
     let mut client = connect::replicas(global).await?;
     let request = AddReplicaRequest {

@@ -11,7 +11,7 @@ use crate::{
         source::{TroubleView, trouble_text},
         watch::{Awaited, Until},
     },
-    units::human_duration,
+    units::{human_bytes, human_duration},
 };
 
 /// A replica counts as caught up below this lag.
@@ -29,6 +29,7 @@ pub(super) struct ReplicaView {
     running_ranges: u32,
     max_ranges: u32,
     max_lag_seconds: f64,
+    bytes_per_second: Option<u64>,
     trouble: Option<TroubleView>,
     #[serde(skip)]
     told: Option<Trouble>,
@@ -48,6 +49,7 @@ impl From<Replica> for ReplicaView {
             running_ranges: replica.running_ranges,
             max_ranges: definition.max_ranges,
             max_lag_seconds: seconds(definition.max_lag_micros),
+            bytes_per_second: definition.bytes_per_second,
             trouble: replica.trouble.clone().map(TroubleView::from),
             told: replica.trouble,
         }
@@ -62,6 +64,7 @@ impl View for ReplicaView {
         ("STATE", false),
         ("BEHIND", false),
         ("RANGES", false),
+        ("RATE", false),
         ("MAX LAG", true),
         ("URL", true),
     ];
@@ -78,6 +81,10 @@ impl View for ReplicaView {
             },
             span(self.lag_seconds),
             format!("{}/{}", self.running_ranges, self.max_ranges),
+            self.bytes_per_second.map_or_else(
+                || "-".to_owned(),
+                |bytes| format!("{}/s", human_bytes(bytes)),
+            ),
             span(self.max_lag_seconds),
             self.url.clone(),
         ]

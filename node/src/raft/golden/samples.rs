@@ -18,7 +18,7 @@ use pgcapture_engine::{
 
 /// Names of all kinds of requests. [`name`] does not build when there is a new one: it is named there
 /// and here, and gets a sample.
-pub(super) const NAMES: [&str; 28] = [
+pub(super) const NAMES: [&str; 29] = [
     "add_source",
     "remove_source",
     "set_paused",
@@ -47,6 +47,7 @@ pub(super) const NAMES: [&str; 28] = [
     "cursors_remove",
     "raise_protocol",
     "keep_publication",
+    "set_replica_rate",
 ];
 
 /// Returns the name of a kind of request.
@@ -72,6 +73,7 @@ pub(super) fn name(proposal: &Proposal) -> String {
             Command::LetGo { .. } => "let_go",
             Command::RaiseProtocol { .. } => "raise_protocol",
             Command::KeepPublication { .. } => "keep_publication",
+            Command::SetReplicaRate { .. } => "set_replica_rate",
             Command::Home(HomeCommand::Claim { .. }) => "home_claim",
             Command::Home(HomeCommand::Release { .. }) => "home_release",
             Command::Dump(command) => match command {
@@ -100,6 +102,10 @@ pub(super) fn proposals_of_2() -> Vec<Proposal> {
             name: "shop".to_owned(),
             epoch: Epoch(1),
             oid: 16_500,
+        },
+        Command::SetReplicaRate {
+            name: "r1".to_owned(),
+            rate: Some(50 << 20),
         },
     ])
 }

@@ -55,6 +55,37 @@ fn the_same_replica_is_added_once() {
 }
 
 #[test]
+fn a_rate_is_agreed_on_once_all_nodes_can_and_goes_with_its_replica() {
+    let mut state = shop();
+    add(&mut state, replica("r1")).unwrap();
+    let set = |state: &mut State, rate| {
+        let name = "r1".to_owned();
+        state.apply(Command::SetReplicaRate { name, rate })
+    };
+    let refusal = set(&mut state, Some(9)).unwrap_err();
+    assert!(matches!(refusal, Refusal::Protocol { wanted: 2, .. }));
+    state.added.protocol = PROTOCOL_SECOND;
+    assert_eq!(set(&mut state, Some(9)), Ok(Answer::Done));
+    assert_eq!(set(&mut state, Some(9)), Ok(Answer::Unchanged));
+    assert_eq!(state.replica_rate("r1"), Some(9));
+    assert_eq!(set(&mut state, None), Ok(Answer::Done));
+    assert_eq!(state.replica_rate("r1"), None);
+    for removal in [
+        Command::RemoveReplica {
+            name: "r1".to_owned(),
+        },
+        Command::RemoveSource {
+            name: "shop".to_owned(),
+        },
+    ] {
+        let mut state = state.clone();
+        set(&mut state, Some(9)).unwrap();
+        state.apply(removal).unwrap();
+        assert!(state.added.replica_rates.is_empty());
+    }
+}
+
+#[test]
 fn what_is_wrong_with_a_replica_is_told() {
     let mut state = shop();
     for (wrong, word) in [

@@ -6,7 +6,10 @@ use std::{
     time::Duration,
 };
 
-use super::{RATE_STEP, Running, cut};
+use super::{
+    RATE_STEP, Running, cut,
+    rates::{RateBook, time},
+};
 use crate::{
     cluster::{Dump, DumpOptions, DumpState, DumpTable, Replica},
     dump::{Extent, ReplicaHealth, cut::Cutter},
@@ -233,8 +236,8 @@ impl Job {
     }
 
     /// Takes the range to hand out now: first what is tried again, then pages, then the sweep, table by
-    /// table.
-    pub(super) fn take_work(&mut self, now: Duration) -> Option<Work> {
+    /// table. `rate` is what the replica gives it.
+    pub(super) fn take_work(&mut self, rate: Option<u64>, now: Duration) -> Option<Work> {
         if let Some(key) = self.due_retry(now) {
             let retry = self.retries.remove(&key)?;
             return Some(Work {
@@ -245,7 +248,7 @@ impl Job {
         }
         self.skip_closed();
         let index = self.fresh_table()?;
-        let range_bytes = range_bytes(&self.dump.options).saturating_mul(self.stretch.into());
+        let range_bytes = self.range_bytes(rate);
         let table = self.dump.tables.get(index)?;
         let book = self.tables.get_mut(index)?;
         let extent = match book.cutter.next(table, range_bytes) {
@@ -261,6 +264,17 @@ impl Job {
             extent,
             tries: Tries::default(),
         })
+    }
+
+    /// Returns the size of ranges: what was asked for, more when the dump is fast, less when a slow rate
+    /// wants smaller steps.
+    fn range_bytes(&self, rate: Option<u64>) -> u64 {
+        let options = &self.dump.options;
+        let rates = options.rate_bytes_per_second.into_iter().chain(rate);
+        let step = rates.map(|rate| of_time(rate, RATE_STEP)).min();
+        let least = DumpOptions::RANGE_BYTES_LIMITS.0;
+        let wanted = cut::base_bytes(options).saturating_mul(self.stretch.into());
+        wanted.min(step.unwrap_or(u64::MAX).max(least))
     }
 
     fn fresh_table(&self) -> Option<usize> {
@@ -304,14 +318,11 @@ impl Job {
         let Some(rate) = self.dump.options.rate_bytes_per_second else {
             return;
         };
-        let time = |bytes: u64| {
-            let nanos = u128::from(bytes) * 1_000_000_000 / u128::from(rate.max(1));
-            Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
-        };
         let from = self
             .paid_until
             .max(if paid == 0 { now } else { Duration::ZERO });
-        self.paid_until = from.saturating_add(time(bytes)).saturating_sub(time(paid));
+        let until = from.saturating_add(time(bytes, rate));
+        self.paid_until = until.saturating_sub(time(paid, rate));
     }
 
     /// Returns what a range that is handed out now may read at most: an equal part with those that are
@@ -384,15 +395,6 @@ fn of_time(rate: u64, time: Duration) -> u64 {
     u64::try_from(bytes).unwrap_or(u64::MAX)
 }
 
-/// Returns the size of ranges: what was asked for, less when a slow rate wants smaller steps.
-fn range_bytes(options: &DumpOptions) -> u64 {
-    let step = options
-        .rate_bytes_per_second
-        .map_or(u64::MAX, |rate| of_time(rate, RATE_STEP));
-    let least = DumpOptions::RANGE_BYTES_LIMITS.0;
-    options.range_bytes.min(step.max(least))
-}
-
 /// One replica.
 #[derive(Debug, Default)]
 pub(super) struct ReplicaBook {
@@ -401,6 +403,7 @@ pub(super) struct ReplicaBook {
     /// Ranges being read from it.
     pub(super) reading: u32,
     pub(super) last_ticket: u64,
+    pub(super) rates: RateBook,
 }
 
 impl ReplicaBook {

@@ -128,6 +128,11 @@ impl Schedule {
         if job.pace() > now {
             return Some(WaitsFor::Pace(job.pace() - now));
         }
+        let usable = named().filter(|(name, book)| self.is_ready(name, book));
+        let rested = usable.map(|(_, book)| book.rates.paid_until).min();
+        if let Some(until) = rested.filter(|until| *until > now) {
+            return Some(WaitsFor::Pace(until - now));
+        }
         let is_asked = job.asked_at.is_some_and(|at| now < at + ASKED_LATELY);
         (!is_asked).then_some(WaitsFor::Consumer)
     }

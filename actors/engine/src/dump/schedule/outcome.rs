@@ -98,7 +98,11 @@ impl Schedule {
             return false;
         }
         range.is_read = true;
-        free_places(job, self.replicas.get_mut(&range.place.replica));
+        free_places(
+            job,
+            self.replicas.get_mut(&range.place.replica),
+            range.share,
+        );
         true
     }
 
@@ -112,6 +116,9 @@ impl Schedule {
         now: Duration,
     ) -> Option<FinishedRange> {
         let running = self.release(ticket)?;
+        if let Some(book) = self.replicas.get_mut(&running.place.replica) {
+            book.rates.settle(running.charged, bytes);
+        }
         if let Some(job) = self.jobs.get_mut(&running.dump) {
             job.not_before = job.not_before.max(now + job.cool_down);
             job.settle_charge(now, running.charged, bytes);
@@ -288,7 +295,7 @@ impl Schedule {
         let running = self.running.remove(&ticket)?;
         if !running.is_read {
             let book = self.replicas.get_mut(&running.place.replica);
-            free_places(self.jobs.get_mut(&running.dump), book);
+            free_places(self.jobs.get_mut(&running.dump), book, running.share);
         }
         Some(running)
     }
@@ -307,12 +314,13 @@ impl Schedule {
 }
 
 /// A range is read no more.
-fn free_places(job: Option<&mut Job>, book: Option<&mut ReplicaBook>) {
+fn free_places(job: Option<&mut Job>, book: Option<&mut ReplicaBook>, share: u64) {
     if let Some(job) = job {
         job.reading = job.reading.saturating_sub(1);
     }
     if let Some(book) = book {
         book.reading = book.reading.saturating_sub(1);
+        book.rates.end(share);
     }
 }
 

@@ -12,6 +12,7 @@ use std::{
 use super::{
     DumpId, Schedule,
     books::{Job, ReplicaBook, Tries},
+    rates::Share,
 };
 use crate::dump::ReplicaHealth;
 
@@ -152,6 +153,47 @@ impl Schedule {
         }
     }
 
+    /// The same for now: a replica that was read as much as it may is rested.
+    fn free_now(&self, name: &str, book: &ReplicaBook, now: Duration) -> u32 {
+        let free = self.free_ranges(name, book);
+        match self.share_of(book, now) {
+            Share::Unlimited => free,
+            Share::Bytes(_, count) => free.min(count),
+            Share::Nothing => 0,
+        }
+    }
+
+    /// Returns the bytes a second that a replica gives to the next range; `None` for all it can.
+    pub(super) fn share(&self, replica: &str, now: Duration) -> Option<u64> {
+        match self.share_of(self.replicas.get(replica)?, now) {
+            Share::Bytes(bytes, _) => Some(bytes),
+            Share::Unlimited | Share::Nothing => None,
+        }
+    }
+
+    fn share_of(&self, book: &ReplicaBook, now: Duration) -> Share {
+        if book.rates.limit.is_none() {
+            return Share::Unlimited;
+        }
+        let Some(definition) = &book.definition else {
+            return Share::Nothing;
+        };
+        // As many as may be read from it at once, when every dump has as many as it wants.
+        let source = definition.source.as_str();
+        let jobs = self.jobs.values();
+        let jobs = jobs.filter(|job| job.is_active() && job.dump.source == source);
+        let wanted = jobs.fold(0_u32, |sum, job| {
+            sum.saturating_add(job.dump.options.parallel)
+        });
+        let books = self.replicas.iter();
+        let ready = books.filter(|(name, book)| book.is_of(source) && self.is_ready(name, book));
+        let ready = u32::try_from(ready.count()).unwrap_or(u32::MAX);
+        let parts = wanted
+            .div_ceil(ready.max(1))
+            .clamp(1, book.ranges_max().max(1));
+        book.rates.share(parts, now)
+    }
+
     /// Finds the place where the next range of a dump shall be read: the least loaded replica that may,
     /// and the node with the most room that reaches it; rather not those that failed with the range. Equal
     /// ones take turns. Leaves room for hungry dumps whose turn is before.
@@ -170,11 +212,11 @@ impl Schedule {
         let usable = || {
             let books = self.replicas.iter();
             books.filter(|(name, book)| {
-                book.is_of(source) && self.free_ranges(name, book) > 0 && is_reached(name)
+                book.is_of(source) && self.free_now(name, book, now) > 0 && is_reached(name)
             })
         };
         let free: u32 = usable()
-            .map(|(name, book)| self.free_ranges(name, book))
+            .map(|(name, book)| self.free_now(name, book, now))
             .sum();
         let before = self.hungry_before(job, now);
         if u32::try_from(before).is_ok_and(|before| free <= before) {

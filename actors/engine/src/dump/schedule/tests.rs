@@ -9,7 +9,8 @@ mod status;
 use super::{fixtures::*, *};
 use crate::{
     cluster::{
-        Answer, Command, DumpAction, DumpCommand, DumpOptions, DumpState, TableFailure, WantedPages,
+        Answer, Command, DumpAction, DumpCommand, DumpOptions, DumpState, PROTOCOL_SECOND, Refusal,
+        TableFailure, WantedPages,
     },
     dump::PageRange,
     lsn::PgTime,
@@ -31,9 +32,20 @@ struct World {
 }
 
 impl World {
+    /// Limits what may be read from a replica a second.
+    fn try_set_rate(&mut self, replica: &str, rate: Option<u64>) -> Result<Answer, Refusal> {
+        let name = replica.to_owned();
+        self.state.apply(Command::SetReplicaRate { name, rate })
+    }
+
+    fn set_rate(&mut self, replica: &str, rate: Option<u64>) {
+        self.try_set_rate(replica, rate).unwrap();
+    }
+
     /// Replicas `r1`, `r2` … of `shop`, each for so many ranges at once.
     fn new(ranges_max: &[u32]) -> Self {
         let mut state = cluster(&[]);
+        state.added.protocol = PROTOCOL_SECOND;
         for (number, ranges_max) in (1..).zip(ranges_max) {
             let replica = replica(&format!("r{number}"), "shop", *ranges_max);
             apply(&mut state, Command::AddReplica(Box::new(replica)));

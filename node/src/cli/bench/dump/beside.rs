@@ -9,7 +9,7 @@ use std::time::Instant;
 use anyhow::Context as _;
 
 use super::{
-    DumpArgs,
+    DumpArgs, Measured as _,
     world::{World, live},
 };
 use crate::cli::bench::{

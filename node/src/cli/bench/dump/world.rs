@@ -2,30 +2,29 @@
 //! `pgcapture start` runs it. Consumers are processes of their own.
 
 use std::{
-    cell::Cell,
     net::{Ipv4Addr, SocketAddr},
     path::Path,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, ensure};
 use pgcapture_actors::postgres::{
     Connection, LocalServer, LocalServerOptions, PgError, Replication, StandbyOptions,
 };
 use pgcapture_proto::admin::v1::{
-    AddReplicaRequest, AddSourceRequest, Dump, ReplicaDefinition, SourceDefinition,
-    StartDumpRequest, WatchDumpRequest, admin_client::AdminClient, dumps_client::DumpsClient,
-    replicas_client::ReplicasClient,
+    AddReplicaRequest, AddSourceRequest, ReplicaDefinition, SourceDefinition,
+    admin_client::AdminClient, replicas_client::ReplicasClient,
 };
-use tonic::transport::Channel;
 
-use super::{DumpArgs, ReadFrom};
+use super::{
+    DumpArgs, Measured, ReadFrom,
+    copy::copy,
+    taker::{Taker, with_memory},
+};
 use crate::{
     app::{self, Node},
     cli::bench::{
-        child::{Child, Task},
-        consumer::{self, Done, Opened, Wants},
-        log::{BATCH_SIZE, Delivery},
+        consumer,
         measure::{own_cpu, resident_mib, server_cpu},
         node_side::STREAM,
         workload::{PUBLICATION, SCHEMA},
@@ -38,12 +37,6 @@ const NAME: &str = "bench";
 
 /// Rows of a transaction while the table is filled.
 const FILL_ROWS: u64 = 100_000;
-
-/// How often memory is looked at.
-const MEMORY_EVERY: Duration = Duration::from_millis(20);
-
-/// Longest that a dump may take to end once its rows are acknowledged: the last sweep reads the table.
-const END_WITHIN: Duration = Duration::from_secs(120);
 
 /// What a dump or its peer cost.
 #[derive(Clone, Copy, Debug, Default)]
@@ -92,21 +85,7 @@ impl Cost {
 impl World {
     /// Starts everything and fills the table.
     pub(super) async fn start(args: &DumpArgs, directory: &Path) -> anyhow::Result<Self> {
-        // A measurement must not wait for a checkpoint or for a vacuum in the middle of a run.
-        let settings = [
-            ("max_wal_size", "16GB"),
-            ("checkpoint_timeout", "1h"),
-            ("autovacuum", "off"),
-            ("shared_buffers", "256MB"),
-        ];
-        let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned()));
-        let source = LocalServer::start(LocalServerOptions {
-            bin_dir: args.pg_bin.clone(),
-            settings: settings.to_vec(),
-            ..LocalServerOptions::default()
-        })
-        .await?;
-        fill(args, &source).await?;
+        let source = start_source(args).await?;
         let standby = match args.from {
             ReadFrom::Source => None,
             ReadFrom::Standby => {
@@ -136,13 +115,8 @@ impl World {
     }
 
     /// The server that rows are read from.
-    pub(super) fn replica(&self) -> &LocalServer {
+    fn replica(&self) -> &LocalServer {
         self.standby.as_ref().unwrap_or(&self.source)
-    }
-
-    /// Processor time of the server that rows are read from.
-    pub(super) fn replica_cpu(&self) -> Duration {
-        self.replica().pid().map(server_cpu).unwrap_or_default()
     }
 
     /// Connection string of the source.
@@ -155,76 +129,10 @@ impl World {
         self.node.listen.to_string()
     }
 
-    /// `server_version` as the source says it.
-    pub(super) async fn server_version(&self) -> anyhow::Result<String> {
-        let mut connection = connect(&self.source).await?;
-        let rows = connection.query("SHOW server_version").await?;
-        let first = rows.into_iter().next();
-        let value = first.and_then(|row| row.into_iter().next()).flatten();
-        value.context("PostgreSQL returned no value")
-    }
-
     /// Runs statements on the source.
     pub(super) async fn execute(&self, statement: &str) -> anyhow::Result<()> {
         connect(&self.source).await?.query(statement).await?;
         Ok(())
-    }
-
-    /// One dump to a fresh consumer of this name.
-    pub(super) async fn dump(&self, args: &DumpArgs, name: &str) -> anyhow::Result<Cost> {
-        let (address, uri) = (self.address(), format!("{STREAM}/{name}"));
-        let order = consumer::Order {
-            address: address.clone(),
-            uri: uri.clone(),
-            changes: args.rows(),
-            batch: match args.delivery {
-                Delivery::Single => 0,
-                Delivery::Batch => BATCH_SIZE,
-            },
-            client: args.client,
-            latency_from: None,
-            wants: Wants::Rows(dumped()),
-        };
-        let mut child = Child::start(&Task::Consume(order)).await?;
-        let Opened {} = child.answer().await?;
-        let mut dumps = DumpsClient::new(consumer::connect(&address).await?);
-        let request = StartDumpRequest {
-            uri,
-            tables: vec![dumped()],
-            parallel: args.workers,
-            bytes_per_second: args.limit_mib << 20,
-            ..StartDumpRequest::default()
-        };
-        let rss_before_mib = resident_mib();
-        let peak = Cell::new(rss_before_mib);
-        let server_cpu = self.replica_cpu();
-        let (cpu, began) = (own_cpu(), Instant::now());
-        let started = dumps.start_dump(request).await?.into_inner();
-        let received = tokio::select! {
-            received = child.answer::<Done>() => received,
-            () = watch_memory(&peak) => bail!("memory is watched for ever"),
-        };
-        let seconds = began.elapsed().as_secs_f64();
-        let cpu_seconds = own_cpu().saturating_sub(cpu).as_secs_f64();
-        let server_cpu = self.replica_cpu().saturating_sub(server_cpu);
-        let done = received?;
-        let ended = await_end(&mut dumps, &started.id).await?;
-        let counted = ended.progress.unwrap_or_default().row_count;
-        ensure!(
-            ended.state == "finished" && counted == args.rows(),
-            "the dump is {} with {counted} rows: {:?}",
-            ended.state,
-            ended.trouble
-        );
-        child.end().await?;
-        Ok(Cost {
-            seconds,
-            cpu_seconds,
-            consumer_cpu_seconds: done.cpu_seconds,
-            server_cpu_seconds: server_cpu.as_secs_f64(),
-            rss_before_mib,
-            rss_mib: peak.get(),
-        })
     }
 
     /// Declares source and replica, as an operator would.
@@ -265,6 +173,41 @@ impl World {
     }
 }
 
+/// Starts the source and fills the table.
+pub(super) async fn start_source(args: &DumpArgs) -> anyhow::Result<LocalServer> {
+    // A measurement must not wait for a checkpoint or for a vacuum in the middle of a run.
+    let settings = [
+        ("max_wal_size", "16GB"),
+        ("checkpoint_timeout", "1h"),
+        ("autovacuum", "off"),
+        ("shared_buffers", "256MB"),
+    ];
+    let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let server = LocalServer::start(LocalServerOptions {
+        bin_dir: args.pg_bin.clone(),
+        settings: settings.to_vec(),
+        ..LocalServerOptions::default()
+    })
+    .await?;
+    fill(args, &server).await?;
+    Ok(server)
+}
+
+/// Processor time of servers.
+pub(super) fn servers_cpu(servers: &[&LocalServer]) -> Duration {
+    let pids = servers.iter().filter_map(|server| server.pid());
+    pids.map(server_cpu).sum()
+}
+
+/// `server_version` as a server says it.
+pub(super) async fn server_version(server: &LocalServer) -> anyhow::Result<String> {
+    let mut connection = connect(server).await?;
+    let rows = connection.query("SHOW server_version").await?;
+    let first = rows.into_iter().next();
+    let value = first.and_then(|row| row.into_iter().next()).flatten();
+    value.context("PostgreSQL returned no value")
+}
+
 async fn fill(args: &DumpArgs, server: &LocalServer) -> anyhow::Result<()> {
     let (rows, dumped, live) = (args.rows(), dumped(), live());
     let mut statements = args.table.setup();
@@ -285,6 +228,37 @@ async fn fill(args: &DumpArgs, server: &LocalServer) -> anyhow::Result<()> {
     Ok(())
 }
 
+impl Measured for World {
+    async fn copy(&self, _: &DumpArgs) -> anyhow::Result<Cost> {
+        copy(&[self.replica()], 1).await
+    }
+
+    async fn dump(&self, args: &DumpArgs, name: &str) -> anyhow::Result<Cost> {
+        let mut taker = Taker::start(args, &self.address(), name, args.workers).await?;
+        let rss_before_mib = resident_mib();
+        let server = [self.replica()];
+        let server_cpu = servers_cpu(&server);
+        let (cpu, began) = (own_cpu(), Instant::now());
+        let (done, rss_mib) = with_memory(resident_mib, taker.take()).await?;
+        let seconds = began.elapsed().as_secs_f64();
+        let cpu_seconds = own_cpu().saturating_sub(cpu).as_secs_f64();
+        let server_cpu = servers_cpu(&server).saturating_sub(server_cpu);
+        taker.end().await?;
+        Ok(Cost {
+            seconds,
+            cpu_seconds,
+            consumer_cpu_seconds: done.cpu_seconds,
+            server_cpu_seconds: server_cpu.as_secs_f64(),
+            rss_before_mib,
+            rss_mib,
+        })
+    }
+
+    async fn server_version(&self) -> anyhow::Result<String> {
+        server_version(&self.source).await
+    }
+}
+
 async fn connect(server: &LocalServer) -> Result<Connection, PgError> {
     Connection::connect(&server.config("postgres"), Replication::Off).await
 }
@@ -297,26 +271,4 @@ fn config(directory: &Path) -> anyhow::Result<Config> {
     config.node.listen = anywhere;
     config.node.metrics = anywhere;
     Ok(config)
-}
-
-async fn watch_memory(peak: &Cell<f64>) {
-    loop {
-        peak.set(peak.get().max(resident_mib()));
-        tokio::time::sleep(MEMORY_EVERY).await;
-    }
-}
-
-/// The next dump must not meet the end of this one.
-async fn await_end(dumps: &mut DumpsClient<Channel>, id: &str) -> anyhow::Result<Dump> {
-    let request = WatchDumpRequest { id: id.to_owned() };
-    let mut states = dumps.watch_dump(request).await?.into_inner();
-    let last = async {
-        let mut last = Dump::default();
-        while let Some(dump) = states.message().await? {
-            last = dump;
-        }
-        Ok::<_, tonic::Status>(last)
-    };
-    let last = tokio::time::timeout(END_WITHIN, last).await;
-    Ok(last.context("the dump does not end")??)
 }

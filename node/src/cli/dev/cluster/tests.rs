@@ -11,6 +11,7 @@ fn placed() -> (tempfile::TempDir, Cluster) {
         flags: Vec::new(),
         members: BTreeMap::new(),
         links: SharedLinks::default(),
+        has_links: true,
         groups: Vec::new(),
     };
     for number in 1..=3 {

@@ -43,6 +43,9 @@ fn event() -> impl Strategy<Value = Event> {
     ]
 }
 
+/// Bytes a second that `r1` gives.
+const RATE: u64 = 1_000_000;
+
 const CONSUMERS: [&str; 2] = ["a", "b"];
 
 /// The other nodes: what they reach, and how much they read at once.
@@ -72,6 +75,7 @@ impl Watched {
             let consumer = CONSUMERS[dumps.len() % 2];
             dumps.push(create(&mut world.state, consumer, small(2), tables));
         }
+        world.set_rate("r1", Some(RATE));
         world.agree();
         Self {
             world,
@@ -135,6 +139,9 @@ impl Watched {
             let count = reading().filter(|range| range.replica == name).count();
             assert!(count <= most, "{name} reads {count}");
         }
+        let limited = reading().filter(|range| range.replica == "r1");
+        let given = limited.filter_map(|range| range.rate_bytes_per_second);
+        assert!(given.sum::<u64>() <= RATE);
         for (name, most, _) in OTHERS {
             let count = reading().filter(|range| range.node == name).count();
             assert!(count <= most as usize, "{name} reads {count}");

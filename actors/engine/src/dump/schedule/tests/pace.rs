@@ -210,3 +210,90 @@ fn with_nothing_to_wait_for_there_is_no_next_moment() {
     world.act(id, DumpAction::Pause);
     assert_eq!(world.schedule.next_due(world.now), None);
 }
+
+/// Two dumps, and what their ranges read second by second when each keeps to its pace.
+#[test]
+fn all_dumps_together_stay_under_the_rate_of_their_replica() {
+    const RATE: u64 = 1_000_000;
+    let mut world = World::new(&[3]);
+    world.set_rate("r1", Some(RATE));
+    world.create("a", small(2), 20_000);
+    world.create("b", small(4), 20_000);
+    let step = Duration::from_millis(10);
+    let (mut running, mut taken) = (Vec::new(), Vec::new());
+    for _ in 0..6_000 {
+        while let Some(range) = world.pull("a").or_else(|| world.pull("b")) {
+            // Twice what the plan guesses.
+            running.push((range, 2 * (64 << 10)));
+        }
+        let shares = running
+            .iter()
+            .map(|(range, _)| range.rate_bytes_per_second.unwrap());
+        assert!(shares.sum::<u64>() <= RATE, "{running:?}");
+        world.now += step;
+        let mut read = 0;
+        let mut rest = Vec::new();
+        for (range, left) in std::mem::take(&mut running) {
+            let part = (range.rate_bytes_per_second.unwrap() / 100).min(left);
+            read += part;
+            if left > part {
+                rest.push((range, left - part));
+            } else {
+                let finished = world
+                    .schedule
+                    .finished(range.ticket, 1, 2 * (64 << 10), world.now);
+                record(&mut world.state, finished.unwrap());
+                world.agree();
+                world.schedule.recorded(range.ticket);
+            }
+        }
+        running = rest;
+        taken.push(read);
+    }
+    let second = |taken: &[u64]| taken.iter().sum::<u64>();
+    let most = taken.windows(100).map(second).max().unwrap();
+    assert!(most <= RATE, "{most} bytes in a second");
+    let mean = taken.iter().sum::<u64>() / 60;
+    assert!(mean >= RATE * 8 / 10, "{mean} bytes a second");
+    let both = world.state.dumps.values();
+    assert!(
+        both.map(|dump| dump.tables[0].bytes)
+            .all(|bytes| bytes > 15 * RATE)
+    );
+}
+
+#[test]
+fn a_replica_that_gives_little_has_small_ranges_and_others_do_not() {
+    let mut world = World::new(&[4, 4]);
+    world.set_rate("r1", Some(200_000));
+    let options = DumpOptions {
+        parallel: 2,
+        ..DumpOptions::default()
+    };
+    world.create("a", options, 100_000);
+    let ranges = [world.pull("a").unwrap(), world.pull("a").unwrap()];
+    let told = ranges.map(|range| {
+        let (first, last) = pages(&range);
+        (range.replica, last - first + 1, range.rate_bytes_per_second)
+    });
+    let slow = ("r1".to_owned(), 12, Some(200_000));
+    assert_eq!(told, [slow, ("r2".to_owned(), 4_096, None)]);
+    world.set_rate("r1", None);
+    world.agree();
+    assert_eq!(world.schedule.share("r1", world.now), None);
+    assert!(world.try_set_rate("r3", Some(1)).is_err());
+}
+
+#[test]
+fn ranges_that_are_read_at_once_are_smaller() {
+    for (parallel, expected) in [(1, 4_096), (2, 4_096), (4, 2_048), (8, 1_024), (64, 1_024)] {
+        let mut world = World::new(&[64]);
+        let options = DumpOptions {
+            parallel,
+            ..DumpOptions::default()
+        };
+        world.create("a", options, 1_000_000);
+        let (first, last) = world.pull_pages("a").unwrap();
+        assert_eq!(last - first + 1, expected, "{parallel} at once");
+    }
+}
