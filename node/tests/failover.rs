@@ -25,8 +25,14 @@ mod shim;
 #[path = "failover/rolling.rs"]
 mod rolling;
 
+#[path = "failover/reopen.rs"]
+mod reopen;
+
 #[path = "failover/slow_disk.rs"]
 mod slow_disk;
+
+#[path = "failover/stops.rs"]
+mod stops;
 
 use consumer::{Consumer, YES, id, text};
 use process::{eventually, run};

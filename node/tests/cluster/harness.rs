@@ -189,8 +189,7 @@ async fn run(
     mut is_held: watch::Receiver<bool>,
 ) -> Started {
     let store = open(&folder).await?;
-    let door = Door::of(&wish.name, &store)?;
-    door.show(&wish);
+    let door = Door::of(&wish, &store)?;
     let listener = tokio::net::TcpListener::bind(listen).await.unwrap();
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     let service = RaftServer::new(RaftService { door: door.clone() });
