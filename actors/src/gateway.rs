@@ -158,11 +158,11 @@ impl GatewayHandle {
         Ok(())
     }
 
-    /// To be called once this node has become the home of a subscription, which another one may have been
+    /// To be called once this node has become the home of subscriptions, which another one may have been
     /// meanwhile: books that are in memory are given up unless they go on from what is saved, and
     /// sessions that use them end with UNAVAILABLE.
-    pub async fn renew(&self, id: &SubscriptionId) {
-        self.hub.renew(id).await;
+    pub async fn renew(&self, ids: &[SubscriptionId]) {
+        self.hub.renew(ids).await;
     }
 
     /// Takes no more sessions, lets the connected ones finish what they acknowledged, ends them with

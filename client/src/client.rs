@@ -22,6 +22,7 @@ use crate::{
     members,
     options::Options,
     subscribe::Subscribe,
+    trust,
 };
 
 /// Flow-control window of a stream: what may be on its way to one consumer.
@@ -158,17 +159,20 @@ impl ClientBuilder {
     /// Makes the client, sees whether a node answers, and learns from it where the others are.
     ///
     /// # Errors
-    /// As [`build`](Self::build), or no node could be reached.
+    /// As [`build`](Self::build), or no node could be reached, or none takes the certificate.
     pub async fn connect(self) -> Result<Client, Error> {
         let client = self.build()?;
         let mut last = Error::Config("no endpoint".to_owned());
         for endpoint in client.inner.endpoints()? {
             match connect(&endpoint).await {
-                Ok(channel) => {
-                    let learned = members::learn(&client, channel).await;
-                    client.inner.learned.get_or_init(|| learned);
-                    return Ok(client);
-                }
+                Ok(channel) => match members::learn(&client, channel).await {
+                    Ok(learned) => {
+                        client.inner.learned.get_or_init(|| learned);
+                        return Ok(client);
+                    }
+                    // It does not take our certificate, which the connection does not tell.
+                    Err(status) => last = trust::not_opened(&endpoint, status),
+                },
                 Err(error) => last = error,
             }
         }
@@ -280,11 +284,8 @@ fn read(path: &PathBuf) -> Result<Vec<u8>, Error> {
 
 /// Connects to one node.
 pub(crate) async fn connect(endpoint: &Endpoint) -> Result<Channel, Error> {
-    let failed = |source| Error::Connect {
-        endpoint: endpoint.uri().to_string(),
-        source,
-    };
-    endpoint.connect().await.map_err(failed)
+    let connected = endpoint.connect().await;
+    connected.map_err(|source| trust::not_connected(endpoint, source))
 }
 
 impl Client {

@@ -48,6 +48,18 @@ pub enum Error {
         #[source]
         source: tonic::transport::Error,
     },
+    /// A node and this client do not take each other's certificates.
+    #[error(
+        "{endpoint} and this client do not trust each other: {reason}; next: trust the authority that \
+         made the node's certificate (ca_file), and show one of the authority that its [tls] client_ca \
+         names (identity_files); `pgcapture cert issue NAME --client` makes one"
+    )]
+    Untrusted {
+        /// The node.
+        endpoint: String,
+        /// Which side says what of the other's certificate.
+        reason: String,
+    },
     /// The gateway ended the stream with a status.
     #[error("the gateway answered {code:?}: {message}")]
     Status {
@@ -86,7 +98,8 @@ impl Error {
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         match self {
-            Self::Connect { .. } | Self::Timeout { .. } => true,
+            // Files of certificates are read again for every stream.
+            Self::Connect { .. } | Self::Untrusted { .. } | Self::Timeout { .. } => true,
             Self::Status { code, .. } => !is_definite(*code),
             Self::Config(_)
             | Self::File { .. }

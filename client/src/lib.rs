@@ -120,6 +120,7 @@ mod session;
 mod subscribe;
 #[cfg(feature = "testkit")]
 pub mod testkit;
+mod trust;
 mod wire;
 
 pub use crate::{

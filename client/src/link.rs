@@ -21,6 +21,7 @@ use crate::{
     codec::CaptureCodec,
     error::Error,
     session::{Session, Shared, credit},
+    trust,
     wire::{self, Body, Parsed},
 };
 
@@ -70,15 +71,13 @@ impl Plan {
         }
         let mut grpc =
             tonic::client::Grpc::new(channel).max_decoding_message_size(settings.message_limit());
-        let failed = |source| Error::Connect {
-            endpoint: endpoint.uri().to_string(),
-            source,
-        };
+        let failed = |source| trust::not_connected(&endpoint, source);
         grpc.ready().await.map_err(failed)?;
         let path = PathAndQuery::from_static(CAPTURE);
         let incoming = grpc
             .streaming(request, path, CaptureCodec)
-            .await?
+            .await
+            .map_err(|status| trust::not_opened(&endpoint, status))?
             .into_inner();
         let own = PollSender::new(session.requests().clone());
         Ok(Link {

@@ -6,9 +6,9 @@
 use std::time::Duration;
 
 use pgcapture_proto::admin::v1::{GetClusterRequest, cluster_client::ClusterClient};
-use tonic::transport::Channel;
+use tonic::{Status, transport::Channel};
 
-use crate::{client::Client, dump::authorized};
+use crate::{client::Client, dump::authorized, trust};
 
 /// The answer is in the memory of the node; a slower one is not waited for.
 const ANSWER_MAX: Duration = Duration::from_secs(1);
@@ -17,21 +17,27 @@ const ANSWER_MAX: Duration = Duration::from_secs(1);
 const LEARNED_MAX: usize = 16;
 
 /// Asks the node behind a connection; empty when it does not say.
-pub(crate) async fn learn(client: &Client, channel: Channel) -> Vec<String> {
+///
+/// # Errors
+///
+/// When the node does not take our certificate.
+pub(crate) async fn learn(client: &Client, channel: Channel) -> Result<Vec<String>, Status> {
     let Ok(request) = authorized(client, GetClusterRequest {}) else {
-        return Vec::new();
+        return Ok(Vec::new());
     };
     let mut cluster = ClusterClient::new(channel);
     let asked = tokio::time::timeout(ANSWER_MAX, cluster.get_cluster(request)).await;
-    let Ok(Ok(answer)) = asked else {
-        return Vec::new();
+    let answer = match asked {
+        Ok(Ok(answer)) => answer,
+        Ok(Err(status)) if trust::distrust(&status).is_some() => return Err(status),
+        Ok(Err(_)) | Err(_) => return Ok(Vec::new()),
     };
     let members = answer.into_inner().members.into_iter();
     let addresses = members.map(|member| member.address);
-    addresses
+    Ok(addresses
         .filter(|address| !address.is_empty())
         .take(LEARNED_MAX)
-        .collect()
+        .collect())
 }
 
 /// Adds what was learned to what was given, under the scheme of the first that was given.

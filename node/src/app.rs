@@ -3,6 +3,7 @@
 //! [`start`] reads from top to bottom as the node comes up: store, logs, dumps, gateway, agents,
 //! gRPC, HTTP, ready. [`Node::stop`] is the reverse under one deadline. Nothing here decides anything.
 
+mod agreeing;
 mod begin;
 mod exposure;
 mod membership;
@@ -23,6 +24,7 @@ use tokio_util::task::TaskTracker;
 
 pub use self::exposure::refuse_open_listener;
 use self::{
+    agreeing::Leaderless,
     begin::Begun,
     membership::{take_part, watch_leader},
     parts::Parts,
@@ -32,7 +34,7 @@ use self::{
 use crate::{
     config::Config,
     http::{self, Pages},
-    liveness::{Standing, probe::deserted},
+    liveness::Standing,
     logs::Logs,
     raft::RaftConsensus,
     replicas::Replicas,
@@ -61,6 +63,8 @@ pub struct Node {
     part: Vec<Task<()>>,
     /// Whether no other node could take what it owns.
     stranded: watch::Receiver<bool>,
+    /// Whether nobody has led for some time.
+    leaderless: Leaderless,
     ready: watch::Sender<bool>,
     health: server::Health,
     servers: [Task<()>; 2],
@@ -82,7 +86,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Node> {
     let grpc_listener = bind(config.node.listen).await?;
     let http_listener = bind(config.node.metrics).await?;
 
-    let begun = Begun::begin(config, &grpc_listener, &credentials).await?;
+    let mut begun = Begun::begin(config, &grpc_listener, &credentials).await?;
     let parts = Parts::open(config, &begun).await?;
     let stops = Stops::default();
     let (leader, watching) = watch_leader(&parts.consensus, stops.part.clone());
@@ -91,6 +95,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Node> {
 
     let (Standing { lease, stranded }, mut part) = take_part(&parts, &started);
     part.push(watching);
+    let leaderless = Leaderless::watch(parts.consensus.as_ref());
     let reconciler = parts.sources.start(lease, stops.agents.clone());
 
     let (ready, is_ready) = watch::channel(false);
@@ -116,7 +121,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Node> {
     };
     let (metrics, http) = http::serve(http_listener, pages, stops.servers.clone())?;
 
-    begun.stop_peers.cancel();
+    let peers = begun.leave_address().await;
     add_configured(config, &parts.sources, &parts.replicas, &started.orders);
     health.serving().await;
     ready.send_replace(true);
@@ -127,13 +132,14 @@ pub async fn start(config: &Config) -> anyhow::Result<Node> {
         sources: parts.sources,
         replicas: parts.replicas,
         raft: begun.raft,
-        _peers: begun.peers,
+        _peers: peers,
         deadline: config.node.drain_timeout.0,
         logs: parts.logs,
         started,
         reconciler,
         part,
         stranded,
+        leaderless,
         ready,
         health,
         servers: [grpc, http],
@@ -151,8 +157,9 @@ fn tell_ready(config: &Config, listen: SocketAddr, metrics: SocketAddr) {
 }
 
 impl Node {
-    /// Stops in order: no new sessions, sessions drained, dumps and agents drained, logs closed. Returns whether all of it ended within the configured time; what did not is cut off
-    /// and loses nothing that is durable.
+    /// Stops in order: no new sessions, sessions drained, subscriptions and sources given to others, dumps
+    /// and agents drained, logs closed. Returns whether all of it ended within the configured time; what did
+    /// not is cut off and loses nothing that is durable.
     pub async fn stop(self) -> bool {
         let deadline = self.deadline;
         let began = Instant::now();
@@ -181,24 +188,39 @@ impl Node {
         self.raft.failed().await
     }
 
-    async fn drain(mut self) -> bool {
-        let mut is_clean = true;
-        // Whoever it would be handed to may stop as well.
+    async fn drain(self) -> bool {
+        let (raft, leaderless) = (self.raft.clone(), self.leaderless.clone());
+        let name = raft.identity().name.clone();
+        // Whatever waits for a word that cannot come waits no longer then.
+        let hopeless = async {
+            leaderless.for_good(&raft, &name, raft.is_alone()).await;
+            tracing::warn!(
+                "no majority of the nodes answers: what needs their word is left undone"
+            );
+            raft.give_up();
+            std::future::pending().await
+        };
         tokio::select! {
-            () = self.raft.step_aside() => (),
-            () = deserted(&self.raft, &self.raft.identity().name) => (),
+            is_clean = self.drain_in_order() => is_clean,
+            is_clean = hopeless => is_clean,
         }
+    }
+
+    async fn drain_in_order(mut self) -> bool {
+        let mut is_clean = true;
+        self.raft.step_aside().await;
         self.started.stops.dumps.cancel();
         self.started.homes.stop().cancel();
         if let Err(error) = self.started.gateway.drain().await {
             tracing::error!(%error, "the last acknowledgements could not be saved");
             is_clean = false;
         }
-        self.sources.hand_over(self.stranded.clone()).await;
-        self.started.stops.part.cancel();
+        // Before the sources: consumers are served elsewhere while these move.
         if let Err(error) = self.started.homes.drain().await {
             tracing::warn!(%error, "the homes of subscriptions were not given back");
         }
+        self.sources.hand_over(self.stranded.clone()).await;
+        self.started.stops.part.cancel();
         self.started.orders.close();
         self.started.orders.wait().await;
         self.started.dumps.drain().await;

@@ -172,11 +172,37 @@ impl Command {
             | Self::Explain(_) => false,
         }
     }
+
+    /// Tells whether the command asks a node that runs already, whichever of a cluster.
+    const fn asks_a_node(&self) -> bool {
+        match self {
+            Self::Source(_)
+            | Self::Slot(_)
+            | Self::Stream(_)
+            | Self::Tail(_)
+            | Self::Consumer(_)
+            | Self::Dump(_)
+            | Self::Replica(_)
+            | Self::Cluster(_) => true,
+            Self::Dev(_)
+            | Self::Start(_)
+            | Self::Cert(_)
+            | Self::Bench(_)
+            | Self::Config(_)
+            | Self::Completion(_)
+            | Self::Explain(_) => false,
+        }
+    }
 }
 
 /// Runs a command and returns its exit code; errors are printed here.
 pub async fn run(cli: Cli) -> ExitCode {
-    let global = cli.global;
+    let mut global = cli.global;
+    if cli.command.asks_a_node()
+        && let Some(all) = dev::every_node(&global.endpoint).await
+    {
+        global.endpoint = all;
+    }
     let outcome = match cli.command {
         Command::Dev(args) => dev::run(&global, args).await,
         Command::Start(args) => start::run(&global, args).await,

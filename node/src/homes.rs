@@ -11,6 +11,7 @@
 //! - Books in memory are used under a new claim only if they go on from what is saved.
 //! - A home is given back only after its cursor is durable and its books have left the memory.
 //! - No session is placed here while that goes on.
+//! - A node that stops claims nothing any more: what it gave back stays free for the others.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -62,7 +63,7 @@ struct Inner {
     claims: Mutex<Vec<HomeClaim>>,
     proposing: tokio::sync::Mutex<()>,
     left: Notify,
-    /// Ends the sessions that were forwarded from here.
+    /// The node stops: sessions that were forwarded from here end, and none is placed.
     stop: CancellationToken,
 }
 
@@ -96,6 +97,9 @@ pub enum HomeError {
     /// Others claimed and left again, every time.
     #[error("the home of the subscription changes all the time")]
     Unsettled,
+    /// This node stops, and is nobody's home any more.
+    #[error("node is draining")]
+    Draining,
 }
 
 impl Homes {
@@ -119,7 +123,10 @@ impl Homes {
             left: Notify::new(),
             stop: CancellationToken::new(),
         });
-        let task = spawn(TaskKind::Homes, node, look_after(Arc::clone(&inner)));
+        let (looking, stop) = (look_after(Arc::clone(&inner)), inner.stop.clone());
+        let task = spawn(TaskKind::Homes, node, async move {
+            stop.run_until_cancelled(looking).await;
+        });
         Self {
             inner,
             _task: Arc::new(task),
@@ -138,7 +145,7 @@ impl Homes {
         &self.inner.peers
     }
 
-    /// Ends what was forwarded when the node stops.
+    /// Ends what was forwarded, and every claim, when the node stops.
     #[must_use]
     pub fn stop(&self) -> &CancellationToken {
         &self.inner.stop
@@ -156,6 +163,11 @@ impl Homes {
     ///
     /// [`HomeError`]
     pub async fn place(&self, id: &SubscriptionId) -> Result<Placed, HomeError> {
+        let placed = self.inner.stop.run_until_cancelled(self.find_place(id));
+        placed.await.unwrap_or(Err(HomeError::Draining))
+    }
+
+    async fn find_place(&self, id: &SubscriptionId) -> Result<Placed, HomeError> {
         for _ in 0..CLAIM_TRIES {
             let _open = self.inner.gate.read().await;
             match self.inner.home(id) {
@@ -181,7 +193,8 @@ impl Homes {
         let node = &self.inner.node;
         let is_here = |state: &Arc<State>| matches!(state.home(id, node), Home::Alone | Home::Here);
         let known = tokio::time::timeout(KNOWLEDGE_MAX, state.wait_for(is_here));
-        drop(known.await.ok()?.ok()?);
+        let known = self.inner.stop.run_until_cancelled(known).await?;
+        drop(known.ok()?.ok()?);
         let _open = self.inner.gate.read().await;
         is_here(&self.inner.state()).then(|| self.hold(id))
     }
@@ -192,15 +205,20 @@ impl Homes {
     ///
     /// [`HomeError`]
     pub async fn replace(&self, id: &SubscriptionId, dead: &str) -> Result<(), HomeError> {
-        Ok(self.inner.claim(id, Some(dead)).await?)
+        let claimed = self.inner.claim(id, Some(dead));
+        let claimed = self.inner.stop.run_until_cancelled(claimed).await;
+        Ok(claimed.ok_or(HomeError::Draining)??)
     }
 
-    /// Gives every home back. The gateway has drained.
+    /// Gives every home back, so that the next sessions find theirs elsewhere. The gateway has drained,
+    /// and [`Self::stop`] was cancelled.
     ///
     /// # Errors
     ///
     /// [`HomeError`]; the others find out by themselves then.
     pub async fn drain(&self) -> Result<(), HomeError> {
+        // Whoever was claiming has given up.
+        let _closed = self.inner.gate.write().await;
         let ids = self.inner.claimed();
         Ok(self.inner.give_back(ids).await?)
     }
@@ -278,7 +296,24 @@ impl Inner {
         drop(turn);
         if self.home(id) == Home::Here {
             // Another node may have kept the books since this one did last.
-            self.gateway.renew(id).await;
+            self.gateway.renew(std::slice::from_ref(id)).await;
+        }
+        Ok(())
+    }
+
+    /// Claims the homes of sessions that are here already, which have lost theirs.
+    async fn claim_all(&self, ids: &[SubscriptionId]) -> Result<(), ProposeError> {
+        for ids in ids.chunks(CLAIMS_TOGETHER_MAX) {
+            let claims = ids.iter().map(|id| HomeClaim {
+                id: id.clone(),
+                instead_of: None,
+            });
+            let (node, claims) = (self.node.clone(), claims.collect());
+            let command = HomeCommand::Claim { node, claims };
+            self.consensus.propose(Command::Home(command)).await?;
+            let won = ids.iter().filter(|id| self.home(id) == Home::Here);
+            let won: Vec<_> = won.cloned().collect();
+            self.gateway.renew(&won).await;
         }
         Ok(())
     }
@@ -298,6 +333,7 @@ impl Inner {
         let state = self.state();
         let streams = state.sources.values().map(|source| source.stream.as_str());
         let streams: BTreeSet<&str> = streams.collect();
+        let mut unclaimed = Vec::new();
         for id in held {
             let subscription = &id.consumer;
             if !streams.contains(id.stream.as_str()) {
@@ -316,12 +352,11 @@ impl Inner {
                     );
                     self.give_up(&id).await;
                 }
-                Home::Unclaimed => {
-                    if let Err(error) = self.claim(&id, None).await {
-                        tracing::warn!(%error, "a home could not be claimed");
-                    }
-                }
+                Home::Unclaimed => unclaimed.push(id),
             }
+        }
+        if let Err(error) = self.claim_all(&unclaimed).await {
+            tracing::warn!(%error, "homes could not be claimed");
         }
         let idle = |inner: &Self| {
             let held = inner.held();

@@ -16,6 +16,8 @@ pub mod logs;
 
 mod tls;
 
+mod knock;
+
 pub mod peers;
 
 pub mod raft;

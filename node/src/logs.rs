@@ -1,6 +1,7 @@
 //! The open logs of this node, one directory a source: `data_dir/logs/<source>`.
 //!
-//! Opens each log once and hands out shares of it. Does not know who writes or reads.
+//! Opens each log once and hands out shares of it. Each has a slot of its own, so that one that takes long
+//! to open, or does not come to an end, holds up no other. Does not know who writes or reads.
 
 use std::{
     collections::BTreeMap,
@@ -9,6 +10,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use futures_util::future::join_all;
 use pgcapture_actors::log::{
     ChangeLog, LogError, LogHealth,
     embedded::{EmbeddedLog, EmbeddedLogOptions},
@@ -23,10 +25,20 @@ use crate::config::Config;
 pub struct Logs {
     directory: PathBuf,
     options: EmbeddedLogOptions,
+    /// Never held while a disk is waited for.
     open: Mutex<BTreeMap<String, Arc<EmbeddedLog>>>,
-    /// Held while a log is judged: what is opened meanwhile may not be what is removed then.
-    judging: tokio::sync::Mutex<()>,
+    /// Those that somebody works on.
+    slots: Mutex<BTreeMap<String, Arc<Slot>>>,
     changes: watch::Sender<u64>,
+}
+
+/// The work on one log.
+#[derive(Debug, Default)]
+struct Slot {
+    /// Held while it is opened.
+    opening: Mutex<()>,
+    /// Held while it is judged: what is opened meanwhile may not be what is removed then.
+    judging: tokio::sync::Mutex<()>,
 }
 
 impl Logs {
@@ -44,7 +56,7 @@ impl Logs {
                 ..EmbeddedLogOptions::default()
             },
             open: Mutex::default(),
-            judging: tokio::sync::Mutex::default(),
+            slots: Mutex::default(),
             changes: watch::Sender::default(),
         }
     }
@@ -66,9 +78,11 @@ impl Logs {
     ///
     /// As [`EmbeddedLog::open`].
     pub fn open(&self, source: &str) -> Result<Arc<dyn ChangeLog>, LogError> {
-        let mut open = self.lock();
-        if let Some(log) = open.get(source).filter(|log| !has_failed(log)) {
-            return Ok(Arc::<EmbeddedLog>::clone(log));
+        let slot = self.slot(source);
+        let _opening = lock(&slot.opening);
+        let open = self.lock().get(source).map(Arc::clone);
+        if let Some(log) = open.filter(|log| !has_failed(log)) {
+            return Ok(log);
         }
         let options = EmbeddedLogOptions {
             source: source.to_owned(),
@@ -81,8 +95,7 @@ impl Logs {
             source: error,
         })?;
         let log = EmbeddedLog::open(directory, options)?;
-        open.insert(source.to_owned(), Arc::clone(&log));
-        drop(open);
+        self.lock().insert(source.to_owned(), Arc::clone(&log));
         self.tell();
         Ok(log)
     }
@@ -98,7 +111,8 @@ impl Logs {
         source: &str,
         is_former: impl Fn(Epoch) -> bool,
     ) -> Result<(), LogError> {
-        let _judging = self.judging.lock().await;
+        let slot = self.slot(source);
+        let _judging = slot.judging.lock().await;
         let epoch = self.epoch_of(source).await?;
         if is_former(epoch) {
             tracing::warn!(source, %epoch, "removing the log of an earlier source of that name");
@@ -120,7 +134,8 @@ impl Logs {
         source: &str,
         is_former: impl Fn(Epoch) -> bool,
     ) -> Result<bool, LogError> {
-        let _judging = self.judging.lock().await;
+        let slot = self.slot(source);
+        let _judging = slot.judging.lock().await;
         let was_open = self.get(source).is_some();
         if !was_open && !self.directory.join(source).exists() {
             return Ok(false);
@@ -211,15 +226,24 @@ impl Logs {
     /// Closes every log; what was accepted is durable on return.
     pub async fn close(&self) {
         let logs = std::mem::take(&mut *self.lock());
-        for log in logs.into_values() {
-            log.close().await;
-        }
+        join_all(logs.values().map(|log| log.close())).await;
     }
 
-    /// A panic under the lock leaves the map as it was: go on.
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Arc<EmbeddedLog>>> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.open)
     }
+
+    /// Returns the slot of a log. Those that nobody works on are forgotten.
+    fn slot(&self, source: &str) -> Arc<Slot> {
+        let mut slots = lock(&self.slots);
+        slots.retain(|_, slot| Arc::strong_count(slot) > 1);
+        Arc::clone(slots.entry(source.to_owned()).or_default())
+    }
+}
+
+/// A panic under the lock leaves what it guards as it was: go on.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn has_failed(log: &EmbeddedLog) -> bool {
@@ -254,7 +278,7 @@ mod tests {
             directory: folder.to_owned(),
             options,
             open: Mutex::default(),
-            judging: tokio::sync::Mutex::default(),
+            slots: Mutex::default(),
             changes: watch::Sender::default(),
         })
     }
@@ -302,6 +326,34 @@ mod tests {
             assert!(logs.get(name).is_none(), "{name}");
         }
         assert_eq!(logs.names().unwrap(), ["audit"]);
+    }
+
+    #[tokio::test]
+    async fn a_log_that_takes_long_to_open_holds_up_no_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let logs = logs(folder.path(), EmbeddedLogOptions::default());
+        // As its disk holds it while it answers nothing.
+        let slot = logs.slot("slow");
+        let (held, is_held) = tokio::sync::oneshot::channel();
+        let (answer, answered) = std::sync::mpsc::channel();
+        let disk = tokio::task::spawn_blocking(move || {
+            let _opening = lock(&slot.opening);
+            held.send(()).unwrap();
+            answered.recv().unwrap();
+        });
+        is_held.await.unwrap();
+        let waiting = Arc::clone(&logs);
+        let slow = tokio::task::spawn_blocking(move || waiting.open("slow").map(drop));
+        logs.open_own("shop", |_| false).await.unwrap();
+        assert!(logs.is_usable("shop"));
+        assert!(logs.get("slow").is_none());
+        assert!(!logs.remove_former("none", |_| true).await.unwrap());
+        answer.send(()).unwrap();
+        disk.await.unwrap();
+        slow.await.unwrap().unwrap();
+        assert!(logs.is_usable("slow"));
+        drop(logs.slot("shop"));
+        assert!(lock(&logs.slots).len() <= 1, "nobody works on the others");
     }
 
     #[tokio::test]

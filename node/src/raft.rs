@@ -62,6 +62,7 @@ use pgcapture_engine::{
     lsn::PgTime,
 };
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use self::{
     attend::Reign,
@@ -156,6 +157,8 @@ struct Inner {
     joining: tokio::sync::Mutex<()>,
     /// The question up to where everything is agreed on.
     read_index: Together<Result<Option<u64>, String>>,
+    /// This node stops, and no majority answers: nothing waits for one.
+    given_up: CancellationToken,
 }
 
 impl std::fmt::Debug for Inner {
@@ -271,6 +274,7 @@ impl RaftConsensus {
             lost: watch::channel(None).0,
             joining: tokio::sync::Mutex::default(),
             read_index: Together::default(),
+            given_up: CancellationToken::new(),
         });
         let (attending, keeping) = (Arc::clone(&inner), Arc::clone(&inner));
         let (yielding, raising) = (Arc::clone(&inner), Arc::clone(&inner));
@@ -314,6 +318,11 @@ impl RaftConsensus {
             }
             fatal = fatal(metrics) => fatal,
         }
+    }
+
+    /// Lets every proposal and question fail at once from now on: this node stops, and no majority answers.
+    pub fn give_up(&self) {
+        self.inner.given_up.cancel();
     }
 
     /// Leaves the group for this time; others go on. Proposals fail from now on.
@@ -384,7 +393,7 @@ impl RaftConsensus {
     }
 
     /// Tells whether nobody else has a vote.
-    fn is_alone(&self) -> bool {
+    pub(crate) fn is_alone(&self) -> bool {
         let mut voters = self.inner.raft.voter_ids();
         voters.next() == Some(self.inner.identity.id) && voters.next().is_none()
     }

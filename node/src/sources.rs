@@ -28,6 +28,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::StreamExt as _;
 use pgcapture_actors::{
     agent::{self, AgentLimits, AgentSpec, Durability, Lease, Looks, Trouble},
     consensus::Consensus,
@@ -65,8 +66,8 @@ pub(crate) use self::{
 };
 use crate::{config::Config, logs::Logs, peer_log::readers::RemoteReaders};
 
-/// Agents that are started side by side: each waits for the others to agree. Their logs are opened one
-/// after the other.
+/// Agents that are started, and logs that are opened, side by side: each agent waits for the others to
+/// agree, each log for its disk.
 const STARTS_MAX: usize = 16;
 
 /// An agent that does not drain within this time is dropped: its epoch keeps it harmless.
@@ -169,11 +170,11 @@ impl Sources {
     /// agent runs. What fails is kept as the source's trouble.
     pub async fn open_logs(&self) {
         let state = Arc::clone(&self.consensus.state().borrow());
-        for source in state.sources.values() {
-            if self.owns(&state, source) {
-                self.open_log(&source.name).await;
-            }
-        }
+        let own = state.sources.values();
+        let own = own.filter(|source| self.owns(&state, source));
+        let opened = own.map(|source| self.open_log(&source.name));
+        let opened = futures_util::stream::iter(opened).buffer_unordered(STARTS_MAX);
+        opened.for_each(|_| std::future::ready(())).await;
     }
 
     /// How much WAL a source may keep, of what was said about it and of what the node says; `None`: no

@@ -61,15 +61,20 @@ pub(crate) fn authority(config: &Config) -> anyhow::Result<Option<RootCertStore>
     Ok(Some(roots))
 }
 
-/// Tells whether a certificate says that it is not for serving: a client's. The handshake has verified
-/// it otherwise, and goes on to hold when it expires while a connection is open.
-pub(crate) fn is_clients(chain: &[CertificateDer<'_>], authority: &RootCertStore) -> bool {
-    let Some((end, between)) = chain.split_first() else {
-        return true;
-    };
-    let Ok(parsed) = ParsedCertificate::try_from(end) else {
-        return true;
-    };
+/// What a certificate is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// Serving: a node's.
+    Node,
+    /// Not serving: a client's.
+    Client,
+}
+
+/// Returns what a certificate is for; `None` when it is good for nothing now, as one that has expired since
+/// the handshake.
+pub(crate) fn purpose(chain: &[CertificateDer<'_>], authority: &RootCertStore) -> Option<Purpose> {
+    let (end, between) = chain.split_first()?;
+    let parsed = ParsedCertificate::try_from(end).ok()?;
     let algorithms = rustls::crypto::ring::default_provider().signature_verification_algorithms;
     let verified = verify_server_cert_signed_by_trust_anchor(
         &parsed,
@@ -78,12 +83,13 @@ pub(crate) fn is_clients(chain: &[CertificateDer<'_>], authority: &RootCertStore
         UnixTime::now(),
         algorithms.all,
     );
-    matches!(
-        verified,
+    match verified {
+        Ok(()) => Some(Purpose::Node),
         Err(rustls::Error::InvalidCertificate(
-            CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. }
-        ))
-    )
+            CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. },
+        )) => Some(Purpose::Client),
+        Err(_) => None,
+    }
 }
 
 /// Returns what one side says of the other's certificate, when that is why a call has failed.

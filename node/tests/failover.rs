@@ -28,8 +28,14 @@ mod rolling;
 #[path = "failover/publication.rs"]
 mod publication;
 
+#[path = "failover/reopen.rs"]
+mod reopen;
+
 #[path = "failover/slow_disk.rs"]
 mod slow_disk;
+
+#[path = "failover/stops.rs"]
+mod stops;
 
 use std::collections::BTreeSet;
 

@@ -13,6 +13,7 @@ use std::{
 };
 
 use actix::Addr;
+use futures_util::StreamExt as _;
 use pgcapture_engine::ledger::Position;
 use tokio::{
     sync::{Notify, OnceCell},
@@ -32,6 +33,10 @@ use crate::{
     cursors::{CURSOR_SAVE_INTERVAL, CursorError, CursorStore, SubscriptionId},
     dump::RangeSource,
 };
+
+/// Books that were refused are looked up side by side, this many at once: those that ask a leader together
+/// share its answer.
+const LOOKS_TOGETHER_MAX: usize = 256;
 
 /// Gauges follow at this pace: finer than any scrape, and cheap with 10,000 subscriptions.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
@@ -180,15 +185,21 @@ impl Hub {
         self.saving.lock().await
     }
 
-    /// Gives up what the memory holds of a subscription, unless it is what the store has: this node has
-    /// just become its home, and another one may have been it meanwhile.
-    pub(super) async fn renew(&self, id: &SubscriptionId) {
-        let known = lock(&self.subscriptions).get(id).map(Arc::clone);
-        if let Some(subscription) = known {
-            let _saves = self.hold_saves().await;
-            if self.is_stale(&subscription).await {
-                self.abandon(&subscription);
-            }
+    /// Gives up what the memory holds of subscriptions, unless it is what the store has: this node has
+    /// just become their home, and another one may have been it meanwhile.
+    pub(super) async fn renew(&self, ids: &[SubscriptionId]) {
+        let known: Vec<_> = {
+            let all = lock(&self.subscriptions);
+            ids.iter()
+                .filter_map(|id| all.get(id).map(Arc::clone))
+                .collect()
+        };
+        if known.is_empty() {
+            return;
+        }
+        let _saves = self.hold_saves().await;
+        for subscription in self.stale_of(known).await {
+            self.abandon(&subscription);
         }
     }
 
@@ -196,6 +207,16 @@ impl Hub {
     async fn is_stale(&self, subscription: &Subscription) -> bool {
         let kept = self.cursors.load(&subscription.id).await;
         !kept.is_ok_and(|kept| subscription.goes_on_from(kept.as_ref()))
+    }
+
+    /// Returns those of which the store may have something else than this node has saved last.
+    async fn stale_of(&self, subscriptions: Vec<Arc<Subscription>>) -> Vec<Arc<Subscription>> {
+        let looks = subscriptions.into_iter().map(|subscription| async move {
+            let is_stale = self.is_stale(&subscription).await;
+            is_stale.then_some(subscription)
+        });
+        let looks = futures_util::stream::iter(looks).buffer_unordered(LOOKS_TOGETHER_MAX);
+        looks.filter_map(std::future::ready).collect().await
     }
 
     /// Ends the sessions of a subscription and forgets its books, which are not the ones that count.
@@ -272,16 +293,19 @@ impl Hub {
         if !cursors.is_empty() {
             let refused = self.cursors.save(cursors).await?;
             let refused: BTreeSet<_> = refused.into_iter().collect();
+            let mut unkept = Vec::new();
             for (subscription, version, cursor) in moved {
-                if !refused.contains(&subscription.id) {
+                if refused.contains(&subscription.id) {
+                    subscription.refused();
+                    unkept.push(subscription);
+                } else {
                     subscription.saved(version, cursor);
-                    continue;
                 }
-                subscription.refused();
-                // With sessions, this node may be about to become the home.
-                if subscription.is_left() || self.is_stale(&subscription).await {
-                    self.abandon(&subscription);
-                }
+            }
+            // With sessions, this node may be about to become the home.
+            let (left, used): (Vec<_>, Vec<_>) = unkept.into_iter().partition(|it| it.is_left());
+            for subscription in left.into_iter().chain(self.stale_of(used).await) {
+                self.abandon(&subscription);
             }
         }
         // The map's own reference is the only one: no session is about to join.

@@ -4,7 +4,7 @@ use pgcapture_actors::supervise::Task;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use super::server::{Credentials, serve_peers};
+use super::server::{Credentials, PeersAlone, serve_peers};
 use crate::{
     config::Config,
     peers::Peers,
@@ -18,7 +18,7 @@ pub(super) struct Begun {
     /// What this node was told of itself and the others.
     pub(super) wish: Wish,
     pub(super) door: Door,
-    pub(super) peers: Option<Task<()>>,
+    pub(super) peers: Option<PeersAlone>,
     pub(super) stop_peers: CancellationToken,
 }
 
@@ -32,14 +32,13 @@ impl Begun {
         let data_dir = config.node.data_dir.clone();
         let opened = tokio::task::spawn_blocking(move || Store::open(&data_dir)).await?;
         let store = opened.map_err(RaftError::from)?;
-        let door = Door::of(&config.node.name, &store)?;
         let address = listener.local_addr()?.to_string();
         let wish = Wish {
             name: config.node.name.clone(),
             address: config.node.advertise.clone().unwrap_or(address),
             peers: config.node.peers.clone(),
         };
-        door.show(&wish);
+        let door = Door::of(&wish, &store)?;
         let stop_peers = CancellationToken::new();
         let is_alone = wish.peers.is_empty() && store.state().borrow().nodes.len() <= 1;
         let peers = if is_alone {
@@ -71,6 +70,19 @@ impl Begun {
             peers,
             stop_peers,
         })
+    }
+}
+
+impl Begun {
+    /// Leaves the address to what serves everything: who comes from now on is not served by less.
+    pub(super) async fn leave_address(&mut self) -> Option<Task<()>> {
+        self.stop_peers.cancel();
+        let PeersAlone { mut task, let_go } = self.peers.take()?;
+        tokio::select! {
+            () = let_go.cancelled() => Some(task),
+            // It has failed, and said so.
+            _ = task.join() => None,
+        }
     }
 }
 

@@ -1,8 +1,9 @@
 //! The gRPC listener: streams, administration, health and reflection on one port.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc, task::Poll};
 
 use anyhow::Context as _;
+use futures_util::{StreamExt as _, stream};
 use pgcapture_actors::{
     dump::{DumpControllerHandle, RangeSource, RowReader},
     supervise::{Task, TaskKind, spawn},
@@ -307,18 +308,35 @@ pub(super) fn serve_peers(
     door: Door,
     credentials: Credentials,
     stop: CancellationToken,
-) -> anyhow::Result<Task<()>> {
+) -> anyhow::Result<PeersAlone> {
     let service = InterceptedService::new(raft_server(door), credentials.nodes);
     let router = builder(credentials.tls)?.add_service(service);
+    let let_go = CancellationToken::new();
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-    Ok(spawn(TaskKind::Server, "peers", async move {
+    let incoming = incoming.take_until(stop.cancelled_owned());
+    let ended = let_go.clone();
+    let incoming = incoming.chain(stream::poll_fn(move |_| {
+        ended.cancel();
+        Poll::Pending
+    }));
+    let shutdown = let_go.clone().cancelled_owned();
+    let task = spawn(TaskKind::Server, "peers", async move {
         // A connection that was made here knows nothing of what is served later: it is told to go
         // (GOAWAY), what runs on it runs on, and the next call makes another one.
-        let served = router.serve_with_incoming_shutdown(incoming, stop.cancelled_owned());
+        let served = router.serve_with_incoming_shutdown(incoming, shutdown);
         if let Err(error) = served.await {
             tracing::error!(%error, "the listener for other nodes failed");
         }
-    }))
+    });
+    Ok(PeersAlone { task, let_go })
+}
+
+/// What serves other nodes alone.
+#[derive(Debug)]
+pub(super) struct PeersAlone {
+    pub(super) task: Task<()>,
+    /// It takes no connection any more: whoever comes from now on finds all that is served.
+    pub(super) let_go: CancellationToken,
 }
 
 fn raft_server(door: Door) -> RaftServer<RaftService> {

@@ -180,8 +180,12 @@ impl Place {
 
 /// Reads `--endpoint`: addresses separated by commas; the scheme of one holds for those after it.
 pub(super) fn places(global: &Global) -> Result<Vec<Place>, Failure> {
-    let shown = shown(global)?;
-    let has_tls = global.ca.is_some() || global.cert.is_some();
+    places_with(global, &Files::read(global)?)
+}
+
+fn places_with(global: &Global, files: &Files) -> Result<Vec<Place>, Failure> {
+    let shown = files.shown();
+    let has_tls = files.ca.is_some() || files.identity.is_some();
     let mut scheme = if has_tls { "https" } else { "http" };
     let mut places = Vec::new();
     let names = global.endpoint.split(',').map(str::trim);
@@ -201,7 +205,11 @@ pub(super) fn places(global: &Global) -> Result<Vec<Place>, Failure> {
         let is_https = scheme == "https";
         places.push(Place {
             name: name.to_owned(),
-            endpoint: endpoint(global, &format!("{scheme}://{address}"), is_https)?,
+            endpoint: endpoint(
+                global,
+                &format!("{scheme}://{address}"),
+                is_https.then_some(files),
+            )?,
             shown: shown.clone().filter(|_| is_https),
         });
     }
@@ -214,7 +222,7 @@ pub(super) fn places(global: &Global) -> Result<Vec<Place>, Failure> {
     }
 }
 
-fn endpoint(global: &Global, url: &str, is_https: bool) -> Result<Endpoint, Failure> {
+fn endpoint(global: &Global, url: &str, files: Option<&Files>) -> Result<Endpoint, Failure> {
     let bad = |error: tonic::transport::Error| {
         Failure::usage(format!("endpoint \"{url}\" cannot be used: {error}"))
     };
@@ -224,32 +232,47 @@ fn endpoint(global: &Global, url: &str, is_https: bool) -> Result<Endpoint, Fail
         .http2_keep_alive_interval(KEEPALIVE)
         .keep_alive_timeout(KEEPALIVE)
         .tcp_nodelay(true);
-    if !is_https {
-        return Ok(endpoint);
+    match files {
+        Some(files) => endpoint.tls_config(files.tls()).map_err(bad),
+        None => Ok(endpoint),
     }
-    let mut tls = ClientTlsConfig::new();
-    if let Some(ca) = &global.ca {
-        tls = tls.ca_certificate(Certificate::from_pem(read(ca)?));
-    }
-    if let (Some(cert), Some(key)) = (&global.cert, &global.key) {
-        tls = tls.identity(Identity::from_pem(read(cert)?, read(key)?));
-    }
-    endpoint.tls_config(tls).map_err(bad)
 }
 
-/// What is shown and trusted; `None` when nothing is trusted.
-fn shown(global: &Global) -> Result<Option<Shown>, Failure> {
-    let Some(ca) = &global.ca else {
-        return Ok(None);
-    };
-    let identity = match (&global.cert, &global.key) {
-        (Some(cert), Some(key)) => Some((read(cert)?, read(key)?)),
-        _ => None,
-    };
-    Ok(Some(Shown {
-        ca: read(ca)?,
-        identity,
-    }))
+/// What the files of `--ca`, `--cert` and `--key` hold, read once for all addresses.
+struct Files {
+    ca: Option<Vec<u8>>,
+    /// Certificate and key.
+    identity: Option<(Vec<u8>, Vec<u8>)>,
+}
+
+impl Files {
+    fn read(global: &Global) -> Result<Self, Failure> {
+        let ca = global.ca.as_deref().map(read).transpose()?;
+        let identity = match (&global.cert, &global.key) {
+            (Some(cert), Some(key)) => Some((read(cert)?, read(key)?)),
+            _ => None,
+        };
+        Ok(Self { ca, identity })
+    }
+
+    fn tls(&self) -> ClientTlsConfig {
+        let mut tls = ClientTlsConfig::new();
+        if let Some(ca) = &self.ca {
+            tls = tls.ca_certificate(Certificate::from_pem(ca));
+        }
+        if let Some((cert, key)) = &self.identity {
+            tls = tls.identity(Identity::from_pem(cert, key));
+        }
+        tls
+    }
+
+    /// What is shown and trusted; `None` when nothing is trusted.
+    fn shown(&self) -> Option<Shown> {
+        Some(Shown {
+            ca: self.ca.clone()?,
+            identity: self.identity.clone(),
+        })
+    }
 }
 
 fn token(global: &Global) -> Result<Token, Failure> {
@@ -302,6 +325,23 @@ mod tests {
         }
         let many = vec!["n:1"; ENDPOINTS_MAX + 1].join(",");
         assert_eq!(places(&global(&many)).map(drop).unwrap_err().exit, 2);
+    }
+
+    #[test]
+    fn certificates_are_read_once_for_all_addresses() {
+        let folder = tempfile::tempdir().unwrap();
+        let authority = folder.path().join("ca.pem");
+        let key = rcgen::generate_simple_self_signed(["n1".to_owned()]).unwrap();
+        fs::write(&authority, key.cert.pem()).unwrap();
+        let mut global = global("n1:7700,n2:7700,n3:7700");
+        global.ca = Some(authority.clone());
+        let files = Files::read(&global).unwrap();
+        fs::remove_file(&authority).unwrap();
+        let places = places_with(&global, &files).unwrap();
+        assert_eq!(places.len(), 3);
+        assert!(places.iter().all(|place| place.shown.is_some()));
+        let failure = super::places(&global).map(drop).unwrap_err();
+        assert!(failure.text.contains("cannot read"), "{failure:?}");
     }
 
     #[tokio::test]

@@ -6,6 +6,7 @@
 
 pub(super) mod cluster;
 mod control;
+mod everyone;
 mod faults;
 mod links;
 mod load;
@@ -27,7 +28,6 @@ use pgcapture_engine::{cluster::Origin, codes};
 use tokio::signal::unix::Signal;
 use tokio_util::sync::CancellationToken;
 
-pub(super) use self::control::NodeView;
 use self::{
     cluster::NODES_MAX,
     faults::{NodeArgs, PartitionArgs, Target},
@@ -35,6 +35,7 @@ use self::{
     servers::{Registrar, Servers},
     shop::Shop,
 };
+pub(super) use self::{control::NodeView, everyone::every_node};
 use super::{
     Failure, Global, output,
     start::{cannot_start, start_telemetry, terminate},

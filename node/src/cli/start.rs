@@ -75,6 +75,11 @@ pub(super) async fn run(global: &Global, args: StartArgs) -> Result<(), Failure>
         .map_err(|error| Failure::usage(format!("--end-with-stdin needs a pipe: {error}")))?;
     let node = tokio::select! {
         node = app::start(&config) => node.map_err(|error| cannot_start(&error))?,
+        // It waits for peers, perhaps for ever, and nothing runs that would have to be drained.
+        _ = terminate.recv() => {
+            tracing::info!("stopped before it was ready");
+            return Ok(());
+        }
         () = parent.gone() => return Err(Failure::interrupted()),
     };
     if !global.quiet {

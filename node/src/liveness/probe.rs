@@ -1,15 +1,13 @@
 //! Looks whether anybody listens where a node was.
 
-use std::{io::ErrorKind, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
 use pgcapture_actors::consensus::Consensus;
-use tokio::{
-    net::TcpStream,
-    time::{sleep, timeout},
-};
+use tokio::time::sleep;
 
 use super::Book;
+use crate::knock::{Knock, knock};
 
 /// A connection that is neither taken nor refused within this time proves nothing.
 const PROBE_MAX: Duration = Duration::from_millis(300);
@@ -24,9 +22,7 @@ const PROBE_PAUSE: Duration = Duration::from_millis(20);
 /// How often a node that stops looks whether the others are still there.
 const DESERTED_PAUSE: Duration = Duration::from_millis(100);
 
-/// Enters a node as gone if its address refuses connections. One that is taken, a host that is silent,
-/// and every other failure (no route, a name that cannot be looked up, no file handle left here) prove
-/// nothing.
+/// Enters a node as gone if its address refuses connections; nothing else proves it.
 pub async fn look_for(consensus: &dyn Consensus, book: &Book, node: &str) {
     let state = Arc::clone(&consensus.state().borrow());
     let Some(known) = state.nodes.get(node) else {
@@ -34,17 +30,21 @@ pub async fn look_for(consensus: &dyn Consensus, book: &Book, node: &str) {
     };
     let address = &known.address;
     for _ in 0..PROBES {
-        match timeout(PROBE_MAX, TcpStream::connect(address)).await {
-            Ok(Err(error)) if error.kind() == ErrorKind::ConnectionRefused => {
-                tracing::warn!(node, address, %error, "a node is gone: nobody listens there");
+        match knock(address, PROBE_MAX).await {
+            Knock::Refused => {
+                tracing::warn!(node, address, "a node is gone: nobody listens there");
                 return book.gone(node);
             }
-            Ok(Err(error)) => {
-                tracing::debug!(node, address, %error, "whether a node is gone cannot be told");
+            Knock::Unknown(error) => {
+                tracing::debug!(
+                    node,
+                    address,
+                    error,
+                    "whether a node is gone cannot be told"
+                );
                 return;
             }
-            Ok(Ok(_)) => sleep(PROBE_PAUSE).await,
-            Err(_) => return,
+            Knock::Taken => sleep(PROBE_PAUSE).await,
         }
     }
 }
@@ -71,11 +71,8 @@ pub async fn deserted(consensus: &dyn Consensus, node: &str) {
 }
 
 async fn nobody_listens(addresses: impl Iterator<Item = &str>) -> bool {
-    let looks = addresses.map(|address| async move {
-        let connected = timeout(PROBE_MAX, TcpStream::connect(address)).await;
-        matches!(connected, Ok(Err(error)) if error.kind() == ErrorKind::ConnectionRefused)
-    });
-    join_all(looks).await.into_iter().all(|is_gone| is_gone)
+    let looks = addresses.map(|address| knock(address, PROBE_MAX));
+    join_all(looks).await.iter().all(Knock::is_refused)
 }
 
 #[cfg(test)]

@@ -15,13 +15,13 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use openraft::async_runtime::watch::WatchReceiver as _;
 use pgcapture_proto::peer::v1::{AttendRequest, LeaderLostRequest};
-use tokio::net::TcpStream;
 
 use super::{
     Inner,
     network::within,
     types::{LogId, Peer, from_bytes},
 };
+use crate::knock::knock;
 
 /// A leader's address that does not answer within this time is silent, which proves nothing.
 const CONNECT_MAX: Duration = Duration::from_millis(200);
@@ -146,10 +146,10 @@ impl Inner {
                 tracing::debug!(leader = %peer.name, %error, "the leader does not answer");
             }
         }
-        let connect = tokio::time::timeout(CONNECT_MAX, TcpStream::connect(&peer.address));
-        match connect.await {
-            Ok(Err(error)) if error.kind() == std::io::ErrorKind::ConnectionRefused => End::Refused,
-            _ => End::Unknown,
+        if knock(&peer.address, CONNECT_MAX).await.is_refused() {
+            End::Refused
+        } else {
+            End::Unknown
         }
     }
 

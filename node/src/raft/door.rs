@@ -1,6 +1,6 @@
 //! What other nodes find behind this node's address, before and after it belongs to a cluster.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use pgcapture_engine::{cluster::Spoken, membership::Told};
 use tokio::sync::watch;
@@ -13,7 +13,8 @@ use crate::store::{ClusterId, Store};
 #[derive(Clone, Debug)]
 pub struct Door {
     name: String,
-    told: Arc<OnceLock<Told>>,
+    /// What this node was told.
+    told: Arc<Told>,
     /// The cluster that the node's store belongs to. It stays known after a stop: a node that is about to
     /// end waits for no cluster either.
     cluster: watch::Sender<Option<ClusterId>>,
@@ -24,17 +25,17 @@ pub struct Door {
 }
 
 impl Door {
-    /// Makes the door of the node whose store this is. It is closed, yet tells which cluster the store
+    /// Makes the door of the node whose store this is, and which was told that. It is closed, yet tells which cluster the store
     /// belongs to: whoever begins a cluster must know that there is one.
     ///
     /// # Errors
     ///
     /// When the store cannot be read.
-    pub fn of(name: &str, store: &Store) -> Result<Self, RaftError> {
+    pub fn of(wish: &Wish, store: &Store) -> Result<Self, RaftError> {
         let identity = store.identity()?;
         Ok(Self {
-            name: name.to_owned(),
-            told: Arc::default(),
+            name: wish.name.clone(),
+            told: Arc::new(wish.told()),
             cluster: watch::Sender::new(identity.map(|identity| identity.cluster)),
             member: watch::channel(None).0,
             stop: CancellationToken::new(),
@@ -55,15 +56,9 @@ impl Door {
         self.spoken
     }
 
-    /// Shows to others what this node was told; the first time counts.
-    pub fn show(&self, wish: &Wish) {
-        // Told once, with the start of the node.
-        let _known = self.told.set(wish.told());
-    }
-
     /// What this node was told.
-    pub(crate) fn told(&self) -> Told {
-        self.told.get().cloned().unwrap_or_default()
+    pub(crate) fn told(&self) -> &Told {
+        &self.told
     }
 
     /// Opens it: the node is a member from now on.

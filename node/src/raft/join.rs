@@ -30,7 +30,7 @@ use super::{
 };
 use crate::{
     peers::Peers,
-    store::{Identity, LogWrite, Mark, Store},
+    store::{Identity, LogWrite, Mark, Store, StoreError},
     tls,
 };
 
@@ -97,7 +97,7 @@ pub async fn enter(
     door: &Door,
 ) -> Result<(), RaftError> {
     if let Some(identity) = store.identity()? {
-        check_name(store, &identity, wish)?;
+        let identity = named(store, identity, wish)?;
         return check_recovered(store, &identity, wish, peers).await;
     }
     find(store, wish, peers, door).await?;
@@ -162,20 +162,29 @@ fn tell_silent(silent: &[String], distrust: Option<&str>) {
     }
 }
 
-/// A node keeps its name; only one that was always alone may be called something else.
-fn check_name(store: &Store, identity: &Identity, wish: &Wish) -> Result<(), RaftError> {
+/// A node keeps its name; only one that was always alone may be called something else. Its store is told
+/// the new name, also when the agreed state has it already, since companions may have come in between.
+fn named(store: &Store, identity: Identity, wish: &Wish) -> Result<Identity, RaftError> {
+    let state = Arc::clone(&store.state().borrow());
+    let me = state.nodes.values().find(|node| node.id == identity.id);
+    // What the cluster calls it: the name in the store may be an older one.
+    let found = me.map_or_else(|| identity.name.clone(), |me| me.name.clone());
+    let is_alone = state.last_node <= 1;
+    if found != wish.name && !is_alone {
+        return Err(RaftError::Store(StoreError::OtherNode {
+            found,
+            wanted: wish.name.clone(),
+        }));
+    }
     if identity.name == wish.name {
-        return Ok(());
+        return Ok(identity);
     }
-    let state = store.state();
-    let is_alone = state.borrow().last_node <= 1;
-    if is_alone {
-        return Ok(());
-    }
-    Err(RaftError::Store(crate::store::StoreError::OtherNode {
-        found: identity.name.clone(),
-        wanted: wish.name.clone(),
-    }))
+    let renamed = Identity {
+        name: wish.name.clone(),
+        ..identity
+    };
+    store.become_member(&renamed, None, &[])?;
+    Ok(renamed)
 }
 
 /// A node that comes back asks the others once whether the cluster has gone on without it: with two of

@@ -21,7 +21,6 @@ use super::{
     Inner, RaftConsensus, RaftError,
     machine::place,
     network::within,
-    propose::PROPOSE_MAX,
     types::{Peer, to_bytes},
 };
 use crate::{sources::unix_now_micros, store::StoreError};
@@ -223,7 +222,7 @@ impl RaftConsensus {
             return Err(bad_change(format!("node \"{name}\" does not vote")));
         }
         let mut leadership = self.leadership();
-        let transferred = tokio::time::timeout(PROPOSE_MAX, async {
+        let transferred = self.while_there_is_hope(async {
             loop {
                 self.ask_transfer(name).await;
                 let leads = leadership.wait_for(|now| now.leader.as_deref() == Some(name));
@@ -232,7 +231,7 @@ impl RaftConsensus {
                 }
             }
         });
-        transferred.await.map_err(|_| RaftError::Coded {
+        transferred.await.ok_or_else(|| RaftError::Coded {
             explanation: &codes::cluster::NO_QUORUM,
             text: format!("node \"{name}\" did not come to lead in time"),
         })

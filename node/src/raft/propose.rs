@@ -87,14 +87,20 @@ impl RaftConsensus {
         self.refuse_when_state_is_full(&request.proposal)?;
         let mut seen = String::new();
         let driven = self.drive(&request, &bytes, &mut seen);
-        let driven = tokio::time::timeout(PROPOSE_MAX, driven).await;
-        match driven {
-            Ok(outcome) => Ok(outcome??),
-            Err(_) => {
+        match self.while_there_is_hope(driven).await {
+            Some(outcome) => Ok(outcome??),
+            None => {
                 self.refuse_when_full()?;
                 Err(ProposeError::Unavailable { reason: seen })
             }
         }
+    }
+
+    /// Waits for what a majority must say; `None` when it does not in time, or was given up.
+    pub(super) async fn while_there_is_hope<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        let work = tokio::time::timeout(PROPOSE_MAX, work);
+        let done = self.inner.given_up.run_until_cancelled(work).await;
+        done.and_then(Result::ok)
     }
 
     /// Nothing is agreed on while this node waits for space on its disk.
@@ -210,7 +216,7 @@ impl RaftConsensus {
         if self.is_alone() {
             return Ok(());
         }
-        let asked = tokio::time::timeout(PROPOSE_MAX, async {
+        let asked = self.while_there_is_hope(async {
             loop {
                 // Whoever asks while a question is on its way shares the next one.
                 let asked = self.inner.read_index.ask(|| self.ask_read_index()).await;
@@ -221,7 +227,7 @@ impl RaftConsensus {
                 self.wait_for_change().await;
             }
         });
-        asked.await.unwrap_or_else(|_| {
+        asked.await.unwrap_or_else(|| {
             Err(ProposeError::Unavailable {
                 reason: String::new(),
             })

@@ -334,3 +334,33 @@ async fn a_node_that_has_changed_its_name_saves_under_the_new_one() {
     let cursors = vec![(subscription(1), cursor(3))];
     assert_eq!(raft.save(cursors).await.unwrap(), []);
 }
+
+#[tokio::test]
+async fn a_node_that_was_renamed_while_it_was_alone_starts_when_it_has_companions() {
+    let folder = tempfile::tempdir().unwrap();
+    let directory = folder.path().to_owned();
+    let wish = |name: &str| Wish {
+        name: name.to_owned(),
+        address: "127.0.0.1:2".to_owned(),
+        peers: Vec::new(),
+    };
+    let (before, renamed) = (directory.clone(), wish("new"));
+    life(async move {
+        let raft = RaftConsensus::alone(&before, "old").await.unwrap();
+        raft.introduce(&renamed).await.unwrap();
+        raft.propose(add_node(2, "127.0.0.1:1")).await.unwrap();
+    })
+    .await;
+    let store = Store::open(&directory).unwrap();
+    let door = Door::of(&wish("new"), &store).unwrap();
+    let peers = Peers::default();
+    // It tells the name that it has now, not the one that it had.
+    for name in ["other", "old"] {
+        let refused = enter(&store, &wish(name), &peers, &door).await.map(drop);
+        let text = refused.unwrap_err().to_string();
+        assert!(text.starts_with("PGC-R07"), "{text}");
+        assert!(text.contains("\"new\" of a cluster"), "{text}");
+    }
+    enter(&store, &wish("new"), &peers, &door).await.unwrap();
+    assert_eq!(store.identity().unwrap().unwrap().name, "new");
+}

@@ -201,9 +201,10 @@ impl Admin for AdminService {
         let actions = plan.map_err(|error| source_status(&error))?;
         if !request.dry_run {
             let (sources, gateway) = (Arc::clone(&self.sources), self.gateway.clone());
+            let consensus = Arc::clone(&self.consensus);
             order(&self.orders, async move {
                 let source = sources.detach(&request.name, request.keep_slot).await?;
-                consumers::remove_all(&gateway, &source.stream).await?;
+                consumers::remove_all(&gateway, consensus.as_ref(), &source.stream).await?;
                 sources.forget(&source).await
             })
             .await?;
@@ -277,7 +278,8 @@ impl Admin for AdminService {
         &self,
         request: Request<RemoveConsumerRequest>,
     ) -> Result<Response<RemoveConsumerResponse>, Status> {
-        let removed = consumers::remove(&self.gateway, &self.state(), request.into_inner()).await?;
+        let consensus = self.consensus.as_ref();
+        let removed = consumers::remove(&self.gateway, consensus, request.into_inner()).await?;
         Ok(Response::new(removed))
     }
 }

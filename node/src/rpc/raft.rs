@@ -147,7 +147,7 @@ impl Raft for RaftService {
         &self,
         request: Request<IdentifyRequest>,
     ) -> Result<Response<IdentifyResponse>, Status> {
-        let Told { address, peers } = self.door.told();
+        let Told { address, peers } = self.door.told().clone();
         let mut answer = IdentifyResponse {
             protocol: self.door.spoken().oldest,
             newest: self.door.spoken().newest,

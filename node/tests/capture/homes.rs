@@ -222,6 +222,7 @@ fn a_node_that_stops_ends_what_it_forwards_and_gives_its_homes_back() {
         members.homes["b"].stop().cancel();
         let status = forwarded.end().await;
         assert_eq!(status.metadata().get(CODE_KEY).unwrap(), "PGC-G09");
+        members.homes["a"].stop().cancel();
         members.node("a").gateway.drain().await.unwrap();
         assert_eq!(
             local.end().await.metadata().get(CODE_KEY).unwrap(),
@@ -229,6 +230,29 @@ fn a_node_that_stops_ends_what_it_forwards_and_gives_its_homes_back() {
         );
         members.homes["a"].drain().await.unwrap();
         members.home_is(None).await;
+    });
+}
+
+#[test]
+fn who_comes_while_its_home_stops_is_served_by_the_next_one() {
+    run(async {
+        let mut members = Members::start(&["a", "b"]).await;
+        members.writer().publish(1, &["t"]).await;
+        let mut local = members.node("a").join("shop", &[earliest()]).await;
+        members.home_is(Some("a")).await;
+        members.homes["a"].stop().cancel();
+        members.node("a").gateway.drain().await.unwrap();
+        local.end().await;
+        // Who asks the node itself is refused, and makes it nobody's home.
+        let mut late = members.node("a").open("shop", &[earliest()]).await;
+        let status = late.end().await;
+        assert_eq!(status.metadata().get(CODE_KEY).unwrap(), "PGC-G09");
+        // Who asks another one waits inside its stream until the home is given back.
+        let mut consumer = members.node("b").open("shop", &[earliest()]).await;
+        let (message, drained) = tokio::join!(consumer.next(), members.homes["a"].drain());
+        drained.unwrap();
+        assert_eq!(position(&message), (1, 1));
+        members.home_is(Some("b")).await;
     });
 }
 

@@ -200,8 +200,7 @@ async fn run(
     (spoken, mut is_held): (Spoken, watch::Receiver<bool>),
 ) -> Started {
     let store = open(&folder).await?;
-    let door = Door::of(&wish.name, &store)?.speaking(spoken);
-    door.show(&wish);
+    let door = Door::of(&wish, &store)?.speaking(spoken);
     let listener = tokio::net::TcpListener::bind(listen).await.unwrap();
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     let service = RaftServer::new(RaftService { door: door.clone() });

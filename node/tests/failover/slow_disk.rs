@@ -13,23 +13,6 @@ const CHANGES: usize = 12;
 /// More elections than this are a storm.
 const ELECTIONS_MAX: u64 = 2;
 
-/// Who leads, and in which term, as a node tells it.
-async fn leader(trio: &Trio, asked: usize) -> (usize, u64) {
-    crate::process::eventually("a leader", async || {
-        let health = run(trio.listen(asked), &["cluster", "health", "-o", "json"]).await;
-        let health: serde_json::Value = serde_json::from_str(&health.data).unwrap_or_default();
-        let leader = health["leader"]
-            .as_str()
-            .and_then(|name| name.strip_prefix('n'));
-        let leader = leader.and_then(|number| number.parse::<usize>().ok());
-        let found = leader.zip(health["term"].as_u64());
-        found
-            .map(|(number, term)| (number - 1, term))
-            .ok_or_else(|| health.to_string())
-    })
-    .await
-}
-
 /// Has changes agreed on, asked of one node.
 async fn change(trio: &Trio, asked: usize) {
     for word in ["pause", "resume"].into_iter().cycle().take(CHANGES) {
@@ -45,11 +28,11 @@ async fn a_slow_disk_of_the_leader_causes_no_storm_of_elections() {
     let environments = [0, 1, 2].map(|index| shims[index].environment().to_vec());
     let trio = Trio::start_in("", &environments).await;
     trio.add_source(&[]).await;
-    let (leading, before) = leader(&trio, 0).await;
+    let (leading, before) = trio.leader_and_term(0).await;
     let asked = (leading + 1) % 3;
     fs::write(shims[leading].order("slow"), SLOW_MS).unwrap();
     change(&trio, asked).await;
-    let (_, after) = leader(&trio, asked).await;
+    let (_, after) = trio.leader_and_term(asked).await;
     assert!(shims[leading].order("was_slow").exists());
     let terms = after - before;
     assert!(terms <= ELECTIONS_MAX, "{terms} terms with a slow leader");
@@ -58,7 +41,7 @@ async fn a_slow_disk_of_the_leader_causes_no_storm_of_elections() {
         fs::write(shim.order("slow"), "150").unwrap();
     }
     change(&trio, asked).await;
-    let (_, last) = leader(&trio, asked).await;
+    let (_, last) = trio.leader_and_term(asked).await;
     for shim in &shims {
         assert!(shim.order("was_slow").exists(), "every disk was slow");
     }

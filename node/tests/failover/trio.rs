@@ -1,6 +1,9 @@
 //! Three nodes, one server, one source, and a writer.
 
-use std::{net::TcpListener, path::PathBuf};
+#[path = "addresses.rs"]
+mod addresses;
+
+use std::path::PathBuf;
 
 use pgcapture_actors::{
     postgres::{Config, Connection, LocalServer, LocalServerOptions, Replication},
@@ -10,6 +13,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tokio::sync::watch;
 
+use self::addresses::free_addresses;
 use crate::{
     consumer::Consumer,
     process::{Node, PATIENCE, Place, eventually, run},
@@ -22,15 +26,6 @@ pub(crate) struct Trio {
     folders: Vec<TempDir>,
     /// More lines of each configuration.
     more: String,
-}
-
-/// Addresses that are free now. Peers must know them before anybody listens.
-fn free_addresses(count: usize) -> Vec<String> {
-    let listeners: Vec<_> = (0..count)
-        .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
-        .collect();
-    let addresses = listeners.iter().map(|it| it.local_addr().unwrap());
-    addresses.map(|address| address.to_string()).collect()
 }
 
 impl Trio {
@@ -209,17 +204,23 @@ impl Trio {
 
     /// The node that leads, as another one sees it.
     pub(crate) async fn leader(&self, seen_by: usize) -> usize {
+        self.leader_and_term(seen_by).await.0
+    }
+
+    /// The same, and its term.
+    pub(crate) async fn leader_and_term(&self, seen_by: usize) -> (usize, u64) {
         eventually("a leader", async || {
-            let args = ["cluster", "status", "-o", "json"];
-            let status = run(self.listen(seen_by), &args).await;
-            let json: Value = serde_json::from_str(&status.data).unwrap_or_default();
+            let args = ["cluster", "health", "-o", "json"];
+            let health = run(self.listen(seen_by), &args).await;
+            let json: Value = serde_json::from_str(&health.data).unwrap_or_default();
             let name = json["leader"]
                 .as_str()
                 .and_then(|name| name.strip_prefix('n'));
             let number = name.and_then(|number| number.parse::<usize>().ok());
             let index = number.map(|number| number - 1);
             let alive = index.filter(|index| self.nodes[*index].is_some());
-            alive.ok_or(status.data + &status.talk)
+            let found = alive.zip(json["term"].as_u64());
+            found.ok_or(health.data + &health.talk)
         })
         .await
     }
@@ -261,6 +262,11 @@ impl Writer {
         let reached = self.written.wait_for(|written| *written >= wanted);
         let reached = tokio::time::timeout(PATIENCE, reached).await;
         *reached.expect("rows are written").unwrap()
+    }
+
+    /// Watches the last row that is written: a clock for tests.
+    pub(crate) fn rows(&self) -> watch::Receiver<i64> {
+        self.written.clone()
     }
 
     /// Stops and returns the last row.

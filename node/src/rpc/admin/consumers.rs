@@ -1,11 +1,14 @@
 //! The orders of the administration API that concern consumers.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use pgcapture_actors::gateway::{GatewayError, GatewayHandle, SubscriptionStatus};
+use pgcapture_actors::{
+    consensus::{Consensus, ProposeError},
+    gateway::{GatewayError, GatewayHandle, SubscriptionStatus},
+};
 use pgcapture_engine::{
     capture_options,
-    cluster::{Dump, State},
+    cluster::{Command, Dump, DumpCommand, State},
     codes::{self, Explanation},
 };
 use pgcapture_proto::{
@@ -96,12 +99,19 @@ pub(super) async fn seek(
 /// Forgets a consumer, or says where it stands.
 pub(super) async fn remove(
     gateway: &GatewayHandle,
-    state: &State,
+    consensus: &dyn Consensus,
     request: RemoveConsumerRequest,
 ) -> Result<RemoveConsumerResponse, Status> {
-    let consumer = get(gateway, state, &request.uri).await?;
+    let state = Arc::clone(&consensus.state().borrow());
+    let consumer = get(gateway, &state, &request.uri).await?;
     if !request.dry_run {
         let id = subscription_of(&request.uri);
+        let is_its = |stream: &str, consumer: &str| stream == id.stream && consumer == id.consumer;
+        let forgotten = forget_cool_downs(consensus, is_its).await;
+        forgotten.map_err(|error| {
+            let explanation = error.explanation();
+            status(explanation.code, error.text(), explanation.next)
+        })?;
         gateway.remove(&id).await.map_err(gateway_status)?;
         tracing::info!(consumer = request.uri, "an operator removed a consumer");
     }
@@ -111,13 +121,38 @@ pub(super) async fn remove(
 }
 
 /// Forgets every consumer of a stream.
-pub(super) async fn remove_all(gateway: &GatewayHandle, stream: &str) -> Result<(), SourceError> {
+pub(super) async fn remove_all(
+    gateway: &GatewayHandle,
+    consensus: &dyn Consensus,
+    stream: &str,
+) -> Result<(), SourceError> {
+    forget_cool_downs(consensus, |of, _| of == stream).await?;
     let store = |error: GatewayError| SourceError::Store {
         text: format!("the consumers cannot be removed: {}", chain(&error)),
     };
     for status in gateway.subscriptions().await.map_err(store)? {
         if status.id.stream == stream {
             gateway.remove(&status.id).await.map_err(store)?;
+        }
+    }
+    Ok(())
+}
+
+/// Takes back the pauses between ranges that were set for consumers who go: one of the same name, who
+/// may come later, has not asked for them. First of all, so that the order can be given again when it fails.
+async fn forget_cool_downs(
+    consensus: &dyn Consensus,
+    is_going: impl Fn(&str, &str) -> bool,
+) -> Result<(), ProposeError> {
+    let state = Arc::clone(&consensus.state().borrow());
+    for (stream, consumer) in state.cool_downs.keys() {
+        if is_going(stream, consumer) {
+            let none = DumpCommand::SetCoolDown {
+                stream: stream.clone(),
+                consumer: consumer.clone(),
+                cool_down: Duration::ZERO,
+            };
+            consensus.propose(Command::Dump(none)).await?;
         }
     }
     Ok(())
@@ -153,4 +188,63 @@ fn refuse(explanation: &'static Explanation, what: String) -> Status {
 fn gateway_status(error: GatewayError) -> Status {
     let explanation = error.explanation();
     status(explanation.code, chain(&error), explanation.next)
+}
+
+#[cfg(test)]
+mod tests {
+    use async_trait::async_trait;
+    use pgcapture_actors::consensus::Leadership;
+    use pgcapture_engine::cluster::Answer;
+    use tokio::sync::watch;
+
+    use super::*;
+
+    /// Agrees to everything at once.
+    #[derive(Debug, Default)]
+    struct Agreeing(watch::Sender<Arc<State>>);
+
+    #[async_trait]
+    impl Consensus for Agreeing {
+        async fn propose(&self, command: Command) -> Result<Answer, ProposeError> {
+            let mut state = State::clone(&self.0.borrow());
+            let answer = state.apply(command)?;
+            self.0.send_replace(Arc::new(state));
+            Ok(answer)
+        }
+
+        fn state(&self) -> watch::Receiver<Arc<State>> {
+            self.0.subscribe()
+        }
+
+        fn leadership(&self) -> watch::Receiver<Leadership> {
+            watch::channel(Leadership::default()).1
+        }
+
+        async fn confirm_leadership(&self) -> Result<(), ProposeError> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_pause_goes_with_the_consumer_that_it_was_set_for() {
+        let agreeing = Agreeing::default();
+        for (stream, consumer) in [("shop", "a"), ("shop", "b"), ("audit", "a")] {
+            let set = DumpCommand::SetCoolDown {
+                stream: stream.to_owned(),
+                consumer: consumer.to_owned(),
+                cool_down: Duration::from_secs(9),
+            };
+            agreeing.propose(Command::Dump(set)).await.unwrap();
+        }
+        let left = || -> Vec<(String, String)> {
+            agreeing.0.borrow().cool_downs.keys().cloned().collect()
+        };
+        let one = |stream: &str, consumer: &str| (stream, consumer) == ("shop", "a");
+        forget_cool_downs(&agreeing, one).await.unwrap();
+        assert_eq!(left().len(), 2);
+        forget_cool_downs(&agreeing, |stream, _| stream == "shop")
+            .await
+            .unwrap();
+        assert_eq!(left(), [("audit".to_owned(), "a".to_owned())]);
+    }
 }

@@ -42,8 +42,13 @@ const RETRY_MAX: Duration = Duration::from_millis(250);
 /// host that is silent for so long is taken for dead.
 const SILENT_TRIES_MAX: u32 = 6;
 
-/// Tries of all nodes together; then the client comes again.
+/// Tries of all nodes together; then the client comes again. With the pauses between them they last
+/// longer than a home that stops takes to give its subscriptions back.
 const TRIES_MAX: u32 = 20;
+
+/// A node sends the head of its answer before it looks at anything: one that has not within this time,
+/// though the connection lives, does not serve.
+const HEAD_MAX: Duration = Duration::from_secs(3);
 
 /// Why a node does not serve a stream that nothing was delivered on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,7 +57,7 @@ pub(in crate::rpc) enum Lost {
     Refused,
     /// It cannot be reached, or the connection broke.
     Away,
-    /// It says that it is not the home.
+    /// It says that it is not the home, or is about to give it back.
     NotHome,
 }
 
@@ -148,9 +153,11 @@ pub(super) async fn open(
     if let Ok(me) = HeaderValue::from_str(me) {
         sent.insert(FORWARDED_KEY, me);
     }
-    let ready = poll_fn(|cx| channel.poll_ready(cx)).await;
-    ready.map_err(|error| lost_of(&error))?;
-    let response = channel.call(request).await;
+    let opened = tokio::time::timeout(HEAD_MAX, async {
+        poll_fn(|cx| channel.poll_ready(cx)).await?;
+        channel.call(request).await
+    });
+    let response = opened.await.map_err(|_| Lost::Away)?;
     let response = response.map_err(|error| lost_of(&error))?;
     Ok(response.map(Body::new))
 }
@@ -218,8 +225,7 @@ impl Forwarded {
     }
 
     fn ended(&self, trailers: HeaderMap) -> Event {
-        let code = trailers.get(CODE_KEY).map(HeaderValue::as_bytes);
-        if self.can_move() && code == Some(codes::gateway::HOME_ELSEWHERE.code.as_bytes()) {
+        if self.can_move() && is_no_home(&trailers) {
             return Event::Lost(Lost::NotHome);
         }
         Event::End(trailers)
@@ -231,6 +237,15 @@ impl Forwarded {
         }
         Event::End(super::trailers(&home_lost(&self.node, why)))
     }
+}
+
+/// Tells whether a node says that it is not the home, or will not be in a moment: it stops, and gives its
+/// subscriptions back once its sessions have ended.
+fn is_no_home(trailers: &HeaderMap) -> bool {
+    let code = trailers.get(CODE_KEY).map(HeaderValue::as_bytes);
+    [&codes::gateway::HOME_ELSEWHERE, &codes::gateway::DRAINING]
+        .iter()
+        .any(|it| code == Some(it.code.as_bytes()))
 }
 
 /// The status of a stream whose home went away.
@@ -245,6 +260,7 @@ pub(in crate::rpc) fn unplaced(error: &HomeError) -> Status {
     let (explanation, text) = match error {
         HomeError::Propose(error) => (error.explanation(), error.text()),
         HomeError::Unsettled => (&codes::gateway::STREAM_UNAVAILABLE, error.to_string()),
+        HomeError::Draining => (&codes::gateway::DRAINING, error.to_string()),
     };
     status(explanation.code, text, explanation.next)
 }
@@ -273,6 +289,26 @@ mod tests {
         assert!(status.message().starts_with(text), "{}", status.message());
         let unsettled = unplaced(&HomeError::Unsettled);
         assert!(unsettled.message().starts_with("PGC-G10"));
+        let draining = unplaced(&HomeError::Draining);
+        assert!(draining.message().starts_with("PGC-G09"));
+    }
+
+    #[test]
+    fn a_home_that_stops_is_asked_for_its_successor() {
+        let said = |explanation: &codes::Explanation| {
+            super::super::trailers(&status(explanation.code, "it says so", explanation.next))
+        };
+        assert!(is_no_home(&said(&codes::gateway::DRAINING)));
+        assert!(is_no_home(&said(&codes::gateway::HOME_ELSEWHERE)));
+        assert!(!is_no_home(&said(&codes::gateway::STREAM_UNAVAILABLE)));
+        // It goes on to be asked until it has given back what it had.
+        let mut attempts = Attempts::new();
+        let pauses = (0..TRIES_MAX).map(|_| match attempts.on_lost(Lost::NotHome, 0.0) {
+            Next::Pause(pause) => pause,
+            next => panic!("{next:?}"),
+        });
+        let grace = pgcapture_actors::gateway::GatewayLimits::default().drain_grace;
+        assert!(pauses.sum::<Duration>() > grace * 2);
     }
 
     #[test]
