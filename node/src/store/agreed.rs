@@ -67,7 +67,14 @@ impl Inner {
                 changes.added = format::added_row(&after)?;
             }
         }
-        self.write(Durability::None, |transaction| {
+        // From then on an older program must not use the file, whenever the node is killed.
+        let is_raised = before.protocol() != after.protocol();
+        let durability = if is_raised {
+            Durability::Immediate
+        } else {
+            Durability::None
+        };
+        self.write(durability, |transaction| {
             write(transaction, &changes).map_err(failed)?;
             log::write_marks(transaction, &batch.marks).map_err(failed)
         })?;

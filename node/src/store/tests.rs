@@ -243,6 +243,30 @@ fn a_newer_format_is_refused_and_left_alone() {
 }
 
 #[test]
+fn from_a_raised_version_on_an_older_program_finds_a_newer_format() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::open_with_shop(directory.path());
+    let raise = Command::RaiseProtocol {
+        to: 2,
+        nodes: [].into(),
+    };
+    store.agree(Proposal::State(raise)).unwrap();
+    // As a crash leaves it right then.
+    let crashed = tempfile::tempdir().unwrap();
+    let file = crashed.path().join("node.redb");
+    fs::copy(directory.path().join("node.redb"), &file).unwrap();
+    let version = {
+        let database = Database::create(&file).unwrap();
+        let transaction = redb::ReadableDatabase::begin_read(&database).unwrap();
+        let meta = transaction.open_table(META).unwrap();
+        meta.get(FORMAT_KEY).unwrap().unwrap().value()
+    };
+    assert_eq!(version, FORMAT_VERSION);
+    let store = Store::open(crashed.path()).unwrap();
+    assert_eq!(store.state().borrow().protocol(), 2);
+}
+
+#[test]
 fn a_file_of_something_else_is_told_damaged() {
     let directory = tempfile::tempdir().unwrap();
     fs::write(
