@@ -56,7 +56,7 @@ const CURSOR_BYTES_MAX: usize = ENTRY_BYTES_MAX / 2;
 /// A state that is larger gets no more sources, replicas and homes: a quarter of what a value of the
 /// store may have is left for whatever is proposed at the same moment, and for gaps, epochs and
 /// attestations, which are never refused for their size.
-const STATE_BYTES_MAX: usize = VALUE_BYTES_MAX / 4 * 3;
+pub(super) const STATE_BYTES_MAX: usize = VALUE_BYTES_MAX / 4 * 3;
 
 /// Where a call goes.
 enum Route {
@@ -84,7 +84,7 @@ impl RaftConsensus {
                 bytes_max: ENTRY_BYTES_MAX,
             });
         }
-        self.refuse_when_state_is_full(&request.proposal)?;
+        room_for(&request.proposal, self.inner.store.state_bytes())?;
         let mut seen = String::new();
         let driven = self.drive(&request, &bytes, &mut seen);
         match self.while_there_is_hope(driven).await {
@@ -112,28 +112,6 @@ impl RaftConsensus {
         Err(ProposeError::Store {
             reason: format!("{code}: the disk of the node's store is full"),
         })
-    }
-
-    /// Nothing is added to a state that a node could soon not read again. What shrinks it, what moves
-    /// what is there, and what must be kept whatever happens goes on.
-    fn refuse_when_state_is_full(&self, proposal: &Proposal) -> Result<(), ProposeError> {
-        let adds = matches!(
-            proposal,
-            Proposal::State(
-                Command::AddSource(_)
-                    | Command::AddGuardedSource { .. }
-                    | Command::AddReplica(_)
-                    | Command::Home(HomeCommand::Claim { .. })
-            )
-        );
-        let bytes = self.inner.store.state_bytes();
-        if adds && bytes >= STATE_BYTES_MAX {
-            return Err(ProposeError::StateFull {
-                bytes,
-                bytes_max: STATE_BYTES_MAX,
-            });
-        }
-        Ok(())
     }
 
     /// Tries until there is an outcome.
@@ -317,6 +295,32 @@ impl RaftConsensus {
         // Whatever ends it, the next try looks again.
         let _woken = tokio::time::timeout(RETRY_AFTER, leadership.changed()).await;
     }
+}
+
+/// Tells whether something may be proposed while the encoded state has so many bytes. Nothing is added to
+/// one that a node could soon not read again; what shrinks it, what moves what is there, and what must
+/// be kept whatever happens goes on.
+///
+/// # Errors
+///
+/// [`ProposeError::StateFull`].
+pub(super) fn room_for(proposal: &Proposal, state_bytes: usize) -> Result<(), ProposeError> {
+    let adds = matches!(
+        proposal,
+        Proposal::State(
+            Command::AddSource(_)
+                | Command::AddGuardedSource { .. }
+                | Command::AddReplica(_)
+                | Command::Home(HomeCommand::Claim { .. })
+        )
+    );
+    if adds && state_bytes >= STATE_BYTES_MAX {
+        return Err(ProposeError::StateFull {
+            bytes: state_bytes,
+            bytes_max: STATE_BYTES_MAX,
+        });
+    }
+    Ok(())
 }
 
 #[async_trait]

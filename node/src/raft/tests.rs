@@ -8,12 +8,18 @@ use pgcapture_actors::{
 };
 use pgcapture_engine::{
     checkpoint::{Checkpoint, Epoch},
-    cluster::{Answer, Command, HomeClaim, HomeCommand, OnGap, Origin, Refusal, RequestId, Source},
+    cluster::{
+        Answer, Command, HomeClaim, HomeCommand, OnGap, Origin, Proposal, Refusal, RequestId,
+        Source,
+    },
     lsn::{Lsn, PgTime},
 };
 use tempfile::TempDir;
 
-use super::*;
+use super::{
+    propose::{STATE_BYTES_MAX, room_for},
+    *,
+};
 use crate::store::Disk;
 
 fn add_node(number: u64, address: &str) -> Command {
@@ -166,47 +172,40 @@ async fn what_was_answered_is_there_after_a_crash() {
     assert_eq!(raft.load(&subscription(1)).await.unwrap(), None);
 }
 
+#[test]
+fn nothing_is_added_to_a_state_that_a_node_could_not_read_again() {
+    let room = |command, bytes| room_for(&Proposal::State(command), bytes);
+    for adds in [add_shop(), claim_home(1)] {
+        assert!(room(adds.clone(), STATE_BYTES_MAX - 1).is_ok());
+        let refused = room(adds, STATE_BYTES_MAX).unwrap_err();
+        assert_eq!(refused.explanation().code, "PGC-R18", "{refused}");
+    }
+    let name = || "shop".to_owned();
+    let pause = Command::SetPaused {
+        name: name(),
+        paused: true,
+    };
+    for goes_on in [pause, Command::RemoveSource { name: name() }] {
+        assert!(room(goes_on, usize::MAX).is_ok());
+    }
+}
+
 #[tokio::test]
-async fn nothing_is_added_to_a_state_that_a_node_could_not_read_again() {
+async fn the_size_of_the_state_is_known_while_it_runs_and_after_a_restart() {
     let folder = tempfile::tempdir().unwrap();
-    let raft = RaftConsensus::alone(folder.path(), "n1").await.unwrap();
-    let large = |number: usize| {
-        let Command::AddSource(mut source) = add_shop() else {
-            unreachable!("it adds a source");
-        };
-        source.name = format!("s{number}");
-        source.stream = format!("s{number}");
-        source.slot = format!("s{number}");
-        source.tables = vec!["x".repeat(1_000); 1_000];
-        Command::AddSource(source)
-    };
-    let mut count = 0;
-    let refused = loop {
-        match raft.propose(large(count)).await {
-            Ok(answer) => assert_eq!(answer, Answer::Done),
-            Err(error) => break error,
-        }
-        count += 1;
-    };
-    assert!(count < 16, "{count} MB fit");
-    assert_eq!(refused.explanation().code, "PGC-R18", "{refused}");
-    for refused in [add_shop(), claim_home(1)] {
-        let refused = raft.propose(refused).await;
-        assert!(matches!(refused, Err(ProposeError::StateFull { .. })));
-    }
-    // What is there goes on, and what is removed makes room.
-    let (name, paused) = ("s1".to_owned(), true);
-    let pause = Command::SetPaused { name, paused };
-    assert_eq!(raft.propose(pause).await.unwrap(), Answer::Done);
-    for number in [0, 1] {
-        let name = format!("s{number}");
-        raft.propose(Command::RemoveSource { name }).await.unwrap();
-    }
-    assert_eq!(raft.propose(add_shop()).await.unwrap(), Answer::Done);
-    raft.stop().await;
-    drop(raft);
+    let of = folder.path().to_owned();
+    let (before, after) = life(async move {
+        let raft = RaftConsensus::alone(&of, "n1").await.unwrap();
+        let before = raft.inner.store.state_bytes();
+        raft.propose(add_shop()).await.unwrap();
+        let after = raft.inner.store.state_bytes();
+        raft.stop().await;
+        (before, after)
+    })
+    .await;
+    assert!(before < after, "{before} {after}");
     let again = Store::open(folder.path()).unwrap();
-    assert_eq!(again.state().borrow().sources.len(), count - 1);
+    assert_eq!(again.state_bytes(), after);
 }
 
 #[tokio::test]

@@ -4,13 +4,14 @@
 //! Runs in a process of its own. Sessions go to the nodes in turn, as consumers behind a load balancer
 //! do, so that most streams are read on another node than their agent's.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
 use anyhow::Context as _;
 use bytes::BytesMut;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use prost_types::{Value, value::Kind};
 use serde::{Deserialize, Serialize};
+use tokio::time::sleep;
 use tonic::transport::Channel;
 
 use super::server::source_name;
@@ -25,6 +26,13 @@ const STREAMS_OF_A_CONNECTION: usize = 200;
 
 /// Sessions that are opened side by side: each waits until its home is agreed on.
 const OPENS_MAX: usize = 256;
+
+/// How often a session is opened before the measurement gives up: on a machine that is too busy nodes lose
+/// their leader, and sessions end.
+const OPEN_TRIES_MAX: u32 = 10;
+
+/// Pause before a session is opened again.
+const OPEN_PAUSE: Duration = Duration::from_millis(200);
 
 /// What to subscribe to.
 #[derive(Debug, Serialize, Deserialize)]
@@ -56,15 +64,21 @@ pub(in crate::cli::bench) async fn run(order: &Order) -> anyhow::Result<()> {
         let node = node.context("no node")?;
         channels.push(connect(&node.to_string()).await?);
     }
-    let opens = (0..order.subscriptions).map(|number| {
+    let consumers = (0..order.subscriptions).map(|number| {
         let at = usize::try_from(number).map(|number| number / STREAMS_OF_A_CONNECTION);
         let channel = at.ok().and_then(|at| channels.get(at)).cloned();
-        open(channel, uri(number, order.sources))
+        Ok(Consumer {
+            channel: channel.context("a connection")?,
+            uri: uri(number, order.sources),
+        })
     });
+    let consumers: Vec<Consumer> = consumers.collect::<anyhow::Result<_>>()?;
+    let opens = consumers.iter().map(Consumer::open);
     let opened = stream::iter(opens).buffered(OPENS_MAX);
     let streams: Vec<Stream> = opened.try_collect().await?;
     child::answer(&Opened {})?;
-    let reads = streams.into_iter().map(one_change);
+    let reads = consumers.iter().zip(streams);
+    let reads = reads.map(|(consumer, stream)| consumer.one_change(stream));
     let read = stream::iter(reads).buffered(total.max(1));
     let streams: Vec<Stream> = read.try_collect().await?;
     let numbered = (0..order.subscriptions).zip(streams);
@@ -89,24 +103,46 @@ fn is_kept(number: u32, kept: u32, all: u32) -> bool {
     until(number + 1) > until(number)
 }
 
-async fn open(channel: Option<Channel>, uri: String) -> anyhow::Result<Stream> {
-    let start = Value {
-        kind: Some(Kind::StringValue("earliest".to_owned())),
-    };
-    let init = frames::init(&uri, [("Start", start)]);
-    let channel = channel.context("a connection")?;
-    let opened = Stream::open(channel, frames::request(&init)).await;
-    opened.with_context(|| format!("open {uri}"))
+/// A consumer of one subscription.
+#[derive(Debug)]
+struct Consumer {
+    channel: Channel,
+    uri: String,
 }
 
-async fn one_change(mut stream: Stream) -> anyhow::Result<Stream> {
+impl Consumer {
+    async fn open(&self) -> anyhow::Result<Stream> {
+        let start = Value {
+            kind: Some(Kind::StringValue("earliest".to_owned())),
+        };
+        let init = frames::init(&self.uri, [("Start", start)]);
+        let opened = Stream::open(self.channel.clone(), frames::request(&init)).await;
+        opened.with_context(|| format!("open {}", self.uri))
+    }
+
+    /// Receives and acknowledges a change. A session that the node ends is opened again, as every
+    /// consumer does, but not for ever.
+    async fn one_change(&self, mut stream: Stream) -> anyhow::Result<Stream> {
+        let mut tries = 1;
+        loop {
+            match one_change(&mut stream).await {
+                Ok(()) => return Ok(stream),
+                Err(error) if tries >= OPEN_TRIES_MAX => return Err(error),
+                Err(_) => sleep(OPEN_PAUSE).await,
+            }
+            tries += 1;
+            stream = self.open().await?;
+        }
+    }
+}
+
+async fn one_change(stream: &mut Stream) -> anyhow::Result<()> {
     loop {
         stream.receive().await?;
         if let Some(message) = stream.next() {
             let mut ack = BytesMut::new();
             frames::look(&message)?.acknowledge(&mut ack);
-            stream.send(ack.freeze()).await?;
-            return Ok(stream);
+            return stream.send(ack.freeze()).await;
         }
     }
 }
