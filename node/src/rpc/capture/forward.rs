@@ -305,7 +305,7 @@ mod tests {
         let mut attempts = Attempts::new();
         let pauses = (0..TRIES_MAX).map(|_| match attempts.on_lost(Lost::NotHome, 0.0) {
             Next::Pause(pause) => pause,
-            next => panic!("{next:?}"),
+            next @ (Next::Replace | Next::Fail) => panic!("{next:?}"),
         });
         let grace = pgcapture_actors::gateway::GatewayLimits::default().drain_grace;
         assert!(pauses.sum::<Duration>() > grace * 2);
