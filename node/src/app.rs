@@ -166,7 +166,7 @@ impl Node {
         self.ready.send_replace(false);
         self.health.not_serving().await;
         tracing::info!("stopping: draining sessions and agents");
-        let is_clean = tokio::time::timeout(deadline, self.drain()).await;
+        let is_clean = tokio::time::timeout(deadline, Box::pin(self.drain())).await;
         let is_clean = is_clean.unwrap_or(false);
         let took = began.elapsed().as_millis();
         if is_clean {
