@@ -11,7 +11,11 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use rand::{Rng, SeedableRng, rngs::StdRng};
-use tokio::{sync::watch, task::JoinSet, time::timeout};
+use tokio::{
+    sync::watch,
+    task::JoinSet,
+    time::{Instant, timeout},
+};
 
 use crate::{
     harness::{node::Node, postgres::Postgres, sql::Sql},
@@ -33,23 +37,23 @@ use crate::{
 };
 
 /// After a fault is healed, readers must receive something new within this time.
-const RECOVERED_WITHIN: Duration = Duration::from_secs(30);
+pub(crate) const RECOVERED_WITHIN: Duration = Duration::from_secs(30);
 
 /// After all faults, the consumer must have everything within this time.
-const CAUGHT_UP_WITHIN: Duration = Duration::from_secs(60);
+pub(crate) const CAUGHT_UP_WITHIN: Duration = Duration::from_secs(60);
 
 /// Pause between two of the markers that find out when the consumer's subscription has begun.
 const MARKER_PAUSE: Duration = Duration::from_millis(250);
 
 /// Id of the marker that is committed after everything else.
-const LAST_MARKER: i64 = 1_000_000;
+pub(crate) const LAST_MARKER: i64 = 1_000_000;
 
 /// Attempts for each fault that was wanted; a menu may hold such that find nothing to break.
 const ATTEMPTS_PER_FAULT: u32 = 4;
 
 /// The stream's name, and the consumer's subscription on it.
 const SOURCE: &str = "shop";
-const URI: &str = "shop/checker";
+pub(crate) const URI: &str = "shop/checker";
 
 /// What to run.
 #[derive(Clone, Debug)]
@@ -147,7 +151,7 @@ impl Experiment {
 
     async fn run(&mut self, plan: &RunPlan, journal: &Path) -> Result<()> {
         let sql = Sql::connect_again(&self.world.postgres.dsn()).await?;
-        self.await_subscription(&sql).await?;
+        await_subscription(&mut self.progress, &sql).await?;
         bank::open_accounts(&sql).await?;
         let load_plan = LoadPlan {
             dsn: self.world.postgres.dsn(),
@@ -176,23 +180,6 @@ impl Experiment {
         }
         if let Some(what) = self.world.node.end_politely(END_WITHIN).await? {
             self.trouble("node/unclean_end", what)?;
-        }
-        Ok(())
-    }
-
-    /// Writes markers until one arrives: from then on the subscription misses nothing.
-    async fn await_subscription(&mut self, sql: &Sql) -> Result<()> {
-        for marker in 1.. {
-            insert_marker(sql, marker).await?;
-            let arrived = self.progress.wait_for(|progress| progress.marker > 0);
-            if timeout(MARKER_PAUSE, arrived).await.is_ok() {
-                break;
-            }
-            let waited = MARKER_PAUSE * u32::try_from(marker).unwrap_or(u32::MAX);
-            if waited > CAUGHT_UP_WITHIN {
-                let progress = self.progress.borrow().clone();
-                bail!("no change reached the consumer before any fault: {progress:?}");
-            }
         }
         Ok(())
     }
@@ -295,10 +282,35 @@ impl Experiment {
     }
 
     fn trouble(&self, property: &str, what: String) -> Result<()> {
-        eprintln!("trouble: {property}: {what}");
-        let property = property.to_owned();
-        self.recorder.record(Event::Trouble { property, what })
+        trouble(&self.recorder, property, what)
     }
+}
+
+/// Says and records what no run may show.
+pub(crate) fn trouble(recorder: &Recorder, property: &str, what: String) -> Result<()> {
+    eprintln!("trouble: {property}: {what}");
+    let property = property.to_owned();
+    recorder.record(Event::Trouble { property, what })
+}
+
+/// Writes markers until one arrives: from then on the subscription misses nothing.
+pub(crate) async fn await_subscription(
+    progress: &mut watch::Receiver<Progress>,
+    sql: &Sql,
+) -> Result<()> {
+    let deadline = Instant::now() + CAUGHT_UP_WITHIN;
+    for marker in 1.. {
+        insert_marker(sql, marker).await?;
+        let arrived = progress.wait_for(|progress| progress.marker > 0);
+        if timeout(MARKER_PAUSE, arrived).await.is_ok() {
+            break;
+        }
+        if Instant::now() > deadline {
+            let progress = progress.borrow().clone();
+            bail!("no change reached the consumer before any fault: {progress:?}");
+        }
+    }
+    Ok(())
 }
 
 pub(crate) async fn insert_marker(sql: &Sql, marker: i64) -> Result<()> {

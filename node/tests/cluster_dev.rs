@@ -225,6 +225,10 @@ async fn a_stream_goes_on_on_another_node_while_its_owner_dies() {
     })
     .await;
     goes_on(&mut tail).await;
+    // Who names the first node, as commands do by default, asks the next one.
+    let slots = dev.ask(&["slot", "ls", "-o", "json"]).expect(0);
+    assert!(slots.contains("orders"), "{slots}");
+    dev.ask(&["cluster", "status"]).expect(0);
 
     dev.ask(&["dev", "start", "1"]).expect(0);
     ask_third(&["cluster", "health", "--until", "healthy"]).expect(0);

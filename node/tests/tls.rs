@@ -11,8 +11,13 @@
 #[expect(dead_code, reason = "shared with the tests of one node")]
 mod process;
 
-use std::{fs, net::TcpListener, os::unix::fs::PermissionsExt as _, path::Path};
+#[path = "failover/addresses.rs"]
+mod addresses;
 
+use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
+
+use addresses::free_addresses;
+use pgcapture::Client;
 use pgcapture_actors::postgres::{Connection, LocalServer, LocalServerOptions, Replication};
 use pgcapture_proto::peer::v1::{IdentifyRequest, raft_client::RaftClient};
 use process::{Ended, Node, Place, run};
@@ -73,6 +78,15 @@ async fn ask(node: &str, flags: &[String], args: &[&str]) -> Ended {
     run(node, &[args, &flags].concat()).await
 }
 
+/// Opens a stream with the crate, showing the operator's certificate of one authority and trusting another.
+async fn subscribe(node: &str, shows: &Certs, trusts: &Certs) -> Result<(), pgcapture::Error> {
+    let client = Client::builder(format!("https://{node}"))
+        .ca_file(trusts.file("ca.crt"))
+        .identity_files(shows.file("operator.crt"), shows.file("operator.key"));
+    let consumer = client.connect().await?.consumer("rust");
+    consumer.stream("shop").subscribe_raw().await.map(drop)
+}
+
 /// Asks a node what only nodes may ask, with a certificate of this name.
 async fn identify(node: &str, certs: &Certs, name: &str) -> Result<(), tonic::Status> {
     let read = |file: String| fs::read(certs.file(&file)).unwrap();
@@ -84,14 +98,6 @@ async fn identify(node: &str, certs: &Certs, name: &str) -> Result<(), tonic::St
     let request = IdentifyRequest::default();
     let asked = RaftClient::new(channel).identify(request).await;
     asked.map(drop)
-}
-
-fn free_addresses() -> Vec<String> {
-    let listeners: Vec<_> = (0..4)
-        .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
-        .collect();
-    let addresses = listeners.iter().map(|it| it.local_addr().unwrap());
-    addresses.map(|address| address.to_string()).collect()
 }
 
 fn configure(folder: &TempDir, name: &str, listen: &str, peers: &[String], tls: &str) -> String {
@@ -181,7 +187,7 @@ async fn captures(nodes: &[Node], flags: &[String], server: &LocalServer) {
 #[tokio::test(flavor = "multi_thread")]
 async fn nodes_and_clients_know_each_other_by_their_authority() {
     let (certs, others) = (Certs::init().await, Certs::init().await);
-    let addresses = free_addresses();
+    let addresses = free_addresses(4);
     let folders: Vec<_> = (0..4).map(|_| tempfile::tempdir().unwrap()).collect();
     let server = LocalServer::start(LocalServerOptions::default());
     let starts = start_three(&certs, &folders, &addresses);
@@ -201,6 +207,21 @@ async fn nodes_and_clients_know_each_other_by_their_authority() {
     for flags in [foreign, nothing, certs.flags("operator", &others)] {
         let refused = ask(node, &flags, &["cluster", "status"]).await.expect(5);
         refused.says(&["PGC-C009", "pgcapture cert issue"]);
+    }
+
+    // Consumers in Rust are told the same.
+    for (shows, trusts, said) in [
+        (&others, &certs, "this client's certificate"),
+        (&certs, &others, "certificate of the node"),
+    ] {
+        let error = subscribe(node, shows, trusts)
+            .await
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains(said) && error.contains("identity_files"),
+            "{error}"
+        );
     }
 
     // What nodes ask of each other is not for clients.

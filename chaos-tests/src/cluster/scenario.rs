@@ -27,7 +27,10 @@ use crate::{
         recorder::{Recorder, read_history},
         sampler,
     },
-    scenario::insert_marker,
+    scenario::{
+        CAUGHT_UP_WITHIN, LAST_MARKER, RECOVERED_WITHIN, URI, await_subscription, insert_marker,
+        trouble,
+    },
     workload::{
         bank,
         journal::{JournalWriter, read_journal},
@@ -36,21 +39,6 @@ use crate::{
         schema::{ACCOUNTS, BALANCE, CREATE},
     },
 };
-
-/// The stream that is read, with a subscription of its own.
-const URI: &str = "shop/checker";
-
-/// After a fault is healed, the stream must bring something new within this time.
-const RECOVERED_WITHIN: Duration = Duration::from_secs(30);
-
-/// After all faults, the stream must have brought everything within this time.
-const CAUGHT_UP_WITHIN: Duration = Duration::from_secs(60);
-
-/// Pause between two of the markers that find out when the subscription has begun.
-const MARKER_PAUSE: Duration = Duration::from_millis(250);
-
-/// Id of the marker that is committed after everything else.
-const LAST_MARKER: i64 = 1_000_000;
 
 /// Rows of a writer's transaction, on average: half have one, half two to twelve.
 const ROWS_PER_TRANSACTION: u32 = 4;
@@ -188,7 +176,7 @@ impl Experiment {
 
     async fn run(&mut self, plan: &ClusterPlan, journal: &Path) -> Result<()> {
         let sql = Sql::connect_again(&self.world.postgres.dsn()).await?;
-        self.await_subscription(&sql).await?;
+        await_subscription(&mut self.progress, &sql).await?;
         bank::open_accounts(&sql).await?;
         let load_plan = LoadPlan {
             dsn: self.world.postgres.dsn(),
@@ -217,23 +205,6 @@ impl Experiment {
         }
         if let Some(what) = self.world.end().await? {
             self.trouble("node/unclean_end", what)?;
-        }
-        Ok(())
-    }
-
-    /// Writes markers until one arrives: from then on the subscription misses nothing.
-    async fn await_subscription(&mut self, sql: &Sql) -> Result<()> {
-        let deadline = Instant::now() + CAUGHT_UP_WITHIN;
-        for marker in 1.. {
-            insert_marker(sql, marker).await?;
-            let arrived = self.progress.wait_for(|progress| progress.marker > 0);
-            if timeout(MARKER_PAUSE, arrived).await.is_ok() {
-                break;
-            }
-            if Instant::now() > deadline {
-                let progress = self.progress.borrow().clone();
-                bail!("no change reached the consumer before any fault: {progress:?}");
-            }
         }
         Ok(())
     }
@@ -311,9 +282,7 @@ impl Experiment {
     }
 
     fn trouble(&self, property: &str, what: String) -> Result<()> {
-        eprintln!("trouble: {property}: {what}");
-        let property = property.to_owned();
-        self.recorder.record(Event::Trouble { property, what })
+        trouble(&self.recorder, property, what)
     }
 }
 
