@@ -46,7 +46,9 @@ mod recover;
 
 mod door;
 
-use std::{io, path::Path, sync::Arc, time::Duration};
+mod error;
+
+use std::{path::Path, sync::Arc, time::Duration};
 
 use openraft::{
     ServerState, SnapshotPolicy, async_runtime::watch::WatchReceiver as _,
@@ -58,7 +60,7 @@ use pgcapture_actors::{
 };
 use pgcapture_engine::{
     cluster::{Node, Spoken},
-    codes::{self, Explanation},
+    codes,
     lsn::PgTime,
 };
 use tokio::sync::watch;
@@ -78,6 +80,7 @@ use self::{
 pub use self::{
     compare::compare_peers,
     door::Door,
+    error::RaftError,
     join::{Wish, enter},
     members::{AgreedHash, GroupStatus, Member},
     recover::{Recovery, plan as plan_recovery, recover},
@@ -91,7 +94,7 @@ pub(crate) use self::{
 use crate::{
     peers::Peers,
     sources::unix_now_micros,
-    store::{ClusterId, Identity, Mark, Store, StoreError},
+    store::{ClusterId, Identity, Mark, Store},
 };
 
 /// Entries after which a snapshot is made: some megabytes of log, applied again within a second.
@@ -166,46 +169,6 @@ impl std::fmt::Debug for Inner {
         f.debug_struct("Inner")
             .field("identity", &self.identity)
             .finish_non_exhaustive()
-    }
-}
-
-/// The group cannot be started or changed.
-#[derive(Debug, thiserror::Error)]
-pub enum RaftError {
-    /// The store.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// Something with a code.
-    #[error("{}: {text}", explanation.code)]
-    Coded {
-        /// What it means.
-        explanation: &'static Explanation,
-        /// What happened.
-        text: String,
-    },
-}
-
-impl RaftError {
-    /// Returns what the error means and what to do.
-    #[must_use]
-    pub const fn explanation(&self) -> &'static Explanation {
-        match self {
-            Self::Store(error) => error.explanation(),
-            Self::Coded { explanation, .. } => explanation,
-        }
-    }
-
-    fn broken(what: impl std::fmt::Display) -> Self {
-        Self::Coded {
-            explanation: &codes::node::STORE_FAILED,
-            text: what.to_string(),
-        }
-    }
-}
-
-impl From<io::Error> for RaftError {
-    fn from(error: io::Error) -> Self {
-        Self::broken(error)
     }
 }
 
