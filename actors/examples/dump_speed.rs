@@ -14,7 +14,8 @@ use pgcapture_actors::{
     postgres::{
         Connection, LocalServer, LocalServerOptions, Replication, StandbyOptions, catalog,
         dump::{
-            DumpTable, RangeRequest, ReadError, ReadLimits, Replica, ReplicaKind, ReplicaOptions,
+            DumpTable, Place, RangeRequest, ReadError, ReadLimits, Replica, ReplicaKind,
+            ReplicaOptions,
         },
     },
     supervise::{self, TaskKind},
@@ -262,8 +263,8 @@ async fn rate(sql: &mut Connection) -> Result<u64, Failure> {
 
 /// Opens a table of five rows many times.
 async fn opened(replica: &Replica, t: &DumpTable, count: u32, what: &str) -> Result<(), Failure> {
-    let mut tries = [0_u32; 8];
-    let (mut times, mut not_exact, mut failed) = (Vec::new(), 0, 0);
+    let mut tries = [0_u32; 9];
+    let (mut times, mut probable, mut not_exact, mut failed) = (Vec::new(), 0, 0, 0);
     for _ in 0..count {
         let began = Instant::now();
         let mut reader = match replica.open(request(t, 0, PageRange::OPEN)).await {
@@ -279,7 +280,8 @@ async fn opened(replica: &Replica, t: &DumpTable, count: u32, what: &str) -> Res
         if let Some(count) = tries.get_mut(reader.snapshot_tries() as usize) {
             *count += 1;
         }
-        not_exact += u32::from(!reader.is_exact());
+        probable += u32::from(reader.place() == Place::Probable);
+        not_exact += u32::from(reader.place() == Place::LowerBound);
     }
     times.sort_by(f64::total_cmp);
     let at = |part: usize| {
@@ -289,7 +291,7 @@ async fn opened(replica: &Replica, t: &DumpTable, count: u32, what: &str) -> Res
             .unwrap_or_default()
     };
     say(&format!(
-        "{what}: {count} ranges, tries {tries:?}, not exact {not_exact}, failed {failed}; ms p50 {:.2} p90 {:.2} p99 {:.2}",
+        "{what}: {count} ranges, tries {tries:?}, probably exact {probable}, not exact {not_exact}, failed {failed}; ms p50 {:.2} p90 {:.2} p99 {:.2}",
         at(50),
         at(90),
         at(99)

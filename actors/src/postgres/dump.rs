@@ -14,7 +14,7 @@
 //! Replica::plan(&self, names: &[String]) -> Result<TablePlan, ReadError>
 //! Replica::open(&self, RangeRequest) -> Result<RangeReader, ReadError>   waits, within its limits
 //! RangeReader::at(&self) -> Lsn                               position of the snapshot, exclusive
-//! RangeReader::is_exact(&self) -> bool
+//! RangeReader::place(&self) -> Place                          whether more may be in it
 //! RangeReader::next(&mut self) -> Result<Option<RowBatch>, ReadError>   None: all rows were read
 //! LocalServer::start_standby(&self, StandbyOptions) -> Result<LocalServer, LocalServerError>
 //! LocalServer::{promote, pause_replay, resume_replay}(&self)
@@ -41,6 +41,7 @@ pub use self::{
         BEHIND_MAX, LOCK_MAX, RangeRequest, ReadLimits, ReplicaKind, ReplicaOptions, SILENCE_MAX,
         SNAPSHOT_MAX,
     },
+    position::Place,
     range::RangeReader,
     replica::Replica,
     status::{DumpTable, PlanPosition, ReplicaHealth, ReplicaStatus, TablePlan, TableProblem},

@@ -16,6 +16,9 @@
 //!   and advances the position a few instructions later, after it has removed the files of dropped
 //!   tables. A third read in the next statement closes that to the case that the replaying process
 //!   was off its processor, or removed a file, in between.
+//! - **If R0 is also all that was received by then, there is no such record.** Replay reads what the
+//!   standby has received and synced (`pg_last_wal_receive_lsn()`), and nothing beyond. A standby that
+//!   keeps up stands so between two writes of its source; another one is asked again for a while.
 //! - **What is in the snapshot too much does no harm.** Its changes are delivered after the rows:
 //!   once more, and in order. A consumer that applies by key ends where the source ended: the rows
 //!   hold the outcome of these transactions, and whatever an insert, update or delete of them does
@@ -50,23 +53,39 @@ use crate::postgres::{
     catalog::{Row, flag, parsed, text},
 };
 
-/// Snapshots that are taken until one is exact: under a load that keeps two cores busy three in a
-/// thousand were not by then, and one that is not does no harm.
-const TRIES_MAX: u32 = 5;
+/// Snapshots that are taken until replay stood still around one: under a load that keeps two cores busy
+/// three in a thousand had none by then, and one that is not exact does no harm.
+const TRIES_MAX: u32 = 8;
+/// Snapshots that are taken until one is exact beyond doubt. A standby that does not keep up has none.
+const SURE_TRIES_MAX: u32 = 5;
 /// First pause while replay is behind, doubled up to [`LOOK_PAUSE_MAX`].
 const LOOK_PAUSE_MIN: Duration = Duration::from_millis(1);
 /// Longest pause: what a range waits too long at most.
 const LOOK_PAUSE_MAX: Duration = Duration::from_millis(50);
 
+/// How well the position of a snapshot is known. Everything before it is in the snapshot always.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Nothing else is.
+    Exact,
+    /// Nothing else is, unless the replaying process was stopped within a few instructions.
+    Probable,
+    /// More is: replay went on meanwhile.
+    LowerBound,
+}
+
 /// An open snapshot, and what was found in it.
 #[derive(Debug)]
 pub(super) struct Snapshot {
     pub(super) at: Lsn,
-    pub(super) is_exact: bool,
+    pub(super) place: Place,
     /// How many were taken.
     pub(super) tries: u32,
     pub(super) facts: Facts,
 }
+
+const PLACE: &str =
+    "'at', pg_last_wal_replay_lsn(), pg_is_in_recovery(), pg_last_wal_receive_lsn()";
 
 const REPLAYED: &str = "SELECT pg_last_wal_replay_lsn()";
 
@@ -85,8 +104,7 @@ pub(super) async fn standby_snapshot(
     let snapshot = format!(
         "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; \
          LOCK TABLE ONLY {} IN ACCESS SHARE MODE; \
-         SELECT 'at', pg_last_wal_replay_lsn(), pg_is_in_recovery(); \
-         SELECT 'at', pg_last_wal_replay_lsn(), pg_is_in_recovery(); {}",
+         SELECT {PLACE}; SELECT {PLACE}; {}",
         qualified(table),
         facts::questions(request)
     );
@@ -114,14 +132,19 @@ pub(super) async fn standby_snapshot(
             Err(ReadError::Missing { .. }) => return Err(missing(session, request).await),
             inside => inside?,
         };
-        let is_exact = check_places(&inside, at, replica)?;
-        if !is_exact && tries < TRIES_MAX {
+        let place = check_places(&inside, at, replica)?;
+        let tries_max = match place {
+            Place::Exact => 0,
+            Place::Probable => SURE_TRIES_MAX,
+            Place::LowerBound => TRIES_MAX,
+        };
+        if tries < tries_max {
             question = format!("ROLLBACK; {REPLAYED}");
             continue;
         }
         return Ok(Snapshot {
             at,
-            is_exact,
+            place,
             tries,
             facts: Facts::read(&inside, request, options)?,
         });
@@ -129,7 +152,7 @@ pub(super) async fn standby_snapshot(
 }
 
 /// Tells whether replay stood still around the snapshot; an error when it was no standby then.
-fn check_places(rows: &[Row], at: Lsn, replica: &Replica) -> Result<bool, ReadError> {
+fn check_places(rows: &[Row], at: Lsn, replica: &Replica) -> Result<Place, ReadError> {
     let mut places = rows
         .iter()
         .filter(|row| text(row, 0) == Some("at"))
@@ -139,7 +162,16 @@ fn check_places(rows: &[Row], at: Lsn, replica: &Replica) -> Result<bool, ReadEr
         let target = replica.options().config.redacted();
         return Err(ReadError::NotAStandby { target });
     }
-    Ok(places.all(|row| parsed(row, 1) == Some(at) && flag(row, 2)))
+    let (mut stood_still, mut was_all) = (true, false);
+    for row in places {
+        stood_still &= parsed(row, 1) == Some(at) && flag(row, 2);
+        was_all |= parsed(row, 3) == Some(at);
+    }
+    Ok(match (stood_still, was_all) {
+        (true, true) => Place::Exact,
+        (true, false) => Place::Probable,
+        (false, _) => Place::LowerBound,
+    })
 }
 
 /// Waits until everything that commits before `at_least` was replayed.

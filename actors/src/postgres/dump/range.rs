@@ -13,7 +13,7 @@ use pgcapture_engine::{
 
 use super::{
     RangeRequest, ReadError, Replica,
-    position::Snapshot,
+    position::{Place, Snapshot},
     session::{Lease, LeaseRest},
 };
 use crate::{
@@ -113,12 +113,12 @@ impl RangeReader {
         self.snapshot.at
     }
 
-    /// Tells whether nothing that commits at or after [`Self::at`] was seen to be in the rows. If
-    /// not, changes of the last milliseconds before the snapshot are in the rows and come again
-    /// after them, which does no harm (see `position`).
+    /// Returns whether something that commits at or after [`Self::at`] may be in the rows. Such changes,
+    /// of the last milliseconds before the snapshot, come again after the rows, which does no harm (see
+    /// `position`).
     #[must_use]
-    pub const fn is_exact(&self) -> bool {
-        self.snapshot.is_exact
+    pub const fn place(&self) -> Place {
+        self.snapshot.place
     }
 
     /// Returns how many snapshots were taken until one was exact, or good enough.

@@ -26,7 +26,7 @@ use pgcapture_engine::lsn::Lsn;
 use super::{
     RangeRequest, ReadError, Replica, check,
     facts::{self, Facts, qualified},
-    position::{Snapshot, missing},
+    position::{Place, Snapshot, missing},
     session::Session,
 };
 use crate::postgres::{
@@ -113,7 +113,7 @@ async fn take(
     }
     Ok(Snapshot {
         at,
-        is_exact: true,
+        place: Place::Exact,
         tries: 1,
         facts: Facts::read(&inside, request, options)?,
     })
