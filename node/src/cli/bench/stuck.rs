@@ -23,7 +23,7 @@ use super::{
 };
 
 /// What one change of the written log takes, near enough to know how many to write.
-const CHANGE_BYTES: u64 = 256;
+const CHANGE_BYTES: u64 = 228;
 
 /// How often the node's memory is looked at while the log grows.
 const LOOK: Duration = Duration::from_millis(100);
