@@ -44,7 +44,7 @@ struct Intake {
     subscription: Arc<Subscription>,
     hub: Arc<Hub>,
     changes: watch::Receiver<u64>,
-    /// There may be something to pull.
+    /// There may be something to pull that the pull under way does not see.
     is_due: bool,
     /// Nothing is pulled before this.
     pause_until: Option<Duration>,
@@ -167,6 +167,8 @@ impl Intake {
             self.pause_until = Some(now + LAG_LOOK);
             return;
         }
+        // What is told from now on may come too late for this one.
+        self.is_due = false;
         let source = Arc::clone(&self.hub.ranges);
         let id = self.subscription.id.clone();
         self.pulling = Some(Box::pin(async move { source.pull(&id).await }));
@@ -183,9 +185,13 @@ impl Intake {
 
     async fn pulled(&mut self, pulled: Result<Option<RangeTicket>, DumpError>) {
         match pulled {
-            Ok(Some(ticket)) => self.begin(ticket).await,
-            Ok(None) => self.is_due = false,
+            Ok(Some(ticket)) => {
+                self.is_due = true;
+                self.begin(ticket).await;
+            }
+            Ok(None) => {}
             Err(error) => {
+                self.is_due = true;
                 let code = error.explanation.code;
                 tracing::warn!(code, %error, "cannot ask for ranges; trying again");
                 self.pause_until = Some(self.hub.now() + PULL_RETRY);

@@ -1,11 +1,13 @@
-//! One who comes as another leaves, and many that are looked up.
+//! One who comes as another leaves, many that are looked up, and a range that is told of too early.
 
 use async_trait::async_trait;
+use pgcapture_engine::lsn::Lsn;
+use tokio::sync::watch;
 
 use super::*;
 use crate::{
     cursors::{CursorError, CursorStore},
-    dump::NoRanges,
+    dump::{Delivered, DumpError, GivenUp, NoRanges, OpenedRange, RangeSource, RangeTicket},
     gateway::{GatewayLimits, ResolveError, Resolved, SourceResolver},
     log::memory::{MemoryLog, MemoryLogOptions},
 };
@@ -66,12 +68,64 @@ const TERMS: Terms = Terms {
 };
 
 fn hub(load_takes: Duration) -> Arc<Hub> {
+    hub_with(load_takes, Arc::new(NoRanges))
+}
+
+fn hub_with(load_takes: Duration, ranges: Arc<dyn RangeSource>) -> Arc<Hub> {
     Arc::new(Hub::new(
         Arc::new(Nothing::default()),
         Arc::new(Nothing { load_takes }),
-        Arc::new(NoRanges),
+        ranges,
         GatewayLimits::default(),
     ))
+}
+
+/// Tells of a range while a pull is under way that was too early for it.
+#[derive(Debug, Default)]
+struct Early {
+    changes: watch::Sender<u64>,
+    pulls: watch::Sender<u64>,
+}
+
+#[async_trait]
+impl RangeSource for Early {
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    async fn pull(&self, _: &SubscriptionId) -> Result<Option<RangeTicket>, DumpError> {
+        self.pulls.send_modify(|pulls| *pulls += 1);
+        if *self.pulls.borrow() == 1 {
+            self.changes.send_modify(|changes| *changes += 1);
+        }
+        // By then everybody has heard of it.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        Ok(None)
+    }
+
+    async fn open(&self, ticket: &RangeTicket, at_least: Lsn) -> Result<OpenedRange, DumpError> {
+        NoRanges.open(ticket, at_least).await
+    }
+
+    async fn finish(&self, _: RangeTicket, _: Delivered) -> Result<(), DumpError> {
+        Ok(())
+    }
+
+    async fn give_up(&self, _: RangeTicket, _: GivenUp) {}
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_range_that_is_told_of_during_a_pull_is_pulled() {
+    let ranges = Arc::new(Early::default());
+    let source: Arc<dyn RangeSource> = Arc::<Early>::clone(&ranges);
+    let hub = hub_with(Duration::ZERO, source);
+    let options = CaptureOptions::default();
+    let subscription = subscription(&hub, "shop");
+    let _session = subscription.join(&hub, &options, TERMS).await.unwrap();
+    let mut pulls = ranges.pulls.subscribe();
+    let again = pulls.wait_for(|pulls| *pulls == 2);
+    let again = tokio::time::timeout(Duration::from_secs(60), again).await;
+    assert!(again.is_ok(), "nobody asked again");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
