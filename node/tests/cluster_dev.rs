@@ -6,6 +6,9 @@
     reason = "helpers of tests: a panic is a failure"
 )]
 
+#[path = "failover/addresses.rs"]
+mod addresses;
+
 #[path = "cli/harness.rs"]
 mod harness;
 
@@ -164,15 +167,14 @@ async fn a_dev_that_cannot_be_given_orders_leaves_nothing_on_a_server_of_others(
     let server = LocalServer::start(LocalServerOptions::default()).await;
     let server = server.expect("PostgreSQL is installed");
     let folder = free_directory();
-    let port = {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        listener.local_addr().unwrap().port().to_string()
-    };
+    // All of its nodes listen beside that one.
+    let address = addresses::free_addresses(1).remove(0);
+    let port = address.rsplit(':').next().unwrap();
     // Something else is where its socket belongs.
     let taken = format!("pgcapture-dev-{port}.sock");
     fs::create_dir(folder.path().join(&taken)).unwrap();
     let url = server.url("postgres");
-    let args = ["dev", "--nodes", "2", "--port", &port, "--pg", &url];
+    let args = ["dev", "--nodes", "2", "--port", port, "--pg", &url];
     let ended = run_in(folder.path(), "", &args);
     assert!(ended.talk.contains("no socket at"), "{}", ended.talk);
     ended.expect(1);
