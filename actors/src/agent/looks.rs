@@ -23,8 +23,8 @@ use crate::postgres::{
 /// below the five seconds within which a dropped publication is to be noticed.
 const FRESH_FOR: Duration = Duration::from_secs(1);
 
-/// From this version on running transactions can be noted on request.
-const NOTES_FROM: u32 = 160_000;
+/// A server that has not answered by then is not looked at now: all who watch it wait for one look.
+const LOOK_MAX: Duration = Duration::from_secs(10);
 
 /// The servers that agents of a node look at. Cheap to clone.
 #[derive(Clone, Debug, Default)]
@@ -32,10 +32,11 @@ pub struct Looks {
     servers: Arc<Mutex<BTreeMap<Place, Weak<ServerLooks>>>>,
 }
 
-/// A database as one user sees it.
+/// A database as one user sees it: of several hosts, on the one that is chosen.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Place {
     hosts: Vec<Host>,
+    read_write: bool,
     database: String,
     user: String,
 }
@@ -46,7 +47,7 @@ pub struct ServerLooks {
     /// Held during a look: who asks meanwhile waits for it.
     last: tokio::sync::Mutex<Option<Look>>,
     /// When running transactions were noted last.
-    noted: tokio::sync::Mutex<Option<Instant>>,
+    noted: Mutex<Option<Instant>>,
 }
 
 #[derive(Clone, Debug)]
@@ -62,6 +63,7 @@ impl Looks {
     pub fn of(&self, config: &Config) -> Arc<ServerLooks> {
         let place = Place {
             hosts: config.hosts().to_vec(),
+            read_write: config.read_write(),
             database: config.database().to_owned(),
             user: config.user().to_owned(),
         };
@@ -81,21 +83,29 @@ impl ServerLooks {
     /// Returns what was found a moment ago, though not before `since`, or looks; `None` when the server
     /// cannot be looked at now.
     pub async fn look(&self, config: &Config, since: Instant) -> Option<Arc<Watched>> {
+        // Whoever waits for a look has what it brings, however long it takes.
+        let asked = Instant::now();
+        let since = asked
+            .checked_sub(FRESH_FOR)
+            .map_or(since, |at| since.max(at));
         let mut last = self.last.lock().await;
-        let now = Instant::now();
-        let since = now.checked_sub(FRESH_FOR).map_or(since, |at| since.max(at));
         if let Some(look) = last.as_ref().filter(|look| look.began >= since) {
             return look.found.clone();
         }
-        let found = match look_at(config).await {
-            Ok(found) => Some(Arc::new(found)),
-            Err(error) => {
+        let began = Instant::now();
+        let found = match tokio::time::timeout(LOOK_MAX, look_at(config)).await {
+            Ok(Ok(found)) => Some(Arc::new(found)),
+            Ok(Err(error)) => {
                 debug!(%error, "could not look at the slots of a server");
+                None
+            }
+            Err(_) => {
+                debug!("a server does not tell of its slots in {LOOK_MAX:?}");
                 None
             }
         };
         *last = Some(Look {
-            began: now,
+            began,
             found: found.clone(),
         });
         found
@@ -111,17 +121,21 @@ impl ServerLooks {
         config: &Config,
         watched: &Watched,
     ) -> Result<(), PgError> {
-        if watched.version < NOTES_FROM {
-            return Ok(());
-        }
-        let mut noted = self.noted.lock().await;
-        if noted.is_some_and(|at| at.elapsed() < FRESH_FOR) {
+        if watched.version < catalog::NOTES_FROM || !self.is_note_due() {
             return Ok(());
         }
         let mut connection = Connection::connect(config, Replication::Off).await?;
-        catalog::log_running_transactions(&mut connection).await?;
-        *noted = Some(Instant::now());
-        Ok(())
+        catalog::log_running_transactions(&mut connection).await
+    }
+
+    /// Tells whether nobody has tried a moment ago: a server that takes no sessions is not asked by all.
+    fn is_note_due(&self) -> bool {
+        let mut noted = self.noted.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_due = noted.is_none_or(|at| at.elapsed() >= FRESH_FOR);
+        if is_due {
+            *noted = Some(Instant::now());
+        }
+        is_due
     }
 }
 
@@ -148,6 +162,7 @@ mod tests {
             "postgres://me@h:1/b",
             "postgres://me@h:2/a",
             "postgres://you@h:1/a",
+            "postgres://me@h:1/a?target_session_attrs=read-write",
         ] {
             assert!(!Arc::ptr_eq(&first, &looks.of(&config(other))), "{other}");
         }
@@ -170,10 +185,24 @@ mod tests {
         let since = Instant::now();
         assert!(looks.look(&config, since).await.is_none());
         let began = looks.last.lock().await.as_ref().unwrap().began;
+        tokio::time::advance(FRESH_FOR / 2).await;
         assert!(looks.look(&config, since).await.is_none());
         assert_eq!(looks.last.lock().await.as_ref().unwrap().began, began);
         tokio::time::advance(FRESH_FOR * 2).await;
         assert!(looks.look(&config, since).await.is_none());
         assert_ne!(looks.last.lock().await.as_ref().unwrap().began, began);
+    }
+
+    /// One look of it takes longer than a look is fresh.
+    #[tokio::test(start_paused = true)]
+    async fn all_who_wait_for_a_silent_server_wait_for_one_look() {
+        let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = silent.local_addr().unwrap().port();
+        let config = config(&format!("postgres://me@127.0.0.1:{port}/a"));
+        let looks = Looks::default().of(&config);
+        let since = Instant::now();
+        let looked = futures_util::future::join_all((0..50).map(|_| looks.look(&config, since)));
+        assert!(looked.await.iter().all(Option::is_none));
+        assert!(since.elapsed() > FRESH_FOR && since.elapsed() <= LOOK_MAX * 2);
     }
 }

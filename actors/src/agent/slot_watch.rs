@@ -25,10 +25,7 @@ use super::{
     looks::ServerLooks,
     lost::{GUARD_REASON, Lost},
 };
-use crate::{
-    log::Tail,
-    postgres::{Config, PgError},
-};
+use crate::{log::Tail, postgres::Config};
 
 /// How often to look: a dropped publication is to be noticed within five seconds.
 const LOOK_INTERVAL: Duration = Duration::from_secs(3);
@@ -82,37 +79,30 @@ impl SlotWatch {
         let mut budget = self.spec.wal_guard.map(WalBudget::new);
         loop {
             match self.look(budget.as_mut(), started).await {
-                Ok(Looked::Well) => {}
-                Ok(Looked::Over(guard, outlook)) => match guard.policy {
+                Looked::Well => {}
+                Looked::Over(guard, outlook) => match guard.policy {
                     WalPolicy::Alert => {}
                     WalPolicy::DropWithGap => return Seen::GuardReached(outlook),
                     WalPolicy::Spill => self.spill(guard).await,
                 },
-                Ok(Looked::Lost(lost)) => return Seen::Lost(lost),
-                Err(error) => {
-                    debug!(source = %self.spec.source, %error, "could not look at the slot");
-                }
+                Looked::Lost(lost) => return Seen::Lost(lost),
             }
             sleep(LOOK_INTERVAL).await;
         }
     }
 
     /// Looks once and returns what is wrong, if anything; `started` is when this watch began.
-    async fn look(
-        &mut self,
-        budget: Option<&mut WalBudget>,
-        started: Instant,
-    ) -> Result<Looked, PgError> {
+    async fn look(&mut self, budget: Option<&mut WalBudget>, started: Instant) -> Looked {
         let spec = Arc::clone(&self.spec);
         let Some(found) = self.looks.look(&self.config, started).await else {
-            return Ok(Looked::Well);
+            return Looked::Well;
         };
         if found.publications.get(&spec.publication) != Some(&self.publication_oid) {
-            return Ok(Looked::Lost(Lost::publication(&spec)));
+            return Looked::Lost(Lost::publication(&spec));
         }
         self.keep_publication().await;
         let Some(slot) = found.slots.get(&spec.slot) else {
-            return Ok(Looked::Well);
+            return Looked::Well;
         };
         let retained = slot.retained_bytes;
         self.status
@@ -122,23 +112,25 @@ impl SlotWatch {
         let is_over = spec
             .wal_guard
             .is_some_and(|guard| retained >= guard.limit_bytes);
-        if retained > FRESHEN_ABOVE || is_over {
-            self.looks.note_running(&self.config, &found).await?;
-        }
         // A negative one is a slot that may go at the next checkpoint.
         let safe = slot
             .safe_wal_size
             .map(|safe| u64::try_from(safe).unwrap_or(0));
-        let (Some(budget), Some(guard)) = (budget, spec.wal_guard) else {
-            return Ok(Looked::Well);
+        let looked = match (budget, spec.wal_guard) {
+            (Some(budget), Some(guard)) => {
+                let outlook = budget.observe(started.elapsed(), retained, safe);
+                self.tell(outlook);
+                let is_reached = outlook.level == WalLevel::Reached;
+                is_reached.then_some(Looked::Over(guard, outlook))
+            }
+            _ => None,
         };
-        let outlook = budget.observe(started.elapsed(), retained, safe);
-        self.tell(outlook);
-        Ok(if outlook.level == WalLevel::Reached {
-            Looked::Over(guard, outlook)
-        } else {
-            Looked::Well
-        })
+        if (retained > FRESHEN_ABOVE || is_over)
+            && let Err(error) = self.looks.note_running(&self.config, &found).await
+        {
+            debug!(source = %spec.source, %error, "running transactions were not noted");
+        }
+        looked.unwrap_or(Looked::Well)
     }
 
     /// Has it agreed on which publication this is, if that could not be kept before: a cluster that is

@@ -20,8 +20,9 @@ pub use self::{
     publications::{Publication, publication},
     server::{Role, ServerInfo, role, server_info},
     slots::{
-        SlotHolder, SlotState, WalStatus, create_slot, drop_slot, log_running_transactions, slot,
-        slot_holder, slot_holders, slot_in_use_error, slots, terminate_holder, terminate_walsender,
+        NOTES_FROM, SlotHolder, SlotState, WalStatus, create_slot, drop_slot,
+        log_running_transactions, slot, slot_holder, slot_holders, slot_in_use_error, slots,
+        terminate_holder, terminate_walsender,
     },
     tables::{Identity, TableChoice, TableInfo, choose_tables, types_without_binary},
 };

@@ -251,6 +251,12 @@ impl Config {
         &self.application_name
     }
 
+    /// Whether only a server that takes writes is connected to.
+    #[must_use]
+    pub const fn read_write(&self) -> bool {
+        self.read_write
+    }
+
     /// Returns the hosts in the order they are tried.
     #[must_use]
     pub fn hosts(&self) -> &[Host] {

@@ -113,7 +113,7 @@ fn a_decision_counts_until_the_gap_is_passed() {
 }
 
 #[test]
-fn a_publication_remade_before_it_was_kept_is_taken_and_kept_later() {
+fn a_publication_that_could_not_be_kept_is_kept_later() {
     on_node_runtime(async {
         let mut cluster = Cluster::new().await;
         // A state of an earlier version, in a cluster that is being upgraded.

@@ -166,6 +166,9 @@ impl SlotState {
     }
 }
 
+/// From this version on running transactions can be noted on request.
+pub const NOTES_FROM: u32 = 160_000;
+
 /// Has the server note which transactions run (16 and newer, when the role may): a slot's restart
 /// position moves only to such notes, and by itself the server writes one every fifteen seconds.
 ///
@@ -173,7 +176,7 @@ impl SlotState {
 ///
 /// A lost connection.
 pub async fn log_running_transactions(connection: &mut Connection) -> Result<(), PgError> {
-    if connection.server_version() < 160_000 {
+    if connection.server_version() < NOTES_FROM {
         return Ok(());
     }
     let sql = "SELECT pg_log_standby_snapshot() \
