@@ -62,6 +62,8 @@ struct Inner {
     gate: RwLock<()>,
     claims: Mutex<Vec<HomeClaim>>,
     proposing: tokio::sync::Mutex<()>,
+    /// What was proposed and not answered.
+    asked: Mutex<BTreeSet<SubscriptionId>>,
     left: Notify,
     /// The node stops: sessions that were forwarded from here end, and none is placed.
     stop: CancellationToken,
@@ -120,6 +122,7 @@ impl Homes {
             gate: RwLock::default(),
             claims: Mutex::default(),
             proposing: tokio::sync::Mutex::default(),
+            asked: Mutex::default(),
             left: Notify::new(),
             stop: CancellationToken::new(),
         });
@@ -205,7 +208,10 @@ impl Homes {
     ///
     /// [`HomeError`]
     pub async fn replace(&self, id: &SubscriptionId, dead: &str) -> Result<(), HomeError> {
-        let claimed = self.inner.claim(id, Some(dead));
+        let claimed = async {
+            let _open = self.inner.gate.read().await;
+            self.inner.claim(id, Some(dead)).await
+        };
         let claimed = self.inner.stop.run_until_cancelled(claimed).await;
         Ok(claimed.ok_or(HomeError::Draining)??)
     }
@@ -217,10 +223,11 @@ impl Homes {
     ///
     /// [`HomeError`]; the others find out by themselves then.
     pub async fn drain(&self) -> Result<(), HomeError> {
-        // Whoever was claiming has given up.
+        // Whoever was claiming has given up; what was proposed for them may be agreed on yet.
         let _closed = self.inner.gate.write().await;
-        let ids = self.inner.claimed();
-        Ok(self.inner.give_back(ids).await?)
+        let mut ids: BTreeSet<_> = self.inner.claimed().into_iter().collect();
+        ids.append(&mut self.inner.asked());
+        Ok(self.inner.give_back(ids.into_iter().collect()).await?)
     }
 
     fn hold(&self, id: &SubscriptionId) -> Held {
@@ -263,6 +270,11 @@ impl Inner {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// What is claimed and not answered. A panic under the lock leaves the set as it was: go on.
+    fn asked(&self) -> MutexGuard<'_, BTreeSet<SubscriptionId>> {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// What this node is the home of.
     fn claimed(&self) -> Vec<SubscriptionId> {
         let state = self.state();
@@ -289,9 +301,7 @@ impl Inner {
         };
         // Nothing left: whoever had the turn before proposed it.
         if !claims.is_empty() {
-            let node = self.node.clone();
-            let command = HomeCommand::Claim { node, claims };
-            self.consensus.propose(Command::Home(command)).await?;
+            self.propose_claims(claims).await?;
         }
         drop(turn);
         if self.home(id) == Home::Here {
@@ -304,18 +314,29 @@ impl Inner {
     /// Claims the homes of sessions that are here already, which have lost theirs.
     async fn claim_all(&self, ids: &[SubscriptionId]) -> Result<(), ProposeError> {
         for ids in ids.chunks(CLAIMS_TOGETHER_MAX) {
+            let _open = self.gate.read().await;
             let claims = ids.iter().map(|id| HomeClaim {
                 id: id.clone(),
                 instead_of: None,
             });
-            let (node, claims) = (self.node.clone(), claims.collect());
-            let command = HomeCommand::Claim { node, claims };
-            self.consensus.propose(Command::Home(command)).await?;
+            self.propose_claims(claims.collect()).await?;
             let won = ids.iter().filter(|id| self.home(id) == Home::Here);
             let won: Vec<_> = won.cloned().collect();
             self.gateway.renew(&won).await;
         }
         Ok(())
+    }
+
+    /// Proposes claims. They are known as asked for until there is an answer: whoever is cut off meanwhile
+    /// may have them all the same.
+    async fn propose_claims(&self, claims: Vec<HomeClaim>) -> Result<(), ProposeError> {
+        let ids: BTreeSet<_> = claims.iter().map(|claim| claim.id.clone()).collect();
+        self.asked().extend(ids.iter().cloned());
+        let node = self.node.clone();
+        let command = HomeCommand::Claim { node, claims };
+        let answer = self.consensus.propose(Command::Home(command)).await;
+        self.asked().retain(|id| !ids.contains(id));
+        answer.map(drop)
     }
 
     async fn give_back(&self, ids: Vec<SubscriptionId>) -> Result<(), ProposeError> {

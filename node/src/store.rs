@@ -233,7 +233,7 @@ impl Store {
         let state_bytes = encode(&*agreed.state)?.len();
         let (state, _) = watch::channel(Arc::clone(&agreed.state));
         let (failure, _) = watch::channel(None);
-        Ok(Self {
+        let store = Self {
             inner: Arc::new(Inner {
                 database,
                 directory: directory.to_owned(),
@@ -243,10 +243,12 @@ impl Store {
                 failure,
                 space,
                 attested,
-                state_bytes: AtomicUsize::new(state_bytes),
+                state_bytes: AtomicUsize::default(),
                 _lock: lock,
             }),
-        })
+        };
+        store.inner.note_state(state_bytes);
+        Ok(store)
     }
 
     /// Returns the data directory.

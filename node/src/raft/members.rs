@@ -306,6 +306,8 @@ impl RaftConsensus {
         if !self.leadership().borrow().is_me {
             return Ok(LetIn::NotLeader);
         }
+        // A raise that was given up, or that the leader before proposed, may be agreed on already.
+        self.catch_up().await?;
         let agreed = self.state().borrow().protocol();
         if !spoken.has(agreed) {
             return Ok(LetIn::OtherProtocol(agreed));

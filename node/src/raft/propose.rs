@@ -84,6 +84,7 @@ impl RaftConsensus {
                 bytes_max: ENTRY_BYTES_MAX,
             });
         }
+        self.state().borrow().check_readable(&request.proposal)?;
         room_for(&request.proposal, self.inner.store.state_bytes())?;
         let mut seen = String::new();
         let driven = self.drive(&request, &bytes, &mut seen);
@@ -190,7 +191,7 @@ impl RaftConsensus {
     }
 
     /// Waits until this node knows everything that was agreed on before the call.
-    async fn catch_up(&self) -> Result<(), ProposeError> {
+    pub(super) async fn catch_up(&self) -> Result<(), ProposeError> {
         if self.is_alone() {
             return Ok(());
         }
@@ -299,21 +300,23 @@ impl RaftConsensus {
 
 /// Tells whether something may be proposed while the encoded state has so many bytes. Nothing is added to
 /// one that a node could soon not read again; what shrinks it, what moves what is there, and what must
-/// be kept whatever happens goes on.
+/// be kept whatever happens goes on. Claims are proposed together: those that replace a dead home go on, and
+/// take the others along.
 ///
 /// # Errors
 ///
 /// [`ProposeError::StateFull`].
 pub(super) fn room_for(proposal: &Proposal, state_bytes: usize) -> Result<(), ProposeError> {
-    let adds = matches!(
-        proposal,
-        Proposal::State(
-            Command::AddSource(_)
-                | Command::AddGuardedSource { .. }
-                | Command::AddReplica(_)
-                | Command::Home(HomeCommand::Claim { .. })
-        )
-    );
+    let adds = match proposal {
+        Proposal::State(Command::Home(HomeCommand::Claim { claims, .. })) => {
+            claims.iter().all(|claim| claim.instead_of.is_none())
+        }
+        Proposal::State(command) => matches!(
+            command,
+            Command::AddSource(_) | Command::AddGuardedSource { .. } | Command::AddReplica(_)
+        ),
+        Proposal::Cursors(_) => false,
+    };
     if adds && state_bytes >= STATE_BYTES_MAX {
         return Err(ProposeError::StateFull {
             bytes: state_bytes,

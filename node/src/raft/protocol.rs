@@ -100,21 +100,23 @@ impl Inner {
 
     /// Asks every node what it speaks: those of the agreed state and those that still take part.
     async fn hear_all(&self) -> Heard {
-        let mut addresses: BTreeMap<u64, String> = {
+        let mut places: BTreeMap<u64, (String, String)> = {
             let metrics = self.raft.server_metrics();
             let metrics = metrics.borrow_watched();
             let members = metrics.membership_config.membership();
             let nodes = members.nodes();
-            nodes.map(|(id, it)| (*id, it.address.clone())).collect()
+            nodes
+                .map(|(id, it)| (*id, (it.name.clone(), it.address.clone())))
+                .collect()
         };
         let state = Arc::clone(&self.store.state().borrow());
         let known = state.nodes.values();
-        addresses.extend(known.map(|node| (node.id, node.address.clone())));
-        let asked = addresses.iter().map(|(id, address)| async move {
+        places.extend(known.map(|node| (node.id, (node.name.clone(), node.address.clone()))));
+        let asked = places.iter().map(|(id, (name, address))| async move {
             let spoken = if *id == self.identity.id {
                 Some(self.network.spoken())
             } else {
-                self.hear(address).await
+                self.hear(name, address).await
             };
             (*id, spoken)
         });
@@ -122,7 +124,7 @@ impl Inner {
     }
 
     /// Asks one node; `None` when it does not answer, or another one answers there.
-    async fn hear(&self, address: &str) -> Option<Spoken> {
+    async fn hear(&self, name: &str, address: &str) -> Option<Spoken> {
         let cluster = self.identity.cluster.0.to_be_bytes();
         let request = IdentifyRequest {
             protocol: self.network.said(),
@@ -132,8 +134,8 @@ impl Inner {
         let channel = self.peers.channel(address).ok()?;
         let answer = within(ANSWER_MAX, RaftClient::new(channel).identify(request)).await;
         let answer = answer.ok()?;
-        let is_ours = answer.cluster.as_ref() == cluster;
-        is_ours.then(|| Spoken::told(answer.protocol, answer.newest))
+        let is_it = answer.cluster.as_ref() == cluster && answer.name == name;
+        is_it.then(|| Spoken::told(answer.protocol, answer.newest))
     }
 
     fn names_of(&self, heard: &Heard, next: u32) -> Vec<String> {

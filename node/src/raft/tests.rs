@@ -32,9 +32,14 @@ fn add_node(number: u64, address: &str) -> Command {
 }
 
 fn claim_home(consumer: usize) -> Command {
+    claim_home_of(consumer, None)
+}
+
+/// A claim instead of a dead home, or of none.
+fn claim_home_of(consumer: usize, dead: Option<&str>) -> Command {
     let claim = HomeClaim {
         id: subscription(consumer),
-        instead_of: None,
+        instead_of: dead.map(str::to_owned),
     };
     Command::Home(HomeCommand::Claim {
         node: "n1".to_owned(),
@@ -185,7 +190,8 @@ fn nothing_is_added_to_a_state_that_a_node_could_not_read_again() {
         name: name(),
         paused: true,
     };
-    for goes_on in [pause, Command::RemoveSource { name: name() }] {
+    let replace = claim_home_of(1, Some("n2"));
+    for goes_on in [pause, Command::RemoveSource { name: name() }, replace] {
         assert!(room(goes_on, usize::MAX).is_ok());
     }
 }

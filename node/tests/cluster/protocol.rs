@@ -121,7 +121,9 @@ async fn the_leader_tells_who_keeps_it_from_the_next_version() {
     let old = nodes.remove(1);
     old.kill().await;
     places[1].spoken.newest = 2;
-    assert_eq!(protocol(&nodes[0]), 1);
+    let_lead(&nodes[1]).await;
+    nodes[1].wait("the next leader has asked", is_told).await;
+    assert_eq!(protocol(&nodes[1]), 1);
     let new = places[1].start(&peers).ready().await;
     for node in nodes.iter().chain([&new]) {
         raised(node, 2).await;

@@ -9,13 +9,16 @@ use crate::{checkpoint::Epoch, lsn::Lsn};
 
 impl State {
     /// Returns the hole of a source that nobody has decided on: the newest one when its end is not known,
-    /// unless the slot was let go beyond it since. An owner with another log closes it under another
-    /// beginning.
+    /// unless the slot was let go beyond it since. An owner with another log declares it again, or closes
+    /// it, under another beginning; the furthest says what a decision must reach beyond.
     #[must_use]
     pub fn open_gap(&self, name: &str) -> Option<&Gap> {
-        let newest = self.gaps.get(name)?.last()?;
+        let gaps = self.gaps.get(name)?;
+        let newest = gaps.last()?;
+        let open = gaps.iter().rev().take_while(|gap| gap.to.is_none());
+        let furthest = open.map(|gap| gap.from).max()?;
         let let_go = self.let_go.get(name).map_or(Lsn::ZERO, |let_go| let_go.to);
-        (newest.to.is_none() && let_go <= newest.from).then_some(newest)
+        (let_go <= furthest).then_some(newest)
     }
 
     pub(super) fn keep_publication(
