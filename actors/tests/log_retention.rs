@@ -49,7 +49,15 @@ async fn an_idle_log_takes_little_space_and_one_that_fills_has_large_segments() 
     let newest = || lengths(directory.path()).last().copied();
     let log = open();
     assert_eq!(lengths(directory.path()), [1 << 20]);
-    let mut writer = log.open_writer(Epoch(1)).await.unwrap();
+    for epoch in 1..=6 {
+        drop(log.open_writer(Epoch(epoch)).await.unwrap());
+        assert_eq!(
+            newest(),
+            Some(1 << 20),
+            "who reads it changes, and it stays idle"
+        );
+    }
+    let mut writer = log.open_writer(Epoch(7)).await.unwrap();
     let mut number = 0;
     for wanted in [2 << 20, 4 << 20] {
         while newest() != Some(wanted) {
@@ -62,7 +70,7 @@ async fn an_idle_log_takes_little_space_and_one_that_fills_has_large_segments() 
     log.close().await;
     // The next one goes on growing after a restart.
     let log = open();
-    let mut writer = log.open_writer(Epoch(1)).await.unwrap();
+    let mut writer = log.open_writer(Epoch(7)).await.unwrap();
     while newest() == Some(4 << 20) {
         append_all(&mut writer, number + 1..=number + 500, 4).await;
         number += 500;

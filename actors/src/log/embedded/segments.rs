@@ -125,12 +125,17 @@ impl Segments {
         self.spare.discard();
     }
 
-    /// Begins a new segment; returns the one before and the new one.
+    /// Begins a new segment; returns the one before and the new one. It is larger when the one before was
+    /// full: `needed` is what had no room. A new epoch alone says nothing of how fast the log fills.
     pub(super) fn rotate(
         &mut self,
         tail: &Tail,
         needed: u64,
     ) -> Result<(Arc<Segment>, Arc<Segment>), LogError> {
+        if needed == 0 {
+            let length = self.active.segment.bytes.load(Ordering::Relaxed);
+            self.spare.stay(length);
+        }
         self.begin(tail, needed, false)
     }
 

@@ -55,6 +55,13 @@ impl Spare {
         self.bytes = next_segment_bytes(segment_bytes, self.bytes_max);
     }
 
+    /// Has the next segment be as long as the one that is written now, unless a larger one is prepared.
+    pub(super) fn stay(&mut self, segment_bytes: u64) {
+        if self.preparing.is_none() {
+            self.bytes = self.bytes.min(segment_bytes);
+        }
+    }
+
     /// Begins with small segments again; what was prepared goes.
     pub(super) fn start_small(&mut self) {
         self.discard();
