@@ -90,11 +90,14 @@ impl Replicas {
         self.check_rate(&definition)?;
         if let Some(existing) = self.existing(&definition) {
             let replica = Some(existing?);
+            let mut plan = SourcePlan::default();
+            plan.passed(match self.change_rate(&definition.name, definition.rate) {
+                Some(_) => "the replica is registered already; its rate changes",
+                None => "the replica is registered already, exactly as asked",
+            });
             if !dry_run {
                 self.agree_rate(&definition.name, definition.rate).await?;
             }
-            let mut plan = SourcePlan::default();
-            plan.passed("the replica is registered already, exactly as asked");
             let checks = plan.checks;
             return Ok(AddedReplica { checks, replica });
         }

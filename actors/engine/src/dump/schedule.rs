@@ -109,13 +109,26 @@ struct Running {
     extent: Extent,
     place: Place,
     since: Duration,
-    /// Bytes that the rate limits were charged with.
+    /// Bytes that the dump's rate was charged with.
     charged: u64,
+    /// Bytes that the replica's rate was charged with; 0 without one.
+    replica_charged: u64,
     /// Bytes a second that it was given of what the replica gives.
     share: u64,
     /// The server has said that there are no more rows.
     is_read: bool,
     tries: Tries,
+}
+
+impl Running {
+    /// Bytes that it has read by now, at most: it kept to its share of what it was charged with.
+    fn read_at_most(&self, now: Duration) -> u64 {
+        let nanos = now.saturating_sub(self.since).as_nanos();
+        let bytes = u128::from(self.share) * nanos / 1_000_000_000;
+        u64::try_from(bytes).map_or(self.replica_charged, |bytes| {
+            bytes.min(self.replica_charged)
+        })
+    }
 }
 
 pub use self::{
@@ -173,7 +186,7 @@ impl Schedule {
                 };
                 self.nodes.set_own(name, false);
             }
-            book.rates.limit = state.replica_rate(name);
+            book.rates.set_limit(state.replica_rate(name));
         }
         self.nodes
             .forget_replicas(|name| state.replicas.contains_key(name));
@@ -225,10 +238,11 @@ impl Schedule {
         job.last_ticket = self.last_ticket;
         job.reading += 1;
         let rates = job.rate_share().into_iter().chain(share);
+        let mut replica_charged = 0;
         if let Some(book) = self.replicas.get_mut(&place.replica) {
             book.reading += 1;
             book.last_ticket = self.last_ticket;
-            book.rates.begin(share.unwrap_or(0), charged, now);
+            replica_charged = book.rates.begin(share.unwrap_or(0), charged, now);
         }
         self.nodes.set_last_ticket(&place.node, self.last_ticket);
         let dump = Arc::clone(&job.dump);
@@ -241,6 +255,7 @@ impl Schedule {
             place: place.clone(),
             since: now,
             charged,
+            replica_charged,
             share: share.unwrap_or(0),
             is_read: false,
             tries: work.tries,
@@ -268,7 +283,8 @@ impl Schedule {
         let jobs = self.jobs.values().filter(|job| job.is_active());
         let of_jobs = jobs.flat_map(|job| job.dues());
         let of_errands = self.errands.iter().map(|order| order.due);
-        let of_replicas = self.replicas.values().map(|book| book.rates.paid_until);
+        let of_replicas = self.replicas.values();
+        let of_replicas = of_replicas.filter_map(|book| book.rates.rested_at());
         let all = of_jobs.chain(of_errands).chain(of_replicas);
         all.filter(|due| *due > now).min()
     }

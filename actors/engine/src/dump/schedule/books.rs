@@ -15,6 +15,9 @@ use crate::{
     dump::{Extent, ReplicaHealth, cut::Cutter},
 };
 
+/// A consumer that did not ask for so long, though there is something to take, is not there.
+const ASKED_LATELY: Duration = Duration::from_secs(5);
+
 /// One dump that is not over.
 #[derive(Debug)]
 pub(super) struct Job {
@@ -203,6 +206,16 @@ impl Job {
 
     pub(super) fn is_active(&self) -> bool {
         self.dump.state == DumpState::Active
+    }
+
+    /// Tells whether its consumer has asked a moment ago.
+    pub(super) fn is_asked(&self, now: Duration) -> bool {
+        self.asked_at.is_some_and(|at| now < at + ASKED_LATELY)
+    }
+
+    /// Tells whether its ranges are read, or would be if there were room.
+    pub(super) fn is_wanted(&self, now: Duration) -> bool {
+        self.is_active() && (self.reading > 0 || self.is_asked(now))
     }
 
     pub(super) fn is_hungry(&self, now: Duration) -> bool {

@@ -11,9 +11,6 @@ use crate::{
     },
 };
 
-/// A consumer that did not ask for so long, though there is something to take, is not there.
-const ASKED_LATELY: Duration = Duration::from_secs(5);
-
 impl Schedule {
     /// Tells how a dump of the agreed state is.
     #[must_use]
@@ -129,12 +126,11 @@ impl Schedule {
             return Some(WaitsFor::Pace(job.pace() - now));
         }
         let usable = named().filter(|(name, book)| self.is_ready(name, book));
-        let rested = usable.map(|(_, book)| book.rates.paid_until).min();
-        if let Some(until) = rested.filter(|until| *until > now) {
+        let rested = usable.map(|(_, book)| book.rates.rested_at().unwrap_or_default());
+        if let Some(until) = rested.min().filter(|until| *until > now) {
             return Some(WaitsFor::Pace(until - now));
         }
-        let is_asked = job.asked_at.is_some_and(|at| now < at + ASKED_LATELY);
-        (!is_asked).then_some(WaitsFor::Consumer)
+        (!job.is_asked(now)).then_some(WaitsFor::Consumer)
     }
 }
 

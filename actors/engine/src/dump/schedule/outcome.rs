@@ -107,7 +107,8 @@ impl Schedule {
     }
 
     /// Takes the end of a range of which every row was acknowledged; returns what to propose, `None`
-    /// for a ticket that is not running. Then comes [`Self::recorded`] or [`Self::not_recorded`].
+    /// for a ticket that is not running. Then comes [`Self::recorded`] or [`Self::not_recorded`]. No rows
+    /// and no bytes: whoever delivered it does not count, and what was charged stays charged.
     pub fn finished(
         &mut self,
         ticket: u64,
@@ -116,12 +117,18 @@ impl Schedule {
         now: Duration,
     ) -> Option<FinishedRange> {
         let running = self.release(ticket)?;
+        let read = if row_count == 0 && bytes == 0 {
+            running.charged
+        } else {
+            bytes
+        };
         if let Some(book) = self.replicas.get_mut(&running.place.replica) {
-            book.rates.settle(running.charged, bytes);
+            let paid = running.replica_charged;
+            book.rates.settle(paid, if paid == 0 { 0 } else { read });
         }
         if let Some(job) = self.jobs.get_mut(&running.dump) {
             job.not_before = job.not_before.max(now + job.cool_down);
-            job.settle_charge(now, running.charged, bytes);
+            job.settle_charge(now, running.charged, read);
             let took = now.saturating_sub(running.since);
             // A pause was meant for ranges of the size that was asked for.
             job.stretch = if job.cool_down.is_zero() {
@@ -163,6 +170,10 @@ impl Schedule {
         let Some(mut running) = self.release(ticket) else {
             return false;
         };
+        if let Some(book) = self.replicas.get_mut(&running.place.replica) {
+            book.rates
+                .settle(running.replica_charged, running.read_at_most(now));
+        }
         let Some(job) = self.jobs.get_mut(&running.dump) else {
             return true;
         };

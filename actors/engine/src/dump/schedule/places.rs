@@ -14,7 +14,7 @@ use super::{
     books::{Job, ReplicaBook, Tries},
     rates::Share,
 };
-use crate::dump::ReplicaHealth;
+use crate::{dump::ReplicaHealth, splice::RANGES_OPEN_MAX};
 
 /// Ranges that a node reads at once, at most: each is a connection and a few batches of rows.
 pub const NODE_SEATS_MAX: u32 = 256;
@@ -172,18 +172,18 @@ impl Schedule {
     }
 
     fn share_of(&self, book: &ReplicaBook, now: Duration) -> Share {
-        if book.rates.limit.is_none() {
+        if book.rates.rested_at().is_none() {
             return Share::Unlimited;
         }
         let Some(definition) = &book.definition else {
             return Share::Nothing;
         };
-        // As many as may be read from it at once, when every dump has as many as it wants.
+        // As many as may be read from it at once, when every dump that is asked for has as many as it wants.
         let source = definition.source.as_str();
         let jobs = self.jobs.values();
-        let jobs = jobs.filter(|job| job.is_active() && job.dump.source == source);
+        let jobs = jobs.filter(|job| job.is_wanted(now) && job.dump.source == source);
         let wanted = jobs.fold(0_u32, |sum, job| {
-            sum.saturating_add(job.dump.options.parallel)
+            sum.saturating_add(job.dump.options.parallel.min(RANGES_OPEN_MAX))
         });
         let books = self.replicas.iter();
         let ready = books.filter(|(name, book)| book.is_of(source) && self.is_ready(name, book));

@@ -5,8 +5,8 @@
 //! together. Each is given an equal part of it, for as many as may be read at once; one for which less
 //! than half of a part is left waits until another ends.
 //!
-//! What a range turned out to have is paid for as well, before the next is begun: a gateway of another kind
-//! keeps to no pace, and a pause has a longest time.
+//! What a range turned out to have is paid for as well, before the next is begun: a pause has a longest time.
+//! A gateway of another kind keeps to no pace and does not say what it read: what was guessed is paid.
 
 use std::time::Duration;
 
@@ -14,11 +14,11 @@ use std::time::Duration;
 #[derive(Clone, Debug, Default)]
 pub(super) struct RateBook {
     /// Bytes a second; `None` without a limit.
-    pub(super) limit: Option<u64>,
+    limit: Option<u64>,
     /// What the ranges that are being read were given together.
     given: u64,
     /// No range is begun before.
-    pub(super) paid_until: Duration,
+    paid_until: Duration,
 }
 
 /// What a range may have of a replica's limit.
@@ -33,6 +33,19 @@ pub(super) enum Share {
 }
 
 impl RateBook {
+    /// Sets the limit. Under another one what was read before is not paid for: it kept to the one before.
+    pub(super) fn set_limit(&mut self, limit: Option<u64>) {
+        if self.limit != limit {
+            self.limit = limit;
+            self.paid_until = Duration::ZERO;
+        }
+    }
+
+    /// Returns when everything that was read is paid for; `None` without a limit.
+    pub(super) fn rested_at(&self) -> Option<Duration> {
+        self.limit.map(|_| self.paid_until)
+    }
+
     /// Returns what the next range would be given, of an equal part for so many.
     pub(super) fn share(&self, parts: u32, now: Duration) -> Share {
         let Some(limit) = self.limit else {
@@ -48,11 +61,12 @@ impl RateBook {
         Share::Bytes(part.min(left), count)
     }
 
-    /// Gives a share to a range that begins, and charges what it will probably have.
-    pub(super) fn begin(&mut self, share: u64, guess: u64, now: Duration) {
+    /// Gives a share to a range that begins, and charges what it will probably have; returns the charge.
+    pub(super) fn begin(&mut self, share: u64, guess: u64, now: Duration) -> u64 {
         self.given = self.given.saturating_add(share);
         self.paid_until = self.paid_until.max(now);
         self.pay(guess, 0);
+        self.limit.map_or(0, |_| guess)
     }
 
     /// Takes the share of a range back that is read no more.

@@ -285,6 +285,53 @@ fn a_replica_that_gives_little_has_small_ranges_and_others_do_not() {
 }
 
 #[test]
+fn what_was_not_read_is_not_paid_for() {
+    let mut world = World::new(&[1]);
+    world.create("a", small(1), 20_000);
+    world.set_rate("r1", Some(1_000));
+    world.agree();
+    // Some 64 seconds are charged; it ends after one.
+    let range = world.pull("a").unwrap();
+    world.now += seconds(1);
+    world
+        .schedule
+        .give_up(range.ticket, Setback::Disconnected, world.now);
+    let range = world.pull("a");
+    let range = range.or_else(|| {
+        world.now += seconds(2);
+        world.pull("a")
+    });
+    assert!(range.is_some(), "{:?}", world.schedule.next_due(world.now));
+    // Whoever does not count pays what was guessed.
+    let finished = world
+        .schedule
+        .finished(range.unwrap().ticket, 0, 0, world.now);
+    record(&mut world.state, finished.unwrap());
+    world.agree();
+    assert!(world.pull("a").is_none());
+    // Another limit forgets it, and one that is taken away is waited for by nobody.
+    world.set_rate("r1", Some(2_000));
+    world.agree();
+    let range = world.pull("a").unwrap();
+    world.set_rate("r1", None);
+    world.agree();
+    let finished = world.schedule.finished(range.ticket, 1, 1 << 20, world.now);
+    record(&mut world.state, finished.unwrap());
+    world.agree();
+    assert!(world.pull("a").is_some());
+}
+
+#[test]
+fn a_dump_whose_consumer_is_away_has_no_part_of_the_rate() {
+    let mut world = World::new(&[4]);
+    world.set_rate("r1", Some(1_000_000));
+    world.create("a", small(1), 20_000);
+    world.create("b", small(3), 20_000);
+    let range = world.pull("a").unwrap();
+    assert_eq!(range.rate_bytes_per_second, Some(1_000_000));
+}
+
+#[test]
 fn ranges_that_are_read_at_once_are_smaller() {
     for (parallel, expected) in [(1, 4_096), (2, 4_096), (4, 2_048), (8, 1_024), (64, 1_024)] {
         let mut world = World::new(&[64]);
