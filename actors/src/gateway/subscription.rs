@@ -15,7 +15,7 @@ use pgcapture_engine::{
     ledger::{Ledger, Position, SessionId, Terms},
     lsn::PgTime,
 };
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::Instant};
 
 use super::{
     error::{CaptureError, EndReason, GatewayError},
@@ -175,7 +175,10 @@ impl Subscription {
         options: &CaptureOptions,
         terms: Terms,
     ) -> Result<Membership, CaptureError> {
-        let _opening = self.opening.lock().await;
+        let deadline = Instant::now() + OPEN_MAX;
+        // Others may be waiting for the same log: one after the other would take as many times as long.
+        let opening = async { Ok(self.opening.lock().await) };
+        let _opening = in_time(deadline, opening).await?;
         if let Some(membership) = self.enter(hub, options.mode, terms)? {
             return Ok(membership);
         }
@@ -183,10 +186,10 @@ impl Subscription {
         let known = self.state().position.clone();
         let position = match known {
             Some(position) => position,
-            None => self.load(hub, options).await?,
+            None => self.load(hub, options, deadline).await?,
         };
         let log = self.log();
-        let reader = in_time(start::open_after(&log, position.floor)).await?;
+        let reader = in_time(deadline, start::open_after(&log, position.floor)).await?;
         let restored_at = log.tail().borrow().last.unwrap_or_default();
         *self.feed.lock().await = Some(Feed::new(log, reader, &position.acked_above));
         {
@@ -202,7 +205,12 @@ impl Subscription {
     }
 
     /// Loads the cursor, or creates it, durable before anything is delivered.
-    async fn load(&self, hub: &Hub, options: &CaptureOptions) -> Result<Position, CaptureError> {
+    async fn load(
+        &self,
+        hub: &Hub,
+        options: &CaptureOptions,
+        deadline: Instant,
+    ) -> Result<Position, CaptureError> {
         if let Some(cursor) = hub.cursors.load(&self.id).await? {
             let position = Position {
                 floor: cursor.floor,
@@ -211,7 +219,9 @@ impl Subscription {
             self.overwrite(position.clone(), true);
             return Ok(position);
         }
-        let position = in_time(start::find_position(&self.log(), options.start)).await?;
+        let log = self.log();
+        let found = start::find_position(&log, options.start);
+        let position = in_time(deadline, found).await?;
         // A session that is ended while it opens is dropped at an await: it is counted and kept, or neither.
         hub.count_new_subscription().await?;
         self.overwrite(position.clone(), false);
@@ -415,8 +425,11 @@ impl State {
 }
 
 /// Waits for the log of a session that opens.
-async fn in_time<T>(opened: impl Future<Output = Result<T, LogError>>) -> Result<T, LogError> {
-    let opened = tokio::time::timeout(OPEN_MAX, opened).await;
+async fn in_time<T>(
+    deadline: Instant,
+    opened: impl Future<Output = Result<T, LogError>>,
+) -> Result<T, LogError> {
+    let opened = tokio::time::timeout_at(deadline, opened).await;
     opened.unwrap_or_else(|_| {
         Err(LogError::Closed {
             reason: format!("it could not be opened within {OPEN_MAX:?}"),

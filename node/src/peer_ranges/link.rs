@@ -21,9 +21,12 @@ use tonic::{Status, Streaming};
 use super::{Inner, rows::MESSAGE_BYTES_MAX, wire};
 use crate::peers::PeerChannel;
 
-/// A leader that has not answered by then is away, and the membership ends. A finish is an entry of the common
-/// log.
+/// A leader that has not answered by then is away, and the membership ends.
 const CALL_MAX: Duration = Duration::from_secs(10);
+
+/// The same for a finish, which is an entry of the common log behind another one: twice what such an entry
+/// may take, and more, since a membership that ends has every range of this node read again.
+const FINISH_MAX: Duration = Duration::from_secs(20);
 
 /// Pause before the leader is joined again.
 const JOIN_FIRST: Duration = Duration::from_millis(20);
@@ -72,7 +75,10 @@ impl Link {
             consumer: id.consumer.clone(),
         };
         // What it hands out in an answer that is lost would be held by nobody.
-        let pulled = self.answered(client.pull(request)).await?.into_inner();
+        let pulled = self
+            .answered(CALL_MAX, client.pull(request))
+            .await?
+            .into_inner();
         refused(pulled.failure)?;
         let malformed = || wire::away(wire::MALFORMED);
         let ticket = pulled
@@ -92,7 +98,7 @@ impl Link {
             member: Some(member),
             number,
         };
-        if let Err(error) = in_time(client.was_read(request)).await {
+        if let Err(error) = in_time(CALL_MAX, client.was_read(request)).await {
             tracing::debug!(number, %error, "a range was read for nobody");
         }
     }
@@ -115,7 +121,7 @@ impl Link {
             row_count: delivered.row_count,
             bytes: delivered.bytes,
         };
-        let finished = self.answered(client.finish(request)).await?;
+        let finished = self.answered(FINISH_MAX, client.finish(request)).await?;
         refused(finished.into_inner().failure)
     }
 
@@ -130,7 +136,7 @@ impl Link {
             number,
             reason: Some(wire::reason(reason)),
         };
-        if let Err(error) = self.answered(client.give_up(request)).await {
+        if let Err(error) = self.answered(CALL_MAX, client.give_up(request)).await {
             // With the membership everything that it holds is given up.
             tracing::debug!(number, %error, "a range was given back to nobody");
         }
@@ -139,9 +145,10 @@ impl Link {
     /// Waits for the answer to an order that changes what the membership holds; without one it ends.
     async fn answered<T>(
         &self,
+        limit: Duration,
         call: impl Future<Output = Result<T, Status>>,
     ) -> Result<T, DumpError> {
-        let answer = in_time(call).await;
+        let answer = in_time(limit, call).await;
         if let Err(error) = &answer
             && !self.gone.is_cancelled()
         {
@@ -161,10 +168,13 @@ pub(super) fn not_reached(status: &Status) -> DumpError {
     wire::away(format!("the leader does not answer: {}", status.message()))
 }
 
-async fn in_time<T>(call: impl Future<Output = Result<T, Status>>) -> Result<T, DumpError> {
-    match tokio::time::timeout(CALL_MAX, call).await {
+async fn in_time<T>(
+    limit: Duration,
+    call: impl Future<Output = Result<T, Status>>,
+) -> Result<T, DumpError> {
+    match tokio::time::timeout(limit, call).await {
         Ok(answer) => answer.map_err(|status| not_reached(&status)),
-        Err(_) => Err(wire::away(format!("the leader is silent for {CALL_MAX:?}"))),
+        Err(_) => Err(wire::away(format!("the leader is silent for {limit:?}"))),
     }
 }
 
@@ -248,8 +258,8 @@ async fn join(
         cluster: leadership.cluster.clone(),
         node: leadership.node.clone(),
     };
-    let mut changes = in_time(client.join(request)).await?.into_inner();
-    let first = in_time(changes.message()).await?;
+    let mut changes = in_time(CALL_MAX, client.join(request)).await?.into_inner();
+    let first = in_time(CALL_MAX, changes.message()).await?;
     let member = first.and_then(|first| first.member);
     let member = member.ok_or_else(|| wire::away(wire::MALFORMED))?;
     Ok((Member { client, member }, changes))
