@@ -127,11 +127,13 @@ async fn is_a_prefix(kind: ReplicaKind, reads: usize) {
         writer.join().await.unwrap();
     }
     let commits = commits(&mut world).await;
-    let loose = seen.iter();
-    let loose = loose
-        .filter(|(_, place, _)| *place == Place::LowerBound)
-        .count();
+    let count = |wanted| seen.iter().filter(|(_, place, _)| *place == wanted).count();
+    let (exact, loose) = (count(Place::Exact), count(Place::LowerBound));
     assert!(loose * 2 < reads, "{loose} of {reads} were not exact");
+    assert!(
+        exact * 10 > reads,
+        "{exact} of {reads} were exact beyond doubt"
+    );
     for (at, place, rows) in seen {
         for (id, n) in rows {
             let before = commits[&id].iter().filter(|lsn| **lsn < at).count();
