@@ -70,7 +70,7 @@ pub struct Node {
     servers: [Task<()>; 2],
 }
 
-/// Starts a node; returns when it serves.
+/// Starts a node; returns when it serves. A node with peers waits for them, perhaps for ever.
 ///
 /// # Errors
 ///
@@ -81,12 +81,33 @@ pub struct Node {
 ///
 /// Outside an actix `System` on a tokio runtime.
 pub async fn start(config: &Config) -> anyhow::Result<Node> {
+    let started = start_unless(config, std::future::pending()).await?;
+    started.context("nobody has told it to stop")
+}
+
+/// The same until it is told to stop while it waits for its peers: `None` then, and nothing runs. Told
+/// later it starts to the end, since there is something to drain by then.
+///
+/// # Errors
+///
+/// As [`start`].
+///
+/// # Panics
+///
+/// As [`start`].
+pub async fn start_unless(
+    config: &Config,
+    stopped: impl Future<Output = ()>,
+) -> anyhow::Result<Option<Node>> {
     http::install_metrics();
     let credentials = server::Credentials::read(config)?;
     let grpc_listener = bind(config.node.listen).await?;
     let http_listener = bind(config.node.metrics).await?;
 
-    let mut begun = Begun::begin(config, &grpc_listener, &credentials).await?;
+    let mut begun = tokio::select! {
+        begun = Begun::begin(config, &grpc_listener, &credentials) => begun?,
+        () = stopped => return Ok(None),
+    };
     let parts = Parts::open(config, &begun).await?;
     let stops = Stops::default();
     let (leader, watching) = watch_leader(&parts.consensus, stops.part.clone());
@@ -126,7 +147,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Node> {
     health.serving().await;
     ready.send_replace(true);
     tell_ready(config, listen, metrics);
-    Ok(Node {
+    Ok(Some(Node {
         listen,
         metrics,
         sources: parts.sources,
@@ -143,7 +164,7 @@ pub async fn start(config: &Config) -> anyhow::Result<Node> {
         ready,
         health,
         servers: [grpc, http],
-    })
+    }))
 }
 
 fn tell_ready(config: &Config, listen: SocketAddr, metrics: SocketAddr) {

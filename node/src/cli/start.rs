@@ -73,14 +73,16 @@ pub(super) async fn run(global: &Global, args: StartArgs) -> Result<(), Failure>
     let mut terminate = terminate()?;
     let mut parent = Parent::watch(args.end_with_stdin)
         .map_err(|error| Failure::usage(format!("--end-with-stdin needs a pipe: {error}")))?;
-    let node = tokio::select! {
-        node = app::start(&config) => node.map_err(|error| cannot_start(&error))?,
-        // It waits for peers, perhaps for ever, and nothing runs that would have to be drained.
-        _ = terminate.recv() => {
-            tracing::info!("stopped before it was ready");
-            return Ok(());
-        }
+    let stopped = async {
+        terminate.recv().await;
+    };
+    let started = tokio::select! {
+        started = app::start_unless(&config, stopped) => started,
         () = parent.gone() => return Err(Failure::interrupted()),
+    };
+    let Some(node) = started.map_err(|error| cannot_start(&error))? else {
+        tracing::info!("stopped before it was ready");
+        return Ok(());
     };
     if !global.quiet {
         output::talk(&format!(

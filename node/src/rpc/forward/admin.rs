@@ -18,7 +18,7 @@ use pgcapture_proto::admin::v1::{
     SourcePlan, Stream, admin_client::AdminClient, admin_server::Admin,
 };
 use tokio::time::{Instant, sleep};
-use tonic::{Code, Request, Response, Status};
+use tonic::{Request, Response, Status};
 
 use super::{
     Forward, Target,
@@ -93,8 +93,8 @@ impl ForwardingAdmin {
             let request = Request::new(GetSourceRequest { name: name.clone() });
             match self.get_source(request).await {
                 Ok(answer) => known = answer,
-                Err(status) if status.code() == Code::NotFound => (),
-                Err(status) => return Err(status),
+                // It is added, whatever this look finds.
+                Err(status) => tracing::debug!(name, %status, "no word of a new source yet"),
             }
             let status = known.get_ref().status.as_ref();
             let is_settled =
