@@ -66,6 +66,32 @@ pub trait CursorStore: Debug + Send + Sync {
     async fn list(&self) -> Result<Vec<(SubscriptionId, Cursor)>, CursorError>;
 }
 
+/// Keeps nothing, for a gateway whose consumers never come back: tests, and measurements of it alone.
+#[derive(Debug)]
+pub struct NoCursors;
+
+#[async_trait]
+impl CursorStore for NoCursors {
+    async fn load(&self, _: &SubscriptionId) -> Result<Option<Cursor>, CursorError> {
+        Ok(None)
+    }
+
+    async fn save(
+        &self,
+        _: Vec<(SubscriptionId, Cursor)>,
+    ) -> Result<Vec<SubscriptionId>, CursorError> {
+        Ok(Vec::new())
+    }
+
+    async fn remove(&self, _: &SubscriptionId) -> Result<(), CursorError> {
+        Ok(())
+    }
+
+    async fn list(&self) -> Result<Vec<(SubscriptionId, Cursor)>, CursorError> {
+        Ok(Vec::new())
+    }
+}
+
 /// The store failed, or nobody agreed.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("cannot keep cursors: {reason}")]

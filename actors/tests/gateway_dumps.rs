@@ -14,7 +14,7 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use futures_util::StreamExt as _;
 use pgcapture_actors::{
-    cursors::{Cursor, CursorError, CursorStore, SubscriptionId},
+    cursors::{NoCursors, SubscriptionId},
     dump::{
         GivenUp, ROW_BATCHES_WAITING_MAX, RowBatch, RowEvent,
         scripted::{Ended, Script, script},
@@ -57,32 +57,6 @@ fn run(test: impl Future<Output = ()>) {
             .unwrap()
     };
     actix::System::with_tokio_rt(runtime).block_on(test);
-}
-
-/// Keeps nothing: no test comes back.
-#[derive(Debug)]
-struct NoCursors;
-
-#[async_trait]
-impl CursorStore for NoCursors {
-    async fn load(&self, _: &SubscriptionId) -> Result<Option<Cursor>, CursorError> {
-        Ok(None)
-    }
-
-    async fn save(
-        &self,
-        _: Vec<(SubscriptionId, Cursor)>,
-    ) -> Result<Vec<SubscriptionId>, CursorError> {
-        Ok(Vec::new())
-    }
-
-    async fn remove(&self, _: &SubscriptionId) -> Result<(), CursorError> {
-        Ok(())
-    }
-
-    async fn list(&self) -> Result<Vec<(SubscriptionId, Cursor)>, CursorError> {
-        Ok(Vec::new())
-    }
 }
 
 fn shop() -> SubscriptionId {

@@ -16,7 +16,7 @@ use std::{
 use anyhow::{Context, bail};
 use async_trait::async_trait;
 use pgcapture_actors::{
-    cursors::{Cursor, CursorError, CursorStore, SubscriptionId},
+    cursors::{NoCursors, SubscriptionId},
     dump::NoRanges,
     gateway::{GatewayHandle, GatewayLimits, ResolveError, Resolved, SourceResolver},
     log::{
@@ -117,7 +117,7 @@ fn run_server(count: u64) -> anyhow::Result<()> {
         let resolver = Arc::new(OneStream(log));
         let gateway = GatewayHandle::start(
             resolver,
-            Arc::new(Forgetful),
+            Arc::new(NoCursors),
             Arc::new(NoRanges),
             GatewayLimits::default(),
         );
@@ -253,31 +253,5 @@ impl SourceResolver for OneStream {
             },
             log,
         })
-    }
-}
-
-/// Keeps no cursor: the log begins anew with every run.
-#[derive(Debug)]
-struct Forgetful;
-
-#[async_trait]
-impl CursorStore for Forgetful {
-    async fn load(&self, _: &SubscriptionId) -> Result<Option<Cursor>, CursorError> {
-        Ok(None)
-    }
-
-    async fn save(
-        &self,
-        _: Vec<(SubscriptionId, Cursor)>,
-    ) -> Result<Vec<SubscriptionId>, CursorError> {
-        Ok(Vec::new())
-    }
-
-    async fn remove(&self, _: &SubscriptionId) -> Result<(), CursorError> {
-        Ok(())
-    }
-
-    async fn list(&self) -> Result<Vec<(SubscriptionId, Cursor)>, CursorError> {
-        Ok(Vec::new())
     }
 }

@@ -18,7 +18,7 @@ use std::path::Path;
 use clap::{Args, ValueEnum};
 
 use self::{report::ClusterReport, server::Server};
-use super::{Failure, Global, database::DatabaseArgs, processors, progress::Progress};
+use super::{Global, database::DatabaseArgs, processors, progress::Progress, told};
 
 pub(super) use self::subscribers::{Order, run as subscribe};
 
@@ -90,8 +90,15 @@ pub(super) async fn run(global: &Global, args: &ClusterArgs, data: &Path) -> any
     // No node runs any more: what they made in a server of the user can go.
     let cleaned = server.clean().await;
     drop(progress);
-    let report = measured?;
-    cleaned?;
+    let report = match (measured, cleaned) {
+        (Err(error), Err(left)) => {
+            return Err(error.context(format!("and the server could not be cleaned: {left:#}")));
+        }
+        (measured, cleaned) => {
+            cleaned?;
+            measured?
+        }
+    };
     report.print(global)?;
     Ok(())
 }
@@ -120,12 +127,4 @@ async fn measure(
         report.load = load::measure(args, server, data, progress).await?;
     }
     Ok(report)
-}
-
-/// A failure of a command as an error with everything that it says.
-fn told(failure: Failure) -> anyhow::Error {
-    let Failure {
-        code, text, next, ..
-    } = failure;
-    anyhow::anyhow!("{code} {text}; next: {next}")
 }

@@ -233,7 +233,8 @@ impl Database {
         self.drop_slot(RUN_SLOT).await
     }
 
-    async fn drop_slot(&self, name: &str) -> anyhow::Result<()> {
+    /// Drops a slot once nobody reads it, or does nothing when there is none.
+    pub(super) async fn drop_slot(&self, name: &str) -> anyhow::Result<()> {
         let mut connection = self.connect().await?;
         let sql = format!("SELECT pg_drop_replication_slot('{name}')");
         // The walsender of a stream that was just cut needs a moment to notice.
@@ -279,7 +280,8 @@ fn peer_program(directory: Option<&Path>) -> PathBuf {
         .unwrap_or_else(|| program.to_owned())
 }
 
-fn text_of(rows: Vec<Vec<Option<String>>>) -> anyhow::Result<String> {
+/// The only value of an answer.
+pub(super) fn text_of(rows: Vec<Vec<Option<String>>>) -> anyhow::Result<String> {
     let value = rows
         .into_iter()
         .next()

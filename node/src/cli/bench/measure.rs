@@ -3,13 +3,17 @@
 //!
 //! Reads clocks and `/proc`; decides nothing. Linux only, as the figures are.
 
-use std::{fs, time::Duration};
+use std::{cell::Cell, fs, time::Duration};
 
+use anyhow::bail;
 use rustix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 
 /// Ticks of `/proc` a second; fixed in Linux' interface.
 const TICKS_PER_SECOND: f64 = 100.0;
+
+/// How often memory is looked at.
+const MEMORY_EVERY: Duration = Duration::from_millis(20);
 
 /// A median and how far the runs lie from it.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -110,6 +114,25 @@ pub(super) fn process_resident_mib(process: &str) -> f64 {
     let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     let kib = line.and_then(|rest| rest.split_whitespace().next()?.parse::<f64>().ok());
     kib.unwrap_or_default() / 1024.0
+}
+
+/// Waits for something and returns the most memory, in MiB, that was seen meanwhile as well.
+pub(super) async fn with_memory<T>(
+    memory: impl Fn() -> f64,
+    work: impl Future<Output = anyhow::Result<T>>,
+) -> anyhow::Result<(T, f64)> {
+    let peak = Cell::new(memory());
+    let watch = async {
+        loop {
+            peak.set(peak.get().max(memory()));
+            tokio::time::sleep(MEMORY_EVERY).await;
+        }
+    };
+    let done = tokio::select! {
+        done = work => done?,
+        () = watch => bail!("memory is watched for ever"),
+    };
+    Ok((done, peak.get()))
 }
 
 #[cfg(test)]

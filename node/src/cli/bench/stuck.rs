@@ -4,7 +4,7 @@
 //! The consumers are open before the first change and never take one off their streams, nor
 //! acknowledge any. The log is written meanwhile; the node must not grow with it.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc};
 
 use anyhow::Context as _;
 use clap::Args;
@@ -15,7 +15,7 @@ use super::{
     child::{Child, Task},
     holder::{self, Opened},
     log::{TRANSACTION_CHANGES, fill},
-    measure::resident_mib,
+    measure::{resident_mib, with_memory},
     node_side::{STREAM, Served, open_log},
     progress::Progress,
     report::{Report, What},
@@ -24,9 +24,6 @@ use super::{
 
 /// What one change of the written log takes, near enough to know how many to write.
 const CHANGE_BYTES: u64 = 228;
-
-/// How often the node's memory is looked at while the log grows.
-const LOOK: Duration = Duration::from_millis(100);
 
 /// Arguments of `bench stuck`.
 #[derive(Args, Debug)]
@@ -56,7 +53,7 @@ pub(super) async fn run(global: &Global, args: &StuckArgs, data: &Path) -> anyho
     let before = resident_mib();
     let rows = (args.backlog_gib << 30) / CHANGE_BYTES;
     progress.step(format!("writing {rows} changes"));
-    let peak = peak_while(fill(log.as_ref(), rows)).await?;
+    let ((), peak) = with_memory(resident_mib, fill(log.as_ref(), rows)).await?;
     let written = log.tail().borrow().offset;
     progress.result(&format!("{before:.1} MiB before, {peak:.1} MiB at most"));
     child.end().await.context("a session did not stay open")?;
@@ -78,17 +75,4 @@ pub(super) async fn run(global: &Global, args: &StuckArgs, data: &Path) -> anyho
     }
     .print(global)?;
     Ok(())
-}
-
-/// Does `work`; returns the most memory that this process held meanwhile, in MiB.
-async fn peak_while(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<f64> {
-    let mut work = std::pin::pin!(work);
-    let mut look = tokio::time::interval(LOOK);
-    let mut peak = resident_mib();
-    loop {
-        tokio::select! {
-            done = &mut work => return done.map(|()| peak.max(resident_mib())),
-            _ = look.tick() => peak = peak.max(resident_mib()),
-        }
-    }
 }

@@ -30,7 +30,7 @@ pub struct StartArgs {
     /// The consumer that shall get the rows; default: the one named as the stream.
     #[arg(long, value_name = "NAME")]
     consumer: Option<String>,
-    /// Ranges read at a time.
+    /// Ranges read at a time, two when not said; at most eight are open for a consumer.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     parallel: Option<u32>,
     /// Read no faster than this, such as 50MiB/s.

@@ -5,12 +5,12 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use pgcapture_actors::postgres::Connection;
 use pgcapture_proto::admin::v1::SourceDefinition;
 
 use crate::cli::bench::{
-    database::{Database, DatabaseArgs},
+    database::{Database, DatabaseArgs, text_of},
     measure::server_cpu,
     workload::SCHEMA,
 };
@@ -53,7 +53,7 @@ impl Server {
         let mut connection = database.connect().await?;
         for (name, wanted) in settings {
             let sql = format!("SELECT current_setting('{name}')");
-            let found = only(connection.query(&sql).await?)?;
+            let found = text_of(connection.query(&sql).await?)?;
             if found.parse::<u32>()? < wanted {
                 bail!("{name} of the server is {found}; this measurement needs {wanted}");
             }
@@ -127,25 +127,25 @@ impl Server {
         if self.database.is_own() {
             return Ok(());
         }
+        // A walsender of a killed node may not have noticed yet.
+        for name in self.named("slot_name", "pg_replication_slots").await? {
+            self.database.drop_slot(&name).await?;
+        }
+        let publications = self.named("pubname", "pg_publication").await?;
         let mut connection = self.database.connect().await?;
-        let slots = format!(
-            "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots \
-             WHERE starts_with(slot_name, '{PREFIX}') AND NOT active"
-        );
-        connection.query(&slots).await?;
-        let sql =
-            format!("SELECT pubname FROM pg_publication WHERE starts_with(pubname, '{PREFIX}')");
-        for name in connection
-            .query(&sql)
-            .await?
-            .into_iter()
-            .flatten()
-            .flatten()
-        {
-            let sql = format!("DROP PUBLICATION IF EXISTS {name}");
-            connection.query(&sql).await?;
+        for name in publications {
+            connection
+                .query(&format!("DROP PUBLICATION IF EXISTS {name}"))
+                .await?;
         }
         self.database.clean().await
+    }
+
+    /// What was made in the server: the names of ours in one of its catalogs.
+    async fn named(&self, column: &str, catalog: &str) -> anyhow::Result<Vec<String>> {
+        let sql = format!("SELECT {column} FROM {catalog} WHERE starts_with({column}, '{PREFIX}')");
+        let rows = self.database.connect().await?.query(&sql).await?;
+        Ok(rows.into_iter().flatten().flatten().collect())
     }
 }
 
@@ -170,9 +170,4 @@ impl Readers {
         });
         Ok(pairs.collect())
     }
-}
-
-fn only(rows: Vec<Vec<Option<String>>>) -> anyhow::Result<String> {
-    let mut cells = rows.into_iter().flatten().flatten();
-    cells.next().context("PostgreSQL returned no value")
 }

@@ -10,11 +10,11 @@ use tokio::{
     net::TcpStream,
 };
 
-use super::{NODES, told};
+use super::NODES;
 use crate::cli::{
     bench::{
         measure::{process_cpu, process_resident_mib},
-        scratch,
+        scratch, told,
     },
     dev::{
         NodeView,
@@ -67,7 +67,7 @@ impl Trio {
     /// Starts the nodes on empty disks.
     pub(super) async fn start(data: &Path) -> anyhow::Result<Self> {
         let folder = scratch(data)?;
-        let cluster = Cluster::start(folder.path(), NODES, 0, Vec::new());
+        let cluster = Cluster::start_direct(folder.path(), NODES);
         Ok(Self {
             cluster: cluster.await.map_err(told)?,
             _folder: folder,
@@ -140,8 +140,8 @@ impl Trio {
             let page = tokio::time::timeout(SCRAPE_MAX, page(&node.metrics_url)).await;
             let page = page.context("the metrics of a node")??;
             let agreed = Agreed {
-                applied: metric(&page, "pgcapture_raft_applied_index"),
-                state_bytes: metric(&page, "pgcapture_raft_state_bytes"),
+                applied: metric(&page, "pgcapture_raft_applied_index")?,
+                state_bytes: metric(&page, "pgcapture_raft_state_bytes")?,
             };
             if agreed.applied >= newest.applied {
                 newest = agreed;
@@ -163,11 +163,11 @@ async fn page(url: &str) -> anyhow::Result<String> {
     Ok(answer)
 }
 
-/// Finds a metric without labels; 0 when it is not there.
-fn metric(page: &str, name: &str) -> u64 {
+/// Finds a metric without labels.
+fn metric(page: &str, name: &str) -> anyhow::Result<u64> {
     let mut lines = page.lines();
     let value = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok());
-    value.unwrap_or_default()
+    value.with_context(|| format!("a node does not tell {name}"))
 }
 
 #[cfg(test)]
@@ -177,8 +177,8 @@ mod tests {
     #[test]
     fn a_metric_is_found_by_its_whole_name() {
         let page = "HTTP/1.1 200 OK\r\n\r\n# TYPE a gauge\na_b 7\na{x=\"1\"} 8\na 9\n";
-        assert_eq!(metric(page, "a"), 9);
-        assert_eq!(metric(page, "a_b"), 7);
-        assert_eq!(metric(page, "b"), 0);
+        assert_eq!(metric(page, "a").unwrap(), 9);
+        assert_eq!(metric(page, "a_b").unwrap(), 7);
+        assert!(metric(page, "b").is_err());
     }
 }

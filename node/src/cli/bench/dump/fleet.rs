@@ -10,25 +10,23 @@ use std::{path::Path, time::Duration};
 use anyhow::{Context as _, ensure};
 use futures_util::future::try_join_all;
 use pgcapture_actors::postgres::{LocalServer, StandbyOptions};
+use pgcapture_engine::cluster::DumpOptions;
 use pgcapture_proto::admin::v1::{ReplicaDefinition, SourceDefinition};
 
 use super::{
     DumpArgs, Measured,
     copy::copy,
-    taker::{Taker, with_memory},
+    taker::Taker,
     world::{Cost, dumped, server_version, servers_cpu, start_source},
 };
 use crate::cli::{
     bench::{
-        measure::{process_resident_mib, server_cpu},
+        measure::{process_cpu, process_resident_mib, with_memory},
         node_side::STREAM,
         told,
     },
     dev::cluster::{Cluster, NODES_MAX, api},
 };
-
-/// Ranges that a dump reads at once when nothing is said.
-const RANGES_OF_A_DUMP: u32 = 2;
 
 /// Nodes and servers. Stop it by [`Fleet::stop`].
 #[derive(Debug)]
@@ -90,7 +88,7 @@ impl Fleet {
                 url: standby.url("postgres"),
                 kind: "standby".to_owned(),
                 // It shall not be what bounds anything.
-                max_ranges: args.workers * RANGES_OF_A_DUMP,
+                max_ranges: args.workers * DumpOptions::DEFAULT_PARALLEL,
                 ..ReplicaDefinition::default()
             };
             api::add_replica(first, replica).await.map_err(told)?;
@@ -126,7 +124,7 @@ impl Measured for Fleet {
                 .map(|pid| process_resident_mib(&pid.to_string()))
                 .fold(0.0, f64::max)
         };
-        let nodes_cpu = || pids.iter().map(|pid| server_cpu(*pid)).sum::<Duration>();
+        let nodes_cpu = || pids.iter().map(|pid| process_cpu(*pid)).sum::<Duration>();
         let rss_before_mib = memory();
         let (server_cpu, cpu) = (servers_cpu(&self.servers()), nodes_cpu());
         let began = std::time::Instant::now();

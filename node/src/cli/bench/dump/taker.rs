@@ -1,8 +1,8 @@
 //! One consumer of a dump, in a process of its own, and the dump that it gets.
 
-use std::{cell::Cell, time::Duration};
+use std::time::Duration;
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, ensure};
 use pgcapture_proto::admin::v1::{
     Dump, StartDumpRequest, WatchDumpRequest, dumps_client::DumpsClient,
 };
@@ -15,9 +15,6 @@ use crate::cli::bench::{
     log::{BATCH_SIZE, Delivery},
     node_side::STREAM,
 };
-
-/// How often memory is looked at.
-const MEMORY_EVERY: Duration = Duration::from_millis(20);
 
 /// Longest that a dump may take to end once its rows are acknowledged: the last sweep reads the table.
 const END_WITHIN: Duration = Duration::from_secs(120);
@@ -107,23 +104,4 @@ impl Taker {
         let last = tokio::time::timeout(END_WITHIN, last).await;
         Ok(last.context("the dump does not end")??)
     }
-}
-
-/// Waits for something and returns the most memory, in MiB, that was seen meanwhile as well.
-pub(super) async fn with_memory<T>(
-    memory: impl Fn() -> f64,
-    work: impl Future<Output = anyhow::Result<T>>,
-) -> anyhow::Result<(T, f64)> {
-    let peak = Cell::new(memory());
-    let watch = async {
-        loop {
-            peak.set(peak.get().max(memory()));
-            tokio::time::sleep(MEMORY_EVERY).await;
-        }
-    };
-    let done = tokio::select! {
-        done = work => done?,
-        () = watch => bail!("memory is watched for ever"),
-    };
-    Ok((done, peak.get()))
 }

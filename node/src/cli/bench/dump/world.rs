@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, ensure};
+use anyhow::ensure;
 use pgcapture_actors::postgres::{
     Connection, LocalServer, LocalServerOptions, PgError, Replication, StandbyOptions,
 };
@@ -16,16 +16,13 @@ use pgcapture_proto::admin::v1::{
     admin_client::AdminClient, replicas_client::ReplicasClient,
 };
 
-use super::{
-    DumpArgs, Measured, ReadFrom,
-    copy::copy,
-    taker::{Taker, with_memory},
-};
+use super::{DumpArgs, Measured, ReadFrom, copy::copy, taker::Taker};
 use crate::{
     app::{self, Node},
     cli::bench::{
         consumer,
-        measure::{own_cpu, resident_mib, server_cpu},
+        database::text_of,
+        measure::{own_cpu, resident_mib, server_cpu, with_memory},
         node_side::STREAM,
         workload::{PUBLICATION, SCHEMA},
     },
@@ -202,10 +199,7 @@ pub(super) fn servers_cpu(servers: &[&LocalServer]) -> Duration {
 /// `server_version` as a server says it.
 pub(super) async fn server_version(server: &LocalServer) -> anyhow::Result<String> {
     let mut connection = connect(server).await?;
-    let rows = connection.query("SHOW server_version").await?;
-    let first = rows.into_iter().next();
-    let value = first.and_then(|row| row.into_iter().next()).flatten();
-    value.context("PostgreSQL returned no value")
+    text_of(connection.query("SHOW server_version").await?)
 }
 
 async fn fill(args: &DumpArgs, server: &LocalServer) -> anyhow::Result<()> {
